@@ -1,0 +1,17 @@
+//! An inbound SMTP gateway: thread-per-core, a durable spool per core, delivery behind it.
+//!
+//! Knowledge flows down, effects flow up. The inner modules know rules and bytes and are pure; only [`shard`] waits,
+//! and it contains no rule. Time is an argument.
+//!
+//! ```text
+//!         main ── config ── limits
+//!                   │
+//!                gateway            cores → shards, threads → workers, signals, drain
+//!         ┌─────────┼──────────┐
+//!       shard    telemetry            shard: the only module that names glommio and awaits sockets and files
+//!      ┌──────┬─────┴───┬─────────┐
+//!    smtp   policy    spool   delivery      strangers: they meet only in shard and gateway
+//!      └──────┴─────┬───┴─────────┘
+//!                 mail              the shared words: paths, envelope, message id; std only
+//! ```
+pub mod mail;
