@@ -1,0 +1,37 @@
+//! The promise behind 250: a message that was reported stored survives whatever its disk survives.
+//!
+//! A [`Spool`] is one log: a directory of segments, appended to by one shard. It is sans-I/O: it says which I/O it wants
+//! ([`Spool::poll_io`]) and is told how it went ([`Spool::handle_io`]); it runs the same over a disk and in a test that
+//! cuts its power.
+//!
+//! The states of a message, and what a power cut makes of them:
+//!
+//! ```text
+//! state       reached by                          after a power cut
+//! absent      -                                   absent
+//! receiving   append_piece                        absent (pieces without a Message record are nothing)
+//! appended    append_message                      absent or durable: nobody was told either way
+//! durable     a completed sync; poll_stored       durable: it is delivered
+//! handed off  hand_off                            durable: it is delivered (again)
+//! deferred    handle_outcome, someone is left     deferred, once the outcome is synced
+//! done        handle_outcome, nobody is left      done, once the outcome is synced; else delivered again
+//! ```
+//!
+//! Invariants:
+//! - [`Spool::poll_stored`] says `Ok` for a message only when its record and all its pieces are covered by a completed sync;
+//! - after a failed write or sync nothing more of that segment is ever reported stored, and its file is never used again;
+//! - the next segment's first write is given out only when the one before it is wholly durable: what is durable is
+//!   always a prefix of the log.
+//!
+//! Knows nothing of SMTP, sessions, files or async.
+
+mod commit;
+pub mod format;
+pub mod io;
+mod ledger;
+mod log;
+pub mod recovery;
+
+pub use io::{Completion, Io, IoFailure, Page, Slot};
+pub use ledger::{Location, Outstanding};
+pub use log::{AppendError, Incoming, Receiving, Spool, SpoolConfig};
