@@ -55,14 +55,15 @@ struct File {
 
 impl Disk {
     fn write(&mut self, slot: Slot, offset: usize, octets: &[u8]) {
-        let file = self.files.get_mut(&slot).expect("only prepared files are written");
+        // A write that is still in flight when its failed file is removed goes nowhere.
+        let Some(file) = self.files.get_mut(&slot) else { return };
         for (i, sector) in octets.chunks(SECTOR).enumerate() {
             file.cached.entry(offset / SECTOR + i).or_default().push(sector.to_vec());
         }
     }
 
     fn sync(&mut self, slot: Slot) {
-        let file = self.files.get_mut(&slot).expect("only prepared files are synced");
+        let Some(file) = self.files.get_mut(&slot) else { return };
         for (sector, versions) in std::mem::take(&mut file.cached) {
             file.durable[sector * SECTOR..][..SECTOR]
                 .copy_from_slice(versions.last().expect("a version was pushed"));
@@ -303,7 +304,7 @@ impl World {
                     self.disk.sync(slot);
                 } else {
                     // What fsync reports once and forgets: the dirty sectors are dropped, the next sync succeeds.
-                    self.disk.files.get_mut(&slot).expect("it was prepared").cached.clear();
+                    self.disk.files.entry(slot).and_modify(|file| file.cached.clear());
                 }
                 Completion::Synced { slot, result }
             }

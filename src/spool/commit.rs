@@ -170,6 +170,10 @@ impl<P: Page> Tail<P> {
         }
         self.copy(&ZEROS[..padding], pages);
         self.sequence_end = next_sequence;
+        if self.filling.is_none() {
+            // The record ended where its page did: it is wholly in front of the page's end.
+            self.closed.back_mut().expect("its page was just closed").sequence_end = next_sequence;
+        }
         assert!(self.positions.appended == start + size as u32);
         start
     }
@@ -395,6 +399,22 @@ mod tests {
         assert_eq!(tail.positions().written, writes[0]);
         tail.handle_written(writes[0]);
         assert!(is_sync(tail.poll_io()));
+    }
+
+    #[test]
+    fn the_horizon_covers_a_record_that_ends_where_its_page_does_and_none_that_goes_on() {
+        for (size, horizon) in [(PAGE - 8, 2), (PAGE, 2), (PAGE + 8, 1)] {
+            let (mut tail, mut pages) = tail(true);
+            tail.append(&[&vec![1; size]], size, 2, &mut pages);
+            if size < PAGE {
+                tail.want_durable();
+            }
+            let (offset, _) = write(tail.poll_io());
+            tail.handle_written(offset);
+            tail.urgent = tail.positions().written;
+            assert!(is_sync(tail.poll_io()));
+            assert_eq!(tail.handle_synced(), horizon, "{size}");
+        }
     }
 
     #[test]

@@ -250,7 +250,12 @@ fn judge_gaps(records: &[Record], recovered: &mut Recovered) -> (Vec<Range<u64>>
         })
         .collect();
     let horizon = records.iter().map(|record| record.horizon).max().unwrap_or(0);
-    let mut expected = records.first().map_or(1, |record| record.sequence);
+    // A segment begins with its Open record. Where even the first one lacks it, something is missing in front: at least the
+    // number before; nothing older says how much more.
+    let mut expected = records.first().map_or(1, |record| match record.fact {
+        Fact::Open { .. } => record.sequence,
+        _ => record.sequence - 1,
+    });
     let mut cut = None;
     for (i, record) in records.iter().enumerate() {
         recovered.next_sequence = recovered.next_sequence.max(record.sequence + 1);
