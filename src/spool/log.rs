@@ -401,11 +401,9 @@ impl<P: Page> Spool<P> {
         if let Some(io) = self.poll_removal(now).or_else(|| self.poll_prepare(now)) {
             return Some(io);
         }
-        if let Some(sealing) = &mut self.sealing {
-            return sealing.tail.poll_io();
-        }
+        // May roll, so it comes before the question which segment may be written.
         self.append_outcomes(now);
-        self.active.as_mut()?.tail.poll_io()
+        self.sealing.as_mut().or(self.active.as_mut())?.tail.poll_io()
     }
 
     /// One removal at a time, and no preparation until it is durable: a file that came back after a crash may hold messages
