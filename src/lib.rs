@@ -14,4 +14,7 @@
 //!      └──────┴─────┬───┴─────────┘
 //!                 mail              the shared words: paths, envelope, message id; std only
 //! ```
+pub mod delivery;
+pub mod limits;
 pub mod mail;
+pub mod policy;
