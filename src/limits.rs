@@ -70,6 +70,8 @@ pub const WORKERS_MAX: u64 = 4096;
 /// `delivery.channel_size` at most: a window on the queue, not the queue.
 pub const CHANNEL_SIZE_MAX: u64 = 1 << 20;
 
+/// A transport's reads of stored content, in octets: one piece.
+pub const COPY_SIZE: usize = PIECE_SIZE_MAX;
 /// How much of a peer's text a log line shows, in octets of the peer's.
 pub const LOGGED_TEXT_SIZE_MAX: usize = 256;
 /// The longest reason kept with an outcome, in octets: a next hop may say more than anybody reads.

@@ -84,7 +84,7 @@ fn load(options: Options) -> Result<Config, incoming::config::ConfigError> {
 }
 
 fn serve(config: Config) -> ExitCode {
-    let log = match telemetry::log::start(&config.log) {
+    let log = match telemetry::log::start(config.log.format, config.log.level) {
         Ok(log) => log,
         Err(e) => {
             complain(&format_args!("cannot start the log: {e}"));

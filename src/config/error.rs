@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A fault in a configuration: where, which key, and what would have been accepted.
 ///
-/// As text: `<place>: <key>: <words>`, the place being `file:line`, a variable or a flag.
+/// As text: `<file>:<line>: <key>: <words>`, or `<variable or flag>: <words>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     pub(super) place: Option<String>,

@@ -44,7 +44,7 @@ pub struct File {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[listener]]")]
 struct ListenerFile {
     address: Text<SocketAddr>,
     #[serde(default = "default_backlog", deserialize_with = "count::<1, 65_535, _, _>")]
@@ -52,7 +52,7 @@ struct ListenerFile {
 }
 
 #[derive(Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a section [accept]")]
 struct AcceptFile {
     #[serde(deserialize_with = "domains")]
     domains: Vec<Text<Domain>>,
@@ -61,7 +61,7 @@ struct AcceptFile {
 }
 
 #[derive(Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a section [transport.<name>]")]
 struct TransportFile {
     #[serde(rename = "type")]
     kind: Option<TransportKind>,
@@ -204,7 +204,9 @@ fn check_spool(spool: &Spool) -> Result<(), Fault> {
 
 fn check_delivery(delivery: &Delivery, transports: &BTreeMap<String, Transport>) -> Result<(), Fault> {
     if delivery.backoff_max < delivery.backoff_base {
-        let words = "expected at least delivery.backoff_base".to_string();
+        let text = |duration| humantime::format_duration(duration);
+        let (base, max) = (text(delivery.backoff_base), text(delivery.backoff_max));
+        let words = format!("expected at least delivery.backoff_base, {base}, not {max}");
         return Err(Fault::new("delivery.backoff_max", words));
     }
     if !transports.contains_key(&delivery.transport) {

@@ -191,15 +191,16 @@ impl Layers {
     fn lay(&mut self, place: &str, keys: &[String], value: Value, is_usage: bool) -> Result<(), ConfigError> {
         let mut alone = Table::new();
         put(&mut alone, keys, value.clone());
-        if let Err(e) = serde_path_to_error::deserialize::<_, File>(Value::Table(alone)) {
-            let words = e.inner().message().trim().to_string();
-            return Err(ConfigError { place: Some(place.into()), key: key_of(&e), words, is_usage });
+        if let Err(e) = File::deserialize(Value::Table(alone)) {
+            let words = e.message().trim().to_string();
+            return Err(ConfigError { place: Some(place.into()), key: None, words, is_usage });
         }
-        // Of two ways to say one thing the upper layer's counts.
-        match keys[0].as_str() {
-            "cores" => drop(self.table.remove("shards")),
-            "shards" => drop(self.table.remove("cores")),
-            _ => {}
+        // Of two ways to say one thing the upper layer's counts; said in one layer, they are left to be found at fault.
+        for (this, other) in [("cores", "shards"), ("shards", "cores")] {
+            let in_same_layer = |place: &String| place.starts_with("--") == is_usage;
+            if keys[0] == this && !self.overrides.get(other).is_some_and(in_same_layer) {
+                self.table.remove(other);
+            }
         }
         put(&mut self.table, keys, value);
         self.overrides.insert(keys.join("."), place.into());
@@ -208,13 +209,15 @@ impl Layers {
 
     /// Where a fault of the whole stands.
     fn locate(&self, fault: Fault) -> ConfigError {
-        let overridden = self.overrides.get(&fault.key).cloned();
-        let is_usage = overridden.as_ref().is_some_and(|place| place.starts_with("--"));
-        let in_file = || {
-            let (name, text) = self.file.as_ref()?;
-            Some(line_of(text, &fault.key).map_or(name.clone(), |line| format!("{name}:{line}")))
+        if let Some(place) = self.overrides.get(&fault.key).cloned() {
+            let is_usage = place.starts_with("--");
+            return ConfigError { place: Some(place), key: None, words: fault.words, is_usage };
+        }
+        let in_file = |(name, text): &(String, String)| {
+            line_of(text, &fault.key).map_or(name.clone(), |line| format!("{name}:{line}"))
         };
-        ConfigError { place: overridden.or_else(in_file), key: Some(fault.key), words: fault.words, is_usage }
+        let place = self.file.as_ref().map(in_file);
+        ConfigError { place, key: Some(fault.key), words: fault.words, is_usage: false }
     }
 }
 

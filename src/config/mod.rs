@@ -9,7 +9,7 @@
 //! - a [`Config`] is consistent: what refers to something finds it, and no listener that strangers reach takes mail for every
 //!   domain unless that was asked for.
 //!
-//! Knows the types of `mail` and `delivery` that fields are parsed into, and nothing of how anything runs.
+//! Knows the types of `mail`, `delivery` and `telemetry` that fields are parsed into, and nothing of how anything runs.
 
 mod error;
 mod file;
@@ -25,9 +25,10 @@ use std::time::Duration;
 use crate::delivery::transport::PathTemplate;
 use crate::mail::Domain;
 
+pub use crate::telemetry::log::{Format as LogFormat, Level as LogLevel};
 pub use error::ConfigError;
 pub use layers::{Flags, Sources, System};
-pub use sections::{BareLineEnds, Delivery, Durability, Log, LogFormat, LogLevel, Queue, Smtp, Spool};
+pub use sections::{BareLineEnds, Delivery, Durability, Log, Queue, Smtp, Spool};
 
 /// Everything the operator decides.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::value::{count, duration, list, size, write_duration, write_size};
 use crate::delivery::Schedule;
 use crate::limits::*;
+use crate::telemetry::log::{Format, Level};
 
 /// `[smtp]`: what a session may do. Sizes in octets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a section [smtp]")]
 pub struct Smtp {
     /// The largest content, announced with SIZE (RFC 1870).
     #[serde(
@@ -90,7 +91,7 @@ pub enum BareLineEnds {
 
 /// `[spool]`: how messages are kept until they are delivered. Sizes in octets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a section [spool]")]
 pub struct Spool {
     /// Where the queue is.
     pub queue: Queue,
@@ -149,7 +150,7 @@ pub enum Durability {
 
 /// `[delivery]`: who delivers, how often.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a section [delivery]")]
 pub struct Delivery {
     /// The transport of all recipients.
     pub transport: String,
@@ -202,42 +203,16 @@ impl Delivery {
 
 /// `[log]`: what is logged, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a section [log]")]
 pub struct Log {
     /// For people or for programs.
-    pub format: LogFormat,
+    pub format: Format,
     /// The least important level that is logged.
-    pub level: LogLevel,
+    pub level: Level,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Log { format: LogFormat::Human, level: LogLevel::Info }
+        Log { format: Format::Human, level: Level::Info }
     }
-}
-
-/// `log.format`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// One line of text per event.
-    Human,
-    /// One JSON object per line and event.
-    Json,
-}
-
-/// `log.level`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    /// What an operator must see to.
-    Error,
-    /// What an operator should know of.
-    Warn,
-    /// A line per message accepted and per attempt.
-    Info,
-    /// Sessions.
-    Debug,
-    /// Everything.
-    Trace,
 }

@@ -33,7 +33,7 @@ pub fn size<'de, const LOW: u64, const HIGH: u64, T: TryFrom<u64>, D: Deserializ
 /// Writes a size in the largest unit that divides it.
 pub fn write_size<T: Copy + TryInto<u64>, S: Serializer>(size: &T, serializer: S) -> Result<S::Ok, S::Error> {
     match (*size).try_into() {
-        Ok(size) if size != 0 && size % KIB == 0 => serializer.serialize_str(&size_text(size)),
+        Ok(size) if size != 0 && size.is_multiple_of(KIB) => serializer.serialize_str(&size_text(size)),
         Ok(size) => serializer.serialize_u64(size),
         Err(_) => unreachable!("sizes are 64-bit"),
     }
@@ -41,7 +41,7 @@ pub fn write_size<T: Copy + TryInto<u64>, S: Serializer>(size: &T, serializer: S
 
 fn size_text(size: u64) -> String {
     let units = [(GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")];
-    match units.into_iter().find(|(unit, _)| size != 0 && size % unit == 0) {
+    match units.into_iter().find(|(unit, _)| size != 0 && size.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{} {name}", size / unit),
         None => size.to_string(),
     }

@@ -27,6 +27,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::{CopyError, Job, Recipient, folder};
+use crate::limits::COPY_SIZE;
 use crate::mail::{Body, MessageId};
 
 /// What the name of an unfinished dead letter begins with; no message id does.
@@ -90,7 +91,7 @@ impl DeadLetters {
             _ => folder::create(&unfinished)?,
         }
         let fill_and_rename = || {
-            let mut content = BufWriter::with_capacity(64 << 10, create_file(&unfinished.join(CONTENT))?);
+            let mut content = BufWriter::with_capacity(COPY_SIZE, create_file(&unfinished.join(CONTENT))?);
             job.content.copy_to(&mut content).map_err(|e| match e {
                 CopyError::Read(e) => io::Error::new(e.kind(), CopyError::Read(e)),
                 CopyError::Write(e) => e,

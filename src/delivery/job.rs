@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use super::{CopyError, OutcomeSender, bounded_reason};
+use crate::limits::COPY_SIZE;
 use crate::mail::{Arrival, Envelope, MessageId};
 
 /// A durable message and the recipients who still want it.
@@ -74,7 +75,7 @@ impl Content {
         }
         let size = self.size();
         let mut reader = self.open().map_err(CopyError::Read)?;
-        let mut buffer = vec![0; size.clamp(1, 64 << 10) as usize];
+        let mut buffer = vec![0; size.clamp(1, COPY_SIZE as u64) as usize];
         let mut copied = 0;
         loop {
             let read = match reader.read(&mut buffer) {

@@ -163,8 +163,12 @@ mod tests {
     fn only_a_sleeper_is_woken_and_only_once() {
         let wakes = Arc::new(AtomicUsize::new(0));
         let counter = wakes.clone();
-        let (sender, receiver) =
-            outcome_channel(8, Arc::new(move || drop(counter.fetch_add(1, Ordering::SeqCst))));
+        let (sender, receiver) = outcome_channel(
+            8,
+            Arc::new(move || {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }),
+        );
         let wakes = || wakes.load(Ordering::SeqCst);
 
         sender.send(report(0));
@@ -198,7 +202,12 @@ mod tests {
     fn no_wake_is_lost() {
         const PER_SENDER: u64 = 20_000;
         let (wake, woken) = bounded::<()>(1);
-        let (sender, receiver) = outcome_channel(3, Arc::new(move || drop(wake.try_send(()))));
+        let (sender, receiver) = outcome_channel(
+            3,
+            Arc::new(move || {
+                let _ = wake.try_send(());
+            }),
+        );
         let senders: Vec<_> = (0..2)
             .map(|_| {
                 let sender = sender.clone();

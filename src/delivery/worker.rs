@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
 use tracing::{Level, enabled, error, info};
 
 use super::{Attempt, DeadLetters, Delivery, Job, JobReceiver, Outcome, Report, Schedule};
+use crate::telemetry::Escaped;
 
 /// Threads that deliver.
 pub struct Workers {
@@ -27,8 +28,8 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads that serve `jobs` with `delivery`. Fails where the system gives no more threads; those started
-    /// before then end with the last [`super::JobSender`].
+    /// Starts `count` threads that serve `jobs` with `delivery`. Fails where the system gives no more threads; those that were
+    /// started then end.
     pub fn start(
         count: usize,
         jobs: JobReceiver,
@@ -174,6 +175,8 @@ impl Worker {
     }
 
     fn log(&self, job: &Job, outcomes: &[Outcome], duration: Duration) {
+        // It may hold what a next hop said.
+        let reason = outcomes.iter().find_map(Outcome::reason).map(|reason| Escaped(reason.as_bytes()));
         let count = |is: fn(&Outcome) -> bool| outcomes.iter().filter(|o| is(o)).count();
         info!(
             message_id = %job.id,
@@ -182,7 +185,7 @@ impl Worker {
             delivered = count(|o| matches!(o, Outcome::Delivered)),
             deferred = count(|o| matches!(o, Outcome::Deferred { .. })),
             rejected = count(|o| matches!(o, Outcome::Rejected { .. })),
-            reason = outcomes.iter().find_map(Outcome::reason),
+            reason = reason.map(display),
             duration_us = duration.as_micros() as u64,
             "attempt"
         );
@@ -221,7 +224,9 @@ pub(super) mod tests {
     }
 
     /// A transport that does as it is told.
-    struct Told(Mutex<Box<dyn FnMut(&Attempt<'_>) -> Vec<Outcome> + Send>>);
+    struct Told(Mutex<Box<Orders>>);
+
+    type Orders = dyn FnMut(&Attempt<'_>) -> Vec<Outcome> + Send;
 
     impl Delivery for Told {
         fn name(&self) -> &str {

@@ -17,16 +17,54 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockE
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
-use crate::config::{Log, LogFormat, LogLevel};
 use crate::limits::{LOG_BUFFER_SIZE_MAX, LOG_WRITE_SIZE};
 
 /// How long a line may wait in memory.
 const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// Whom the lines are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// People: one line of text per event.
+    Human,
+    /// Programs: one JSON object per line and event.
+    Json,
+}
+
+/// The least important level that is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// What an operator must see to.
+    Error,
+    /// What an operator should know of.
+    Warn,
+    /// A line per message accepted and per attempt.
+    Info,
+    /// Sessions.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => LevelFilter::ERROR,
+            Level::Warn => LevelFilter::WARN,
+            Level::Info => LevelFilter::INFO,
+            Level::Debug => LevelFilter::DEBUG,
+            Level::Trace => LevelFilter::TRACE,
+        }
+    }
+}
 
 /// The log of this process, once it was started.
 static STARTED: OnceLock<Arc<Lines>> = OnceLock::new();
@@ -37,23 +75,17 @@ static STARTED: OnceLock<Arc<Lines>> = OnceLock::new();
 ///
 /// # Panics
 /// When it is called again.
-pub fn start(config: &Log) -> io::Result<Guard> {
+pub fn start(format: Format, level: Level) -> io::Result<Guard> {
     let lines = Arc::new(Lines::new(Box::new(io::stderr())));
     assert!(STARTED.set(lines.clone()).is_ok(), "the log of a process is started once");
-    let level = match config.level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
     let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_timer(Clock);
-    match config.format {
-        LogFormat::Human => subscriber.compact().with_writer(Appender(writer)).init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).with_writer(Appender(writer)).init(),
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(LevelFilter::from(level)).with_ansi(false).with_timer(Clock);
+    match format {
+        Format::Human => subscriber.compact().with_writer(Appender(writer)).init(),
+        Format::Json => subscriber.json().flatten_event(true).with_writer(Appender(writer)).init(),
     }
-    install_panic_hook(config.format, lines.clone());
+    install_panic_hook(format, lines.clone());
     Guard::start(lines)
 }
 
@@ -228,13 +260,13 @@ impl FormatTime for Clock {
 }
 
 /// The words of a panic come after everything that was logged, in the log's format. With `panic = "abort"` they are the last.
-fn install_panic_hook(format: LogFormat, lines: Arc<Lines>) {
+fn install_panic_hook(format: Format, lines: Arc<Lines>) {
     let human = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         lines.write_out_dying();
         match format {
-            LogFormat::Human => human(info),
-            LogFormat::Json => drop(writeln!(io::stderr(), "{}", panic_as_json(info))),
+            Format::Human => human(info),
+            Format::Json => drop(writeln!(io::stderr(), "{}", panic_as_json(info))),
         }
     }));
 }

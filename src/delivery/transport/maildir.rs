@@ -30,6 +30,7 @@ use std::time::SystemTime;
 
 use super::template::{PathTemplate, TooLong};
 use crate::delivery::{Attempt, CopyError, Delivery, Outcome, folder};
+use crate::limits::COPY_SIZE;
 use crate::mail::Domain;
 
 /// How many folders are remembered as durable. Forgetting costs a few syncs; 64 Ki names of 100 octets are 6 MiB.
@@ -151,7 +152,7 @@ fn create_file(path: &Path) -> io::Result<File> {
 /// Step 2.
 fn write_whole(file: File, return_path: &str, attempt: &Attempt<'_>) -> io::Result<()> {
     let size = return_path.len() as u64 + attempt.content_size();
-    let mut sink = BufWriter::with_capacity(size.min(64 << 10) as usize, file);
+    let mut sink = BufWriter::with_capacity(size.min(COPY_SIZE as u64) as usize, file);
     sink.write_all(return_path.as_bytes())?;
     attempt.copy_content(&mut sink).map_err(|e| match e {
         CopyError::Read(e) => io::Error::new(e.kind(), CopyError::Read(e)),
