@@ -14,5 +14,11 @@
 //!      └──────┴─────┬───┴─────────┘
 //!                 mail              the shared words: paths, envelope, message id; std only
 //! ```
+pub mod config;
+pub mod delivery;
+pub mod gateway;
+pub mod limits;
 pub mod mail;
+pub mod policy;
 pub mod spool;
+pub mod telemetry;

@@ -1,1 +1,121 @@
-fn main() {}
+//! `incoming`: argv → [`Config`] → gateway → exit code.
+//!
+//! Exit codes: 0 when it did what it was told, 1 on a fault (configuration, start, running), 2 on a command line that makes no sense.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use incoming::config::{Config, Flags, Sources, System};
+use incoming::{gateway, telemetry};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const FAULT: u8 = 1;
+const USAGE: u8 = 2;
+
+/// An inbound SMTP gateway: makes mail durable before it says 250, then delivers it.
+#[derive(Parser)]
+#[command(version, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
+}
+
+const AFTER_HELP: &str = "Without a command it serves. Every setting can also be given as INCOMING_<SECTION>_<KEY> in the \
+                          environment; flags override the environment, and the environment the file.";
+
+#[derive(Clone, Copy, Subcommand)]
+enum Command {
+    /// Takes mail and delivers it, until SIGTERM or SIGINT.
+    Serve,
+    /// Checks the configuration and prints the whole of it, every default included.
+    Check,
+}
+
+#[derive(Args)]
+struct Options {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Listen here, instead of where the configuration says; may be repeated.
+    #[arg(long, value_name = "ADDR:PORT", global = true)]
+    listen: Vec<String>,
+    /// The folder of spool and dead letters.
+    #[arg(long, value_name = "DIR", global = true)]
+    data: Option<String>,
+    /// How many shards.
+    #[arg(long, value_name = "N", global = true, conflicts_with = "cores")]
+    shards: Option<String>,
+    /// One shard on each of these cores, as 0-3,8.
+    #[arg(long, value_name = "LIST", global = true)]
+    cores: Option<String>,
+    /// human or json.
+    #[arg(long, value_name = "FORMAT", global = true)]
+    log_format: Option<String>,
+    /// error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", global = true)]
+    log_level: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let Cli { command, options } = Cli::parse();
+    raise_descriptor_limit();
+    let config = match load(options) {
+        Ok(config) => config,
+        Err(e) => {
+            complain(&e);
+            return ExitCode::from(if e.is_usage() { USAGE } else { FAULT });
+        }
+    };
+    match command.unwrap_or(Command::Serve) {
+        Command::Serve => serve(config),
+        Command::Check => print(&config.to_toml()),
+    }
+}
+
+fn load(options: Options) -> Result<Config, incoming::config::ConfigError> {
+    let Options { config, listen, data, shards, cores, log_format, log_level } = options;
+    let flags = Flags { listen, data, shards, cores, log_format, log_level };
+    let sources = Sources { file: config, environment: std::env::vars_os().collect(), flags };
+    Config::load(&sources, &System::here())
+}
+
+fn serve(config: Config) -> ExitCode {
+    let log = match telemetry::log::start(config.log.format, config.log.level) {
+        Ok(log) => log,
+        Err(e) => {
+            complain(&format_args!("cannot start the log: {e}"));
+            return ExitCode::from(FAULT);
+        }
+    };
+    let ended = gateway::run(config);
+    if let Err(e) = &ended {
+        tracing::error!("{e}");
+    }
+    drop(log);
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(FAULT),
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(FAULT),
+    }
+}
+
+fn complain(fault: &dyn std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "incoming: {fault}");
+}
+
+/// Sessions are descriptors, and the soft limit is for programs that use `select`. Where it cannot be raised, `sessions_max` is
+/// derived from what there is.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}

@@ -329,8 +329,9 @@ mod tests {
     fn bounds_hold_on_both_sides() {
         let local = |n: usize| format!("{}@e.org", "l".repeat(n));
         let label = |n: usize| format!("a@{}.org", "d".repeat(n));
-        let domain =
-            |n: usize| format!("a@{}{}", "d.".repeat(n / 2 - 1), if n % 2 == 0 { "dd" } else { "ddd" });
+        let domain = |n: usize| {
+            format!("a@{}{}", "d.".repeat(n / 2 - 1), if n.is_multiple_of(2) { "dd" } else { "ddd" })
+        };
         for (good, bad) in [(local(64), local(65)), (label(63), label(64)), (domain(252), domain(253))] {
             assert!(Mailbox::parse(&good, false).is_ok(), "{good}");
             assert_eq!(Mailbox::parse(&bad, false), Err(PathError::Syntax), "{bad}");

@@ -1,0 +1,304 @@
+//! The shape of the file, and how what is left out gets its value.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::error::Fault;
+use super::value::{Cores, HostName, Parsed, Text, count, duration, flag, list, write_duration};
+use super::{Accept, Config, Delivery, Listener, Log, Placement, Smtp, Spool, System, Transport};
+use crate::delivery::transport::PathTemplate;
+use crate::limits::{LISTENERS_MAX, SEGMENT_SIZE_STEP, SESSIONS_MAX_HIGH, SHARDS_MAX, sessions_max_for};
+use crate::mail::Domain;
+
+const DATA_DEFAULT: &str = "incoming-data";
+const ADDRESS_DEFAULT: &str = "127.0.0.1:2525";
+const DRAIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// What absorbs a tenth of a second of 10,000 new connections a second while a shard is busy.
+const BACKLOG_DEFAULT: u32 = 1024;
+const TRANSPORT_NAME_SIZE_MAX: usize = 32;
+
+/// A configuration file: [`Config`] with everything optional.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct File {
+    hostname: Option<Text<HostName>>,
+    data: Option<String>,
+    cores: Option<Text<Cores>>,
+    #[serde(deserialize_with = "shards")]
+    shards: Option<usize>,
+    #[serde(deserialize_with = "sessions")]
+    sessions_max: Option<usize>,
+    #[serde(deserialize_with = "drain_timeout", serialize_with = "write_drain_timeout")]
+    drain_timeout: Option<Duration>,
+    listener: Option<Vec<ListenerFile>>,
+    accept: AcceptFile,
+    smtp: Smtp,
+    spool: Spool,
+    delivery: Delivery,
+    transport: BTreeMap<String, TransportFile>,
+    log: Log,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table [[listener]]")]
+struct ListenerFile {
+    address: Text<SocketAddr>,
+    #[serde(default = "default_backlog", deserialize_with = "count::<1, 65_535, _, _>")]
+    backlog: u32,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [accept]")]
+struct AcceptFile {
+    #[serde(deserialize_with = "domains")]
+    domains: Vec<Text<Domain>>,
+    #[serde(deserialize_with = "some_flag")]
+    any: Option<bool>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [transport.<name>]")]
+struct TransportFile {
+    #[serde(rename = "type")]
+    kind: Option<TransportKind>,
+    path: Option<String>,
+    #[serde(deserialize_with = "some_flag")]
+    return_path: Option<bool>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TransportKind {
+    Maildir,
+    Discard,
+}
+
+fn default_backlog() -> u32 {
+    BACKLOG_DEFAULT
+}
+
+fn shards<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    count::<1, SHARDS_MAX, _, _>(deserializer).map(Some)
+}
+
+fn sessions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    count::<1, SESSIONS_MAX_HIGH, _, _>(deserializer).map(Some)
+}
+
+fn drain_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration::<0, 3600, _>(deserializer).map(Some)
+}
+
+fn write_drain_timeout<S: Serializer>(timeout: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match timeout {
+        Some(timeout) => write_duration(timeout, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn some_flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    flag(deserializer).map(Some)
+}
+
+fn domains<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Text<Domain>>, D::Error> {
+    Ok(list(deserializer)?.into_iter().map(Text).collect())
+}
+
+impl File {
+    /// The configuration, with what `system` says where the file says nothing.
+    pub fn resolve(self, system: &System) -> Result<Config, Fault> {
+        let hostname = match self.hostname {
+            Some(Text(HostName(hostname))) => hostname,
+            None => Domain::parse(&system.hostname, false).map_err(|_| {
+                let words = "the system's host name is not a domain";
+                Fault::new(
+                    "hostname",
+                    format!("{words}: {:?}; expected {}", system.hostname, HostName::EXPECTED),
+                )
+            })?,
+        };
+        let data = self.data.unwrap_or_else(|| DATA_DEFAULT.into());
+        if data.is_empty() || data.contains('\0') {
+            return Err(Fault::new("data", "expected a path"));
+        }
+        let cores = match (self.cores, self.shards) {
+            (Some(_), Some(_)) => {
+                return Err(Fault::new(
+                    "shards",
+                    "cores and shards exclude each other: expected one of them",
+                ));
+            }
+            (Some(Text(Cores(cores))), None) => Placement::Cores(cores),
+            (None, Some(count)) => Placement::Shards(count),
+            (None, None) => Placement::Shards(system.cores_count.clamp(1, SHARDS_MAX as usize)),
+        };
+        let listeners = resolve_listeners(self.listener)?;
+        let accept = resolve_accept(self.accept, &listeners)?;
+        check_spool(&self.spool)?;
+        let transports = resolve_transports(self.transport, &data)?;
+        check_delivery(&self.delivery, &transports)?;
+        let sessions_max = self.sessions_max.unwrap_or_else(|| {
+            let workers = self.delivery.workers as u64;
+            sessions_max_for(system.descriptors_max, cores.shards_count() as u64, workers) as usize
+        });
+        Ok(Config {
+            hostname,
+            data: PathBuf::from(data),
+            cores,
+            sessions_max,
+            drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT_DEFAULT),
+            listeners,
+            accept,
+            smtp: self.smtp,
+            spool: self.spool,
+            delivery: self.delivery,
+            transports,
+            log: self.log,
+        })
+    }
+}
+
+fn resolve_listeners(listeners: Option<Vec<ListenerFile>>) -> Result<Vec<Listener>, Fault> {
+    let Some(listeners) = listeners else {
+        let address = ADDRESS_DEFAULT.parse().expect("the default is an address");
+        return Ok(vec![Listener { address, backlog: BACKLOG_DEFAULT }]);
+    };
+    if listeners.is_empty() || listeners.len() > LISTENERS_MAX {
+        return Err(Fault::new("listener", format!("expected 1 to {LISTENERS_MAX} listeners")));
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = listeners.iter().find(|l| l.address.0.port() != 0 && !seen.insert(l.address.0)) {
+        return Err(Fault::new("listener", format!("the address {} is given twice", twice.address.0)));
+    }
+    Ok(listeners.into_iter().map(|l| Listener { address: l.address.0, backlog: l.backlog }).collect())
+}
+
+/// Nobody becomes a catch-all by accident: where strangers reach us, somebody must have said whose mail is taken.
+fn resolve_accept(accept: AcceptFile, listeners: &[Listener]) -> Result<Accept, Fault> {
+    let domains: Vec<_> = accept.domains.into_iter().map(|Text(domain)| domain).collect();
+    let public = listeners.iter().find(|listener| !listener.is_loopback());
+    match (public, accept.any) {
+        (Some(listener), None | Some(false)) if domains.is_empty() => Err(Fault::new(
+            "accept.domains",
+            format!(
+                "missing, and {} can be reached from other machines: add accept.domains = [\"example.com\"] with the \
+                 domains whose mail is yours, or accept.any = true to take mail for every domain",
+                listener.address
+            ),
+        )),
+        (_, any) => Ok(Accept { any: any.unwrap_or(domains.is_empty()), domains }),
+    }
+}
+
+fn check_spool(spool: &Spool) -> Result<(), Fault> {
+    if !spool.segment_size.is_multiple_of(SEGMENT_SIZE_STEP) {
+        let words = format!("expected a multiple of 4 KiB, not {}", spool.segment_size);
+        return Err(Fault::new("spool.segment_size", words));
+    }
+    Ok(())
+}
+
+fn check_delivery(delivery: &Delivery, transports: &BTreeMap<String, Transport>) -> Result<(), Fault> {
+    if delivery.backoff_max < delivery.backoff_base {
+        let text = |duration| humantime::format_duration(duration);
+        let (base, max) = (text(delivery.backoff_base), text(delivery.backoff_max));
+        let words = format!("expected at least delivery.backoff_base, {base}, not {max}");
+        return Err(Fault::new("delivery.backoff_max", words));
+    }
+    if !transports.contains_key(&delivery.transport) {
+        let names: Vec<_> = transports.keys().map(|name| format!("{name:?}")).collect();
+        let words =
+            format!("expected the name of a transport, {}, not {:?}", names.join(" or "), delivery.transport);
+        return Err(Fault::new("delivery.transport", words));
+    }
+    Ok(())
+}
+
+fn resolve_transports(
+    transports: BTreeMap<String, TransportFile>,
+    data: &str,
+) -> Result<BTreeMap<String, Transport>, Fault> {
+    let transports = match transports.is_empty() {
+        true => BTreeMap::from([("store".to_string(), TransportFile::default())]),
+        false => transports,
+    };
+    let resolve = |(name, transport): (String, TransportFile)| {
+        let resolved = resolve_transport(&name, transport, data)?;
+        Ok((name, resolved))
+    };
+    transports.into_iter().map(resolve).collect()
+}
+
+fn resolve_transport(name: &str, transport: TransportFile, data: &str) -> Result<Transport, Fault> {
+    let is_name_octet = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_' || c == b'-';
+    if name.is_empty() || name.len() > TRANSPORT_NAME_SIZE_MAX || !name.bytes().all(is_name_octet) {
+        let words = format!("expected a name of at most {TRANSPORT_NAME_SIZE_MAX} of a-z, 0-9, _ and -");
+        return Err(Fault::new(format!("transport.{name}"), words));
+    }
+    match transport.kind.unwrap_or(TransportKind::Maildir) {
+        TransportKind::Maildir => {
+            let key = format!("transport.{name}.path");
+            let path = transport.path.unwrap_or_else(|| format!("{}/maildir", data.trim_end_matches('/')));
+            let path = PathTemplate::parse(&path).map_err(|words| Fault::new(key, words))?;
+            Ok(Transport::Maildir { path, return_path: transport.return_path.unwrap_or(true) })
+        }
+        TransportKind::Discard => {
+            let excess =
+                [("path", transport.path.is_some()), ("return_path", transport.return_path.is_some())];
+            match excess.iter().find(|(_, is_given)| *is_given) {
+                Some((key, _)) => Err(Fault::new(
+                    format!("transport.{name}.{key}"),
+                    "a transport of type \"discard\" has none: expected type = \"maildir\"",
+                )),
+                None => Ok(Transport::Discard),
+            }
+        }
+    }
+}
+
+impl From<&Config> for File {
+    fn from(config: &Config) -> Self {
+        let (cores, shards) = match &config.cores {
+            Placement::Cores(cores) => (Some(Text(Cores(cores.clone()))), None),
+            Placement::Shards(count) => (None, Some(*count)),
+        };
+        let listener = |l: &Listener| ListenerFile { address: Text(l.address), backlog: l.backlog };
+        File {
+            hostname: Some(Text(HostName(config.hostname.clone()))),
+            data: Some(config.data.to_str().expect("it was read from text").into()),
+            cores,
+            shards,
+            sessions_max: Some(config.sessions_max),
+            drain_timeout: Some(config.drain_timeout),
+            listener: Some(config.listeners.iter().map(listener).collect()),
+            accept: AcceptFile {
+                domains: config.accept.domains.iter().cloned().map(Text).collect(),
+                any: Some(config.accept.any),
+            },
+            smtp: config.smtp.clone(),
+            spool: config.spool.clone(),
+            delivery: config.delivery.clone(),
+            transport: config.transports.iter().map(|(name, t)| (name.clone(), t.into())).collect(),
+            log: config.log.clone(),
+        }
+    }
+}
+
+impl From<&Transport> for TransportFile {
+    fn from(transport: &Transport) -> Self {
+        match transport {
+            Transport::Maildir { path, return_path } => TransportFile {
+                kind: Some(TransportKind::Maildir),
+                path: Some(path.to_string()),
+                return_path: Some(*return_path),
+            },
+            Transport::Discard => {
+                TransportFile { kind: Some(TransportKind::Discard), path: None, return_path: None }
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The layers and their order: file, environment, flags.
+//!
+//! Each layer is parsed by itself first, so that a fault is told with the line, the variable or the flag it stands in; then they are
+//! laid over each other as TOML tables. What shows only in the whole is told with the place that the key came from last.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
+
+use super::Config;
+use super::error::{ConfigError, Fault};
+use super::file::File;
+
+const PREFIX: &str = "INCOMING_";
+const SECTIONS: [&str; 5] = ["accept", "smtp", "spool", "delivery", "log"];
+const TOP_LEVEL: [&str; 6] = ["hostname", "data", "cores", "shards", "sessions_max", "drain_timeout"];
+/// Longest first: `RETURN_PATH` ends in `PATH`.
+const TRANSPORT_KEYS: [&str; 3] = ["return_path", "path", "type"];
+
+/// Where a configuration comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file, if one was named.
+    pub file: Option<PathBuf>,
+    /// The environment; variables that do not begin with `INCOMING_` are of no interest.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The command line.
+    pub flags: Flags,
+}
+
+/// What the command line may override, as typed.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--listen`, each time it was given; replaces all listeners.
+    pub listen: Vec<String>,
+    /// `--data`.
+    pub data: Option<String>,
+    /// `--shards`; replaces `cores`.
+    pub shards: Option<String>,
+    /// `--cores`; replaces `shards`.
+    pub cores: Option<String>,
+    /// `--log-format`.
+    pub log_format: Option<String>,
+    /// `--log-level`.
+    pub log_level: Option<String>,
+}
+
+/// What the machine says where nobody else does.
+#[derive(Clone, Debug)]
+pub struct System {
+    /// Its host name.
+    pub hostname: String,
+    /// Cores this process may use.
+    pub cores_count: usize,
+    /// Files this process may have open.
+    pub descriptors_max: u64,
+}
+
+impl System {
+    /// This machine and process.
+    pub fn here() -> Self {
+        System {
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            cores_count: std::thread::available_parallelism().map_or(1, usize::from),
+            // No limit is as good as the largest.
+            descriptors_max: rustix::process::getrlimit(rustix::process::Resource::Nofile)
+                .current
+                .unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// See [`Config::load`].
+pub fn load(sources: &Sources, system: &System) -> Result<Config, ConfigError> {
+    let mut layers = Layers::default();
+    if let Some(path) = &sources.file {
+        layers.read_file(path)?;
+    }
+    let mut variables: Vec<_> =
+        sources.environment.iter().filter_map(|(name, text)| variable(name, text)).collect();
+    variables.sort();
+    for (name, text) in variables {
+        layers.lay_variable(name, text)?;
+    }
+    layers.lay_flags(&sources.flags)?;
+    let file = File::deserialize(Value::Table(layers.table.clone())).map_err(|e| ConfigError {
+        place: None,
+        key: None,
+        words: e.message().into(),
+        is_usage: false,
+    })?;
+    file.resolve(system).map_err(|fault| layers.locate(fault))
+}
+
+/// The name and the text of a variable that is ours; the text is `None` where it is not UTF-8.
+fn variable(name: &OsString, text: &OsString) -> Option<(String, Option<String>)> {
+    let name = name.to_string_lossy();
+    name.starts_with(PREFIX).then(|| (name.into_owned(), text.to_str().map(String::from)))
+}
+
+#[derive(Default)]
+struct Layers {
+    /// What the layers so far say together.
+    table: Table,
+    /// The file's name and text.
+    file: Option<(String, String)>,
+    /// By key: the variable or flag that overrode it last.
+    overrides: BTreeMap<String, String>,
+}
+
+impl Layers {
+    fn read_file(&mut self, path: &PathBuf) -> Result<(), ConfigError> {
+        let name = path.display().to_string();
+        let fault = |line: Option<usize>, key: Option<String>, words: String| ConfigError {
+            place: Some(line.map_or(name.clone(), |line| format!("{name}:{line}"))),
+            key,
+            words,
+            is_usage: false,
+        };
+        let text = fs::read_to_string(path).map_err(|e| fault(None, None, format!("cannot read it: {e}")))?;
+        let line_at = |e: &toml::de::Error| e.span().map(|span| line_at(&text, span.start));
+        let deserializer = toml::Deserializer::parse(&text)
+            .map_err(|e| fault(line_at(&e), None, e.message().trim().into()))?;
+        serde_path_to_error::deserialize::<_, File>(deserializer).map_err(|e| {
+            let line = line_at(e.inner());
+            fault(line, key_of(&e), e.inner().message().trim().into())
+        })?;
+        self.table = toml::from_str(&text).expect("it was parsed a moment ago");
+        self.file = Some((name, text));
+        Ok(())
+    }
+
+    fn lay_variable(&mut self, name: String, text: Option<String>) -> Result<(), ConfigError> {
+        let fault =
+            |words: String| ConfigError { place: Some(name.clone()), key: None, words, is_usage: false };
+        let text = text.ok_or_else(|| fault("expected UTF-8".into()))?;
+        let Some(keys) = keys_of_variable(&name) else {
+            let known: Vec<_> =
+                TOP_LEVEL.iter().map(|key| format!("{PREFIX}{}", key.to_uppercase())).collect();
+            let sections = SECTIONS.map(str::to_uppercase).join(", ");
+            return Err(fault(format!(
+                "unknown variable, expected {PREFIX}LISTEN, {}, {PREFIX}<SECTION>_<KEY> with one of the sections {sections}, \
+                 or {PREFIX}TRANSPORT_<NAME>_<KEY>",
+                known.join(", ")
+            )));
+        };
+        match keys[0].as_str() {
+            "listen" => self.lay_listeners(&name, text.split(',').map(str::trim), false),
+            _ => self.lay(&name, &keys, Value::String(text), false),
+        }
+    }
+
+    fn lay_flags(&mut self, flags: &Flags) -> Result<(), ConfigError> {
+        if !flags.listen.is_empty() {
+            self.lay_listeners("--listen", flags.listen.iter().map(String::as_str), true)?;
+        }
+        let flags: [(&str, &[&str], &Option<String>); 5] = [
+            ("--data", &["data"], &flags.data),
+            ("--shards", &["shards"], &flags.shards),
+            ("--cores", &["cores"], &flags.cores),
+            ("--log-format", &["log", "format"], &flags.log_format),
+            ("--log-level", &["log", "level"], &flags.log_level),
+        ];
+        for (name, keys, text) in flags {
+            if let Some(text) = text {
+                let keys: Vec<_> = keys.iter().map(|key| key.to_string()).collect();
+                self.lay(name, &keys, Value::String(text.clone()), true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lay_listeners<'a>(
+        &mut self,
+        place: &str,
+        addresses: impl Iterator<Item = &'a str>,
+        is_usage: bool,
+    ) -> Result<(), ConfigError> {
+        let listener = |address: &str| {
+            Value::Table(Table::from_iter([("address".to_string(), Value::String(address.into()))]))
+        };
+        self.lay(place, &["listener".into()], Value::Array(addresses.map(listener).collect()), is_usage)
+    }
+
+    /// Lays one value over what the layers below say.
+    fn lay(&mut self, place: &str, keys: &[String], value: Value, is_usage: bool) -> Result<(), ConfigError> {
+        let mut alone = Table::new();
+        put(&mut alone, keys, value.clone());
+        if let Err(e) = File::deserialize(Value::Table(alone)) {
+            let words = e.message().trim().to_string();
+            return Err(ConfigError { place: Some(place.into()), key: None, words, is_usage });
+        }
+        // Of two ways to say one thing the upper layer's counts; said in one layer, they are left to be found at fault.
+        for (this, other) in [("cores", "shards"), ("shards", "cores")] {
+            let in_same_layer = |place: &String| place.starts_with("--") == is_usage;
+            if keys[0] == this && !self.overrides.get(other).is_some_and(in_same_layer) {
+                self.table.remove(other);
+            }
+        }
+        put(&mut self.table, keys, value);
+        self.overrides.insert(keys.join("."), place.into());
+        Ok(())
+    }
+
+    /// Where a fault of the whole stands.
+    fn locate(&self, fault: Fault) -> ConfigError {
+        if let Some(place) = self.overrides.get(&fault.key).cloned() {
+            let is_usage = place.starts_with("--");
+            return ConfigError { place: Some(place), key: None, words: fault.words, is_usage };
+        }
+        let in_file = |(name, text): &(String, String)| {
+            line_of(text, &fault.key).map_or(name.clone(), |line| format!("{name}:{line}"))
+        };
+        let place = self.file.as_ref().map(in_file);
+        ConfigError { place, key: Some(fault.key), words: fault.words, is_usage: false }
+    }
+}
+
+fn keys_of_variable(name: &str) -> Option<Vec<String>> {
+    let rest = name.strip_prefix(PREFIX)?;
+    if rest.bytes().any(|c| c.is_ascii_lowercase()) {
+        return None;
+    }
+    let rest = rest.to_ascii_lowercase();
+    let keys = |keys: &[&str]| Some(keys.iter().map(|key| key.to_string()).collect());
+    if rest == "listen" || TOP_LEVEL.contains(&rest.as_str()) {
+        return keys(&[&rest]);
+    }
+    let (section, key) = rest.split_once('_')?;
+    match section {
+        "transport" => TRANSPORT_KEYS.iter().find_map(|known| {
+            let name = key.strip_suffix(known)?.strip_suffix('_')?;
+            keys(&["transport", name, known])
+        }),
+        _ if SECTIONS.contains(&section) => keys(&[section, key]),
+        _ => None,
+    }
+}
+
+fn put(table: &mut Table, keys: &[String], value: Value) {
+    let (last, sections) = keys.split_last().expect("a key has a name");
+    let mut inner = table;
+    for section in sections {
+        let entry = inner.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
+        inner = entry.as_table_mut().expect("the file was parsed: its sections are tables");
+    }
+    inner.insert(last.clone(), value);
+}
+
+/// The key of a fault, without the part that serde cannot name.
+fn key_of<E>(error: &serde_path_to_error::Error<E>) -> Option<String> {
+    let path = error.path().to_string();
+    let key = path.trim_end_matches('?').trim_end_matches('.');
+    (!key.is_empty()).then(|| key.to_string())
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|c| **c == b'\n').count()
+}
+
+/// The line of a key, or of the section it belongs to.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let root = DeTable::parse(text).ok()?;
+    let mut table = root.get_ref();
+    let mut line = None;
+    for part in key.split('.') {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref().as_ref() == part) else {
+            break;
+        };
+        line = Some(line_at(text, name.span().start));
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    line
+}

@@ -1,0 +1,183 @@
+//! TOML, environment and flags → [`Config`]: every field parsed into its type, every fault told with where it stands.
+//!
+//! Three layers, the later winning: the file, the environment (`INCOMING_<SECTION>_<KEY>`), the flags. What none of them says has
+//! a default, which is written here and in `docs/CONFIGURATION.md`. [`Config::to_toml`] gives the whole as a file that yields the
+//! same configuration again.
+//!
+//! Invariants:
+//! - an unknown key or variable is a fault: nothing is ignored;
+//! - a [`Config`] is consistent: what refers to something finds it, and no listener that strangers reach takes mail for every
+//!   domain unless that was asked for.
+//!
+//! Knows the types of `mail`, `delivery` and `telemetry` that fields are parsed into, and nothing of how anything runs.
+
+mod error;
+mod file;
+mod layers;
+mod sections;
+mod value;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::delivery::transport::PathTemplate;
+use crate::mail::Domain;
+
+pub use crate::telemetry::log::{Format as LogFormat, Level as LogLevel};
+pub use error::ConfigError;
+pub use layers::{Flags, Sources, System};
+pub use sections::{BareLineEnds, Delivery, Durability, Log, Queue, Smtp, Spool};
+
+/// Everything the operator decides.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The gateway's name: in greeting, replies, `Received:` lines and file names.
+    pub hostname: Domain,
+    /// The folder of the gateway's own files: `spool/`, `dead/`.
+    pub data: PathBuf,
+    /// Where shards run.
+    pub cores: Placement,
+    /// Sessions at most, over all shards. Beyond it connections are answered 421.
+    pub sessions_max: usize,
+    /// How long sessions may finish after the signal to stop.
+    pub drain_timeout: Duration,
+    /// Where mail arrives; at least one.
+    pub listeners: Vec<Listener>,
+    /// For whom.
+    pub accept: Accept,
+    /// What a session may do.
+    pub smtp: Smtp,
+    /// How messages are kept until they are delivered.
+    pub spool: Spool,
+    /// How they are delivered; `delivery.transport` is a key of `transports`.
+    pub delivery: Delivery,
+    /// The transports by name.
+    pub transports: BTreeMap<String, Transport>,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// Where shards run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// One shard on each of these cores, pinned to it; ascending, each once, never empty.
+    Cores(Vec<usize>),
+    /// So many shards, placed by the gateway.
+    Shards(usize),
+}
+
+impl Placement {
+    /// How many shards there are.
+    pub fn shards_count(&self) -> usize {
+        match self {
+            Placement::Cores(cores) => cores.len(),
+            Placement::Shards(count) => *count,
+        }
+    }
+}
+
+/// One address where mail arrives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Connections the kernel holds for each shard until they are accepted.
+    pub backlog: u32,
+}
+
+impl Listener {
+    /// Whether only this machine can reach it.
+    pub fn is_loopback(&self) -> bool {
+        self.address.ip().to_canonical().is_loopback()
+    }
+}
+
+/// Whose mail is taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accept {
+    /// The domains of accepted recipients, in configured order.
+    pub domains: Vec<Domain>,
+    /// Every domain is accepted, listed or not.
+    pub any: bool,
+}
+
+/// How messages leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Into Maildirs.
+    Maildir {
+        /// The folder, possibly one for each recipient.
+        path: PathTemplate,
+        /// Whether `Return-Path:` is written first (RFC 5321 §4.4).
+        return_path: bool,
+    },
+    /// Into nothing.
+    Discard,
+}
+
+impl Config {
+    /// The configuration that `sources` give on `system`.
+    pub fn load(sources: &Sources, system: &System) -> Result<Config, ConfigError> {
+        layers::load(sources, system)
+    }
+
+    /// The whole configuration as TOML, every default included. Loading it gives the same configuration.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(&file::File::from(self)).expect("a configuration has only what TOML can say")
+    }
+
+    /// The folder of the spool.
+    pub fn spool_dir(&self) -> PathBuf {
+        self.data.join("spool")
+    }
+
+    /// The folder of the dead letters.
+    pub fn dead_dir(&self) -> PathBuf {
+        self.data.join("dead")
+    }
+
+    /// What to tell the operator once the listeners listen: where mail is taken, for whom, where it goes, and how to send some.
+    pub fn banner(&self) -> String {
+        let addresses: Vec<_> = self.listeners.iter().map(|listener| listener.address.to_string()).collect();
+        let taken = match (self.accept.any, &self.accept.domains[..]) {
+            (true, _) => "any recipient".to_string(),
+            (false, []) => "postmaster only".to_string(),
+            (false, domains) => {
+                let names: Vec<_> = domains.iter().take(3).map(Domain::as_str).collect();
+                let more = if domains.len() > 3 {
+                    format!(" and {} more domains", domains.len() - 3)
+                } else {
+                    String::new()
+                };
+                format!("recipients in {}{more}", names.join(", "))
+            }
+        };
+        let into = match &self.transports[&self.delivery.transport] {
+            Transport::Maildir { path, .. } => format!("the Maildir {path}"),
+            Transport::Discard => "nowhere: what is delivered is discarded".to_string(),
+        };
+        let first = self.listeners[0].address;
+        let host = match first.ip() {
+            ip if ip.is_unspecified() && ip.is_ipv4() => "127.0.0.1".to_string(),
+            ip if ip.is_unspecified() => "::1".to_string(),
+            ip => ip.to_string(),
+        };
+        let domain = self.accept.domains.first().map_or("example.com", Domain::as_str);
+        let count = self.cores.shards_count();
+        format!(
+            "incoming {version} as {hostname}: listening on {addresses}, {count} shard{s}, taking {taken}\n\
+             data in {data}, delivering to {into}\n\
+             a first message: printf 'Subject: hello\\n\\nhello\\n' | curl -s smtp://{url_host}:{port} \
+             --mail-from me@example.com --mail-rcpt you@{domain} --crlf -T -\n",
+            version = env!("CARGO_PKG_VERSION"),
+            hostname = self.hostname,
+            addresses = addresses.join(", "),
+            s = if count == 1 { "" } else { "s" },
+            data = self.data.display(),
+            url_host = if host.contains(':') { format!("[{host}]") } else { host },
+            port = first.port(),
+        )
+    }
+}

@@ -1,0 +1,218 @@
+//! The sections that are read as they are: their fields, defaults and bounds.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::value::{count, duration, list, size, write_duration, write_size};
+use crate::delivery::Schedule;
+use crate::limits::*;
+use crate::telemetry::log::{Format, Level};
+
+/// `[smtp]`: what a session may do. Sizes in octets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [smtp]")]
+pub struct Smtp {
+    /// The largest content, announced with SIZE (RFC 1870).
+    #[serde(
+        deserialize_with = "size::<MESSAGE_SIZE_MAX_LOW, MESSAGE_SIZE_MAX_HIGH, _, _>",
+        serialize_with = "write_size"
+    )]
+    pub message_size_max: u64,
+    /// Recipients in one transaction.
+    #[serde(deserialize_with = "count::<RECIPIENTS_MAX_LOW, RECIPIENTS_MAX_HIGH, _, _>")]
+    pub recipients_max: usize,
+    /// The longest command line with its CRLF. Ours is wider than the 512 octets of RFC 5321 because parameters may add to it.
+    #[serde(
+        deserialize_with = "size::<COMMAND_SIZE_MAX_LOW, COMMAND_SIZE_MAX_HIGH, _, _>",
+        serialize_with = "write_size"
+    )]
+    pub command_size_max: usize,
+    /// From a reply to the whole next command, however slowly its octets come (RFC 5321 §4.5.3.2.7: 5 minutes).
+    #[serde(deserialize_with = "duration::<1, 86_400, _>", serialize_with = "write_duration")]
+    pub command_timeout: Duration,
+    /// Between two octets of content (RFC 5321 §4.5.3.2.5: 3 minutes).
+    #[serde(deserialize_with = "duration::<1, 86_400, _>", serialize_with = "write_duration")]
+    pub data_timeout: Duration,
+    /// From greeting to end. Bounds what a peer holds that keeps within every other bound; the largest message still fits in it
+    /// at 19 kB/s.
+    #[serde(deserialize_with = "duration::<1, 604_800, _>", serialize_with = "write_duration")]
+    pub session_timeout: Duration,
+    /// Octets of content per second that a peer must keep up on average, once `data_timeout` has passed; 0: none.
+    #[serde(deserialize_with = "size::<0, GIB, _, _>", serialize_with = "write_size")]
+    pub content_rate_min: u64,
+    /// Replies of class 5 in one session before it is ended with 421.
+    #[serde(deserialize_with = "count::<1, 1_000_000, _, _>")]
+    pub errors_max: u32,
+    /// Commands in a row that bring no message forward (NOOP, RSET, VRFY, EHLO …) before the session is ended with 421.
+    #[serde(deserialize_with = "count::<1, 1_000_000, _, _>")]
+    pub idle_commands_max: u32,
+    /// `Received:` lines in a message; one more is a loop (RFC 5321 §6.3).
+    #[serde(deserialize_with = "count::<HOPS_MAX_LOW, 10_000, _, _>")]
+    pub hops_max: u32,
+    /// The largest header section. Real ones stay below 100 KiB.
+    #[serde(deserialize_with = "size::<{ 64 * KIB }, GIB, _, _>", serialize_with = "write_size")]
+    pub header_size_max: u64,
+    /// What becomes of content with a bare CR or LF.
+    pub bare_line_ends: BareLineEnds,
+    /// Peers in these networks may send bare line ends: they are made CRLF. Only for senders of one's own.
+    #[serde(deserialize_with = "list")]
+    pub normalise_bare_line_ends_from: Vec<IpNet>,
+}
+
+impl Default for Smtp {
+    fn default() -> Self {
+        Smtp {
+            message_size_max: 64 * MIB,
+            recipients_max: 1000,
+            command_size_max: 4096,
+            command_timeout: Duration::from_secs(5 * 60),
+            data_timeout: Duration::from_secs(3 * 60),
+            session_timeout: Duration::from_secs(60 * 60),
+            content_rate_min: 500,
+            errors_max: 20,
+            idle_commands_max: 100,
+            hops_max: 100,
+            header_size_max: MIB,
+            bare_line_ends: BareLineEnds::Refuse,
+            normalise_bare_line_ends_from: Vec::new(),
+        }
+    }
+}
+
+/// `smtp.bare_line_ends`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BareLineEnds {
+    /// The message is refused (550 5.5.2): what one server takes for the end of a message another does not (SMTP smuggling).
+    Refuse,
+}
+
+/// `[spool]`: how messages are kept until they are delivered. Sizes in octets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [spool]")]
+pub struct Spool {
+    /// Where the queue is.
+    pub queue: Queue,
+    /// What 250 promises.
+    pub durability: Durability,
+    /// The size of one file of the log: whole pages of 4 KiB.
+    #[serde(
+        deserialize_with = "size::<SEGMENT_SIZE_LOW, SEGMENT_SIZE_HIGH, _, _>",
+        serialize_with = "write_size"
+    )]
+    pub segment_size: u64,
+    /// Content in memory on its way to the disk, per shard; then sessions wait.
+    #[serde(
+        deserialize_with = "size::<MEMORY_MAX_LOW, { 1024 * GIB }, _, _>",
+        serialize_with = "write_size"
+    )]
+    pub memory_max: u64,
+    /// Messages in the queue, over all shards; then 452. A restart is promised to be quick up to the default.
+    #[serde(deserialize_with = "count::<1, 1_000_000_000, _, _>")]
+    pub depth_max: u64,
+    /// Just-accepted messages kept in memory until their first attempt, over all shards; 0: all are read back.
+    #[serde(deserialize_with = "size::<0, { 1024 * GIB }, _, _>", serialize_with = "write_size")]
+    pub cache_size: u64,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Spool {
+            queue: Queue::Disk,
+            durability: Durability::Sync,
+            segment_size: 64 * MIB,
+            memory_max: 64 * MIB,
+            depth_max: 1_000_000,
+            cache_size: 64 * MIB,
+        }
+    }
+}
+
+/// `spool.queue`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Queue {
+    /// In the log, under the data folder.
+    Disk,
+}
+
+/// `spool.durability`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// 250 after a completed sync: the message survives power loss.
+    Sync,
+    /// 250 after the write: a power loss may lose accepted mail. For measuring.
+    None,
+}
+
+/// `[delivery]`: who delivers, how often.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [delivery]")]
+pub struct Delivery {
+    /// The transport of all recipients.
+    pub transport: String,
+    /// Threads that deliver.
+    #[serde(deserialize_with = "count::<1, WORKERS_MAX, _, _>")]
+    pub workers: usize,
+    /// Messages handed to the workers that wait for one, over all shards.
+    #[serde(deserialize_with = "count::<1, CHANNEL_SIZE_MAX, _, _>")]
+    pub channel_size: usize,
+    /// Attempts at most before a recipient is given up; 0: as many as `queue_lifetime` has room for.
+    #[serde(deserialize_with = "count::<0, { u32::MAX as u64 }, _, _>")]
+    pub attempts_max: u32,
+    /// The wait after the first attempt; it doubles.
+    #[serde(deserialize_with = "duration::<1, 604_800, _>", serialize_with = "write_duration")]
+    pub backoff_base: Duration,
+    /// The longest wait between attempts.
+    #[serde(deserialize_with = "duration::<1, 604_800, _>", serialize_with = "write_duration")]
+    pub backoff_max: Duration,
+    /// How long a message may wait in the queue (RFC 5321 §4.5.4.1).
+    #[serde(deserialize_with = "duration::<60, 31_536_000, _>", serialize_with = "write_duration")]
+    pub queue_lifetime: Duration,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        let Schedule { backoff_base, backoff_max, attempts_max, queue_lifetime } = Schedule::default();
+        Delivery {
+            transport: "store".into(),
+            workers: std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2)),
+            channel_size: 4096,
+            attempts_max,
+            backoff_base,
+            backoff_max,
+            queue_lifetime,
+        }
+    }
+}
+
+impl Delivery {
+    /// When to try again, and when to give up.
+    pub fn schedule(&self) -> Schedule {
+        Schedule {
+            backoff_base: self.backoff_base,
+            backoff_max: self.backoff_max,
+            attempts_max: self.attempts_max,
+            queue_lifetime: self.queue_lifetime,
+        }
+    }
+}
+
+/// `[log]`: what is logged, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [log]")]
+pub struct Log {
+    /// For people or for programs.
+    pub format: Format,
+    /// The least important level that is logged.
+    pub level: Level,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { format: Format::Human, level: Level::Info }
+    }
+}

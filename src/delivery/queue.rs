@@ -1,0 +1,228 @@
+//! The two channels between a queue and the workers: jobs there, reports back.
+//!
+//! Jobs go through one bounded channel shared by all queues. Offering never waits: a full channel gives the job back, for the queue
+//! is what holds the messages and the channel only a window on it.
+//!
+//! Reports come back through one channel per queue, with a wake for a receiver that sleeps. A receiver that is busy costs its
+//! senders no system call: it is woken only after it announced that it sleeps, and once.
+//!
+//! Why sending a report never waits for ever: the receiver never waits for a worker ([`JobSender::try_send`] does not block), so
+//! it always comes back to take reports; and it sleeps only after it found its channel empty, from when on the first report wakes
+//! it. A full channel therefore has a receiver that is awake or being woken. When `capacity` is at least the size of the job
+//! channel plus the number of workers, a receiver that takes all reports between two offers never sees a sender wait at all.
+//!
+//! Knows nothing of what waits for a wake: it is a closure.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use super::{Job, Report};
+
+/// A channel for at most `size` jobs that wait for a worker.
+pub fn job_channel(size: usize) -> (JobSender, JobReceiver) {
+    assert!(size > 0, "a channel of no size would take a job only while a worker waits");
+    let (sender, receiver) = bounded(size);
+    (JobSender(sender), JobReceiver(receiver))
+}
+
+/// Offers jobs to the workers. When the last clone is dropped the workers end, after the jobs that are in the channel.
+#[derive(Clone)]
+pub struct JobSender(Sender<Job>);
+
+impl JobSender {
+    /// Hands the job over, or gives it back at once when the channel is full or the workers are gone.
+    #[allow(clippy::result_large_err, reason = "the job given back is the point")]
+    pub fn try_send(&self, job: Job) -> Result<(), Job> {
+        self.0.try_send(job).map_err(|e| match e {
+            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+        })
+    }
+
+    /// Whether the channel is full at this moment: then it is not worth reading content for a job.
+    pub fn is_full(&self) -> bool {
+        self.0.is_full()
+    }
+}
+
+/// The workers' end of the job channel.
+#[derive(Clone)]
+pub struct JobReceiver(pub(super) Receiver<Job>);
+
+/// A channel for at most `capacity` reports. `wake` is called from a worker's thread, when the receiver announced that it sleeps.
+pub fn outcome_channel(
+    capacity: usize,
+    wake: Arc<dyn Fn() + Send + Sync>,
+) -> (OutcomeSender, OutcomeReceiver) {
+    assert!(capacity > 0, "reports have to be put somewhere");
+    let (sender, receiver) = bounded(capacity);
+    let asleep = Arc::new(AtomicBool::new(false));
+    let bell = Arc::new(Bell { asleep: asleep.clone(), wake });
+    (OutcomeSender { sender, bell }, OutcomeReceiver { receiver, asleep })
+}
+
+struct Bell {
+    asleep: Arc<AtomicBool>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// Where the report on a job goes.
+#[derive(Clone)]
+pub struct OutcomeSender {
+    sender: Sender<Report>,
+    bell: Arc<Bell>,
+}
+
+impl OutcomeSender {
+    /// Gives the report to the receiver and wakes it if it sleeps. Where the receiver is gone the report is dropped: the queue that
+    /// would have noted it has ended, and starts again with what it noted before.
+    ///
+    /// The race: a report sent just as the receiver falls asleep.
+    /// 1. the receiver sets `asleep`, then looks into the channel;
+    /// 2. the sender puts the report into the channel, then looks at `asleep`.
+    ///
+    /// With a full fence between both steps of each, one of them sees the other: the receiver the report, and does not sleep; or
+    /// the sender the flag, and wakes. Swap the steps of either and both can miss, and the report waits for the next event.
+    pub fn send(&self, report: Report) {
+        if self.sender.send(report).is_err() {
+            return;
+        }
+        fence(Ordering::SeqCst);
+        if self.bell.asleep.load(Ordering::Relaxed) && self.bell.asleep.swap(false, Ordering::AcqRel) {
+            (self.bell.wake)();
+        }
+    }
+}
+
+/// Where reports arrive.
+pub struct OutcomeReceiver {
+    receiver: Receiver<Report>,
+    asleep: Arc<AtomicBool>,
+}
+
+impl OutcomeReceiver {
+    /// The next report, if one is there. Whoever asks is awake: an earlier announcement of sleep is taken back.
+    pub fn try_recv(&self) -> Option<Report> {
+        if self.asleep.load(Ordering::Relaxed) {
+            self.asleep.store(false, Ordering::Relaxed);
+        }
+        self.receiver.try_recv().ok()
+    }
+
+    /// Announces sleep: the next report calls `wake`. `true` if something arrived meanwhile: then do not sleep.
+    pub fn prepare_to_sleep(&self) -> bool {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let arrived = !self.receiver.is_empty();
+        if arrived {
+            self.asleep.store(false, Ordering::Relaxed);
+        }
+        arrived
+    }
+
+    /// Reports that wait to be taken.
+    pub fn len(&self) -> usize {
+        self.receiver.len()
+    }
+
+    /// Whether no report waits.
+    pub fn is_empty(&self) -> bool {
+        self.receiver.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::delivery::Outcome;
+    use crate::delivery::worker::tests::job;
+    use crate::mail::MessageId;
+
+    fn report(sequence: u64) -> Report {
+        Report { id: MessageId { log: 1, sequence }, recipients: vec![(0, Outcome::Delivered)] }
+    }
+
+    #[test]
+    fn a_full_channel_gives_the_job_back() {
+        let (outcomes, _receiver) = outcome_channel(4, Arc::new(|| ()));
+        let (jobs, workers) = job_channel(2);
+        for sequence in 0..2 {
+            assert!(jobs.try_send(job(sequence, &outcomes)).is_ok() && jobs.is_full() == (sequence == 1));
+        }
+        assert_eq!(jobs.try_send(job(2, &outcomes)).map_err(|job| job.id.sequence), Err(2));
+        drop(workers);
+        assert_eq!(jobs.try_send(job(3, &outcomes)).map_err(|job| job.id.sequence), Err(3));
+    }
+
+    #[test]
+    fn only_a_sleeper_is_woken_and_only_once() {
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let counter = wakes.clone();
+        let (sender, receiver) = outcome_channel(
+            8,
+            Arc::new(move || {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }),
+        );
+        let wakes = || wakes.load(Ordering::SeqCst);
+
+        sender.send(report(0));
+        assert_eq!(wakes(), 0, "awake");
+        assert!(receiver.prepare_to_sleep(), "something is there");
+        sender.send(report(1));
+        assert_eq!(wakes(), 0, "the announcement was taken back");
+        assert_eq!((receiver.try_recv(), receiver.try_recv()), (Some(report(0)), Some(report(1))));
+        assert!(!receiver.prepare_to_sleep());
+        sender.send(report(2));
+        sender.send(report(3));
+        assert_eq!(wakes(), 1, "once for one sleep");
+        assert_eq!(receiver.try_recv(), Some(report(2)));
+        assert_eq!(receiver.try_recv(), Some(report(3)));
+        assert!(!receiver.prepare_to_sleep());
+        assert_eq!(receiver.try_recv(), None);
+        sender.send(report(4));
+        assert_eq!(wakes(), 1, "awake for another reason");
+    }
+
+    #[test]
+    fn a_report_without_a_receiver_is_dropped() {
+        let (sender, receiver) = outcome_channel(1, Arc::new(|| panic!("nobody sleeps")));
+        sender.send(report(0));
+        drop(receiver);
+        sender.send(report(1));
+    }
+
+    /// A receiver that sleeps whenever it may, and would sleep for ever on a lost wake.
+    #[test]
+    fn no_wake_is_lost() {
+        const PER_SENDER: u64 = 20_000;
+        let (wake, woken) = bounded::<()>(1);
+        let (sender, receiver) = outcome_channel(
+            3,
+            Arc::new(move || {
+                let _ = wake.try_send(());
+            }),
+        );
+        let senders: Vec<_> = (0..2)
+            .map(|_| {
+                let sender = sender.clone();
+                thread::spawn(move || (0..PER_SENDER).for_each(|i| sender.send(report(i))))
+            })
+            .collect();
+        let mut taken = 0;
+        while taken < 2 * PER_SENDER {
+            while receiver.try_recv().is_some() {
+                taken += 1;
+            }
+            if taken < 2 * PER_SENDER && !receiver.prepare_to_sleep() {
+                woken.recv_timeout(Duration::from_secs(30)).expect("a wake was lost");
+            }
+        }
+        senders.into_iter().for_each(|s| s.join().unwrap());
+    }
+}

@@ -1,0 +1,9 @@
+//! The transports: how an attempt is made. One file each.
+
+mod discard;
+mod maildir;
+mod template;
+
+pub use discard::Discard;
+pub use maildir::Maildir;
+pub use template::{PathTemplate, TooLong};

@@ -1,0 +1,129 @@
+//! The bounds that are not configuration, and the ends of the scales of those that are.
+//!
+//! Each has its reason; the assertions at the bottom prove how they fit together, so that a change which breaks a
+//! neighbour does not compile.
+
+/// One kibioctet.
+pub const KIB: u64 = 1 << 10;
+/// One mebioctet.
+pub const MIB: u64 = 1 << 20;
+/// One gibioctet.
+pub const GIB: u64 = 1 << 30;
+
+/// The shared receive buffer of a shard, in octets. One `recv` may fill it: large enough that content at line rate is
+/// not a system call per packet, small enough to stay in the second-level cache.
+pub const SCRATCH_SIZE: usize = 64 << 10;
+
+/// The largest piece of content a session hands on at once, in octets. What a session in DATA costs beyond its state.
+pub const PIECE_SIZE_MAX: usize = 64 << 10;
+
+/// `smtp.message_size_max` at least, in octets: every server takes messages of 64 K octets (RFC 5321 §4.5.3.1.7).
+pub const MESSAGE_SIZE_MAX_LOW: u64 = 64 * KIB;
+/// `smtp.message_size_max` at most, in octets. Sizes are 64-bit everywhere; this only catches a slip of the keyboard.
+pub const MESSAGE_SIZE_MAX_HIGH: u64 = 1024 * GIB;
+
+/// `smtp.recipients_max` at least (RFC 5321 §4.5.3.1.8).
+pub const RECIPIENTS_MAX_LOW: u64 = 100;
+/// `smtp.recipients_max` at most: an envelope of so many paths of 256 octets is 25 MiB of memory in one session.
+pub const RECIPIENTS_MAX_HIGH: u64 = 100_000;
+
+/// `smtp.command_size_max` at least, in octets with the CRLF (RFC 5321 §4.5.3.1.4).
+pub const COMMAND_SIZE_MAX_LOW: u64 = 512;
+/// `smtp.command_size_max` at most: a command fits the scratch buffer.
+pub const COMMAND_SIZE_MAX_HIGH: u64 = SCRATCH_SIZE as u64;
+
+/// `smtp.hops_max` at least (RFC 5321 §6.3).
+pub const HOPS_MAX_LOW: u64 = 100;
+
+/// `spool.segment_size` at least, in octets: smaller ones are prepared so often that preparing them is the work.
+pub const SEGMENT_SIZE_LOW: u64 = MIB;
+/// `spool.segment_size` at most, in octets: offsets within a segment are 32-bit.
+pub const SEGMENT_SIZE_HIGH: u64 = 2 * GIB;
+/// A segment is whole pages of this many octets, as O_DIRECT wants.
+pub const SEGMENT_SIZE_STEP: u64 = 4 * KIB;
+
+/// `spool.memory_max` at least, in octets per shard: room for a few sessions in DATA.
+pub const MEMORY_MAX_LOW: u64 = MIB;
+
+/// Shards at most: glommio and the message id leave more room, machines do not.
+pub const SHARDS_MAX: u64 = 1024;
+/// The highest core number that may be named.
+pub const CORE_MAX: usize = 4095;
+
+/// Listeners at most: each shard has a socket for each.
+pub const LISTENERS_MAX: usize = 64;
+
+/// Sessions at most, whatever is configured: at 1.5 KiB each this is 15 GiB.
+pub const SESSIONS_MAX_HIGH: u64 = 10_000_000;
+/// Sessions at most where nothing is configured, however many descriptors there are: 150 MiB of idle sessions.
+pub const SESSIONS_MAX_DEFAULT: u64 = 100_000;
+
+/// Descriptors of the process that are not sessions: the binary's own, the log, the data directory's lock, dead letters.
+const DESCRIPTORS_RESERVED: u64 = 128;
+/// Descriptors of a shard that are not sessions: rings, listeners, segments, the reserve for refusing politely.
+const DESCRIPTORS_PER_SHARD: u64 = 32;
+/// Descriptors of a delivery worker: the content, the file written, its folder.
+const DESCRIPTORS_PER_WORKER: u64 = 8;
+
+/// Delivery workers at most: they are threads.
+pub const WORKERS_MAX: u64 = 4096;
+/// `delivery.channel_size` at most: a window on the queue, not the queue.
+pub const CHANNEL_SIZE_MAX: u64 = 1 << 20;
+
+/// A transport's reads of stored content, in octets: one piece.
+pub const COPY_SIZE: usize = PIECE_SIZE_MAX;
+/// How much of a peer's text a log line shows, in octets of the peer's.
+pub const LOGGED_TEXT_SIZE_MAX: usize = 256;
+/// The longest reason kept with an outcome, in octets: a next hop may say more than anybody reads.
+pub const REASON_SIZE_MAX: usize = 1024;
+
+/// Log lines waiting in memory are written out when they reach this size, in octets.
+pub const LOG_WRITE_SIZE: usize = 64 << 10;
+/// Log lines in memory at most, in octets: then whoever logs writes them out himself.
+pub const LOG_BUFFER_SIZE_MAX: usize = 1 << 20;
+
+/// The longest name of a file on Linux, in octets.
+pub const FILE_NAME_SIZE_MAX: usize = 255;
+
+/// How many sessions the process can hold with `descriptors` open files allowed.
+pub fn sessions_max_for(descriptors: u64, shards: u64, workers: u64) -> u64 {
+    let taken = DESCRIPTORS_RESERVED + shards * DESCRIPTORS_PER_SHARD + workers * DESCRIPTORS_PER_WORKER;
+    descriptors.saturating_sub(taken).clamp(1, SESSIONS_MAX_DEFAULT)
+}
+
+const _: () = assert!(COMMAND_SIZE_MAX_LOW <= COMMAND_SIZE_MAX_HIGH);
+const _: () = assert!(PIECE_SIZE_MAX <= SCRATCH_SIZE, "a piece is cut from what one receive brought");
+const _: () =
+    assert!(PIECE_SIZE_MAX as u64 <= MEMORY_MAX_LOW / 4, "the smallest budget holds several pieces");
+const _: () =
+    assert!(PIECE_SIZE_MAX as u64 * 2 <= SEGMENT_SIZE_LOW, "a piece and its header fit any segment");
+const _: () = assert!(SEGMENT_SIZE_LOW.is_multiple_of(SEGMENT_SIZE_STEP));
+const _: () = assert!(SEGMENT_SIZE_HIGH <= u32::MAX as u64);
+const _: () = assert!(MESSAGE_SIZE_MAX_LOW <= MESSAGE_SIZE_MAX_HIGH);
+const _: () = assert!(SESSIONS_MAX_DEFAULT <= SESSIONS_MAX_HIGH);
+const _: () = assert!(LOG_WRITE_SIZE <= LOG_BUFFER_SIZE_MAX);
+const _: () =
+    assert!(LOGGED_TEXT_SIZE_MAX * 4 < LOG_WRITE_SIZE, "an escaped text is a small part of a write");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_leave_descriptors_for_the_rest() {
+        let table = [
+            // (descriptors, shards, workers, sessions)
+            (1024, 2, 2, 1024 - 128 - 64 - 16),
+            (20_000, 2, 2, 20_000 - 128 - 64 - 16),
+            (40, 8, 8, 1),
+            (u64::MAX, 1, 2, SESSIONS_MAX_DEFAULT),
+        ];
+        for (descriptors, shards, workers, sessions) in table {
+            assert_eq!(
+                sessions_max_for(descriptors, shards, workers),
+                sessions,
+                "{descriptors} {shards} {workers}"
+            );
+        }
+    }
+}

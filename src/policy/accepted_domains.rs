@@ -1,0 +1,116 @@
+//! Which recipients are ours: the rule that keeps a gateway from being a relay.
+//!
+//! Invariant: without `any`, a recipient passes only if the domain the parser found, the one after the last `@` outside
+//! quotes, is in the list octet by octet. What a local part looks like (`x%evil`, `"x@evil"`) is never read.
+
+use std::collections::HashSet;
+
+use super::{Facts, Phase, Phases, Policy, Verdict};
+use crate::mail::{Domain, ForwardPath, Refusal, Status};
+
+/// Accepts recipients in listed domains, or all. `postmaster` without a domain, and at our own host name, always passes
+/// (RFC 5321 §4.5.1).
+pub struct AcceptedDomains {
+    own: Domain,
+    /// `None`: any domain.
+    domains: Option<HashSet<Domain>>,
+}
+
+impl AcceptedDomains {
+    /// Accepts recipients in `domains` only; `own` is the gateway's host name.
+    pub fn listed(own: Domain, domains: impl IntoIterator<Item = Domain>) -> Self {
+        AcceptedDomains { own, domains: Some(domains.into_iter().collect()) }
+    }
+
+    /// Accepts every recipient.
+    pub fn any(own: Domain) -> Self {
+        AcceptedDomains { own, domains: None }
+    }
+
+    fn accepts(&self, recipient: &ForwardPath) -> bool {
+        let ForwardPath::Mailbox(mailbox) = recipient else { return true };
+        let Some(domains) = &self.domains else { return true };
+        domains.contains(mailbox.domain())
+            || mailbox.local_part().eq_ignore_ascii_case("postmaster")
+                && mailbox.domain() == self.own.as_str()
+    }
+}
+
+impl Policy for AcceptedDomains {
+    fn name(&self) -> &str {
+        "accepted_domains"
+    }
+
+    fn phases(&self) -> Phases {
+        match self.domains {
+            Some(_) => Phases::of(Phase::Recipient),
+            None => Phases::NONE,
+        }
+    }
+
+    fn check(&self, _: Phase, facts: &Facts<'_>) -> Verdict {
+        match facts.recipient {
+            Some(recipient) if !self.accepts(recipient) => {
+                Verdict::Refuse(Refusal::new(Status::permanent(7, 1), "Relay access denied"))
+            }
+            _ => Verdict::Accept,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn domain(text: &str) -> Domain {
+        Domain::parse(text, true).unwrap()
+    }
+
+    fn verdict(policy: &AcceptedDomains, recipient: &str) -> Verdict {
+        let recipient = ForwardPath::parse(recipient, true).unwrap();
+        let mut facts = Facts::of_peer("192.0.2.1:25".parse().unwrap());
+        facts.recipient = Some(&recipient);
+        policy.check(Phase::Recipient, &facts)
+    }
+
+    #[test]
+    fn only_listed_domains_and_postmaster_pass() {
+        let policy = AcceptedDomains::listed(
+            domain("mx.example.com"),
+            [domain("Example.com"), domain("[192.0.2.1]"), domain("bücher.example")],
+        );
+        let table = [
+            ("a@example.com", true),
+            ("a@EXAMPLE.COM", true),
+            ("\"a@evil.org\"@example.com", true),
+            ("x%evil.org@example.com", true),
+            ("a@[192.0.2.1]", true),
+            ("a@bücher.example", true),
+            ("postmaster", true),
+            ("PostMaster@MX.example.com", true),
+            ("a@mx.example.com", false),
+            ("postmaster@evil.org", false),
+            ("a@sub.example.com", false),
+            ("a@notexample.com", false),
+            ("a@example.com.evil.org", false),
+            ("\"a@example.com\"@evil.org", false),
+            ("a@[192.0.2.2]", false),
+            ("a@xn--bcher-kva.example", false),
+            ("a@еxample.com", false),
+        ];
+        for (recipient, passes) in table {
+            let expected = match passes {
+                true => Verdict::Accept,
+                false => Verdict::Refuse(Refusal::new(Status::permanent(7, 1), "Relay access denied")),
+            };
+            assert_eq!(verdict(&policy, recipient), expected, "{recipient}");
+        }
+    }
+
+    #[test]
+    fn any_accepts_all_and_need_not_be_asked() {
+        let policy = AcceptedDomains::any(domain("mx.example.com"));
+        assert_eq!(policy.phases(), Phases::NONE);
+        assert_eq!(verdict(&policy, "a@evil.org"), Verdict::Accept);
+    }
+}

@@ -1,0 +1,245 @@
+//! Policies: what to refuse, and when.
+//!
+//! A [`Policy`] says at which phases of a session it wants to be asked and answers each time with a [`Verdict`]. [`Policies`]
+//! asks an ordered list of them; the first refusal wins.
+//!
+//! Invariants:
+//! - a policy is asked only at the phases it named;
+//! - a verdict depends on the facts given, never on the wire: a policy sees no octet that was not parsed.
+//!
+//! Knows nothing of sockets, reply codes or the spool. Verdicts are synchronous: a policy that must wait for somebody does
+//! not belong on a shard.
+
+mod accepted_domains;
+
+use std::net::SocketAddr;
+use std::ops::BitOr;
+use std::sync::Arc;
+
+use crate::mail::{ForwardPath, Refusal, ReversePath};
+
+pub use accepted_domains::AcceptedDomains;
+
+/// A moment of a session at which something may be refused, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// The connection was accepted; nothing was said.
+    Connect,
+    /// HELO or EHLO.
+    Hello,
+    /// MAIL.
+    Mail,
+    /// One RCPT.
+    Recipient,
+    /// DATA, before 354.
+    Data,
+    /// End-of-data, before anything is made durable.
+    Message,
+}
+
+impl Phase {
+    /// Every phase, in order.
+    pub const ALL: [Phase; 6] =
+        [Phase::Connect, Phase::Hello, Phase::Mail, Phase::Recipient, Phase::Data, Phase::Message];
+}
+
+/// A set of phases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Phases(u8);
+
+impl Phases {
+    /// No phase.
+    pub const NONE: Phases = Phases(0);
+    /// Every phase.
+    pub const ALL: Phases = Phases((1 << Phase::ALL.len()) - 1);
+
+    /// The set of one phase.
+    pub const fn of(phase: Phase) -> Self {
+        Phases(1 << phase as u8)
+    }
+
+    /// Whether `phase` is in the set.
+    pub const fn contains(self, phase: Phase) -> bool {
+        self.0 & Phases::of(phase).0 != 0
+    }
+}
+
+impl BitOr for Phases {
+    type Output = Phases;
+
+    fn bitor(self, other: Phases) -> Phases {
+        Phases(self.0 | other.0)
+    }
+}
+
+/// What is known when a policy is asked. What a phase does not know yet is `None`, empty or 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// The peer's address and port.
+    pub peer: SocketAddr,
+    /// The argument of HELO or EHLO; empty before it.
+    pub hello: &'a str,
+    /// From MAIL on.
+    pub reverse_path: Option<&'a ReversePath>,
+    /// The recipient in question, at [`Phase::Recipient`] only.
+    pub recipient: Option<&'a ForwardPath>,
+    /// Recipients accepted so far in this transaction.
+    pub recipients_count: usize,
+    /// SIZE= of MAIL, in octets (RFC 1870).
+    pub declared_size: Option<u64>,
+    /// The content's size in octets, at [`Phase::Message`] only.
+    pub size: u64,
+}
+
+impl<'a> Facts<'a> {
+    /// What is known of a peer that has said nothing yet.
+    pub fn of_peer(peer: SocketAddr) -> Facts<'a> {
+        Facts {
+            peer,
+            hello: "",
+            reverse_path: None,
+            recipient: None,
+            recipients_count: 0,
+            declared_size: None,
+            size: 0,
+        }
+    }
+}
+
+/// A policy's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As far as this policy is concerned, go on.
+    Accept,
+    /// Do not go on: the peer is told why.
+    Refuse(Refusal),
+}
+
+/// A rule of the operator's. Called on shards: it must be quick and must not wait.
+pub trait Policy: Send + Sync {
+    /// Its name, for logs.
+    fn name(&self) -> &str;
+
+    /// The phases at which it wants to be asked.
+    fn phases(&self) -> Phases;
+
+    /// The verdict on `facts` at `phase`.
+    fn check(&self, phase: Phase, facts: &Facts<'_>) -> Verdict;
+}
+
+/// The policies of a gateway, in the order in which they are asked.
+#[derive(Clone, Default)]
+pub struct Policies {
+    list: Arc<[(Phases, Arc<dyn Policy>)]>,
+    phases: Phases,
+}
+
+impl Policies {
+    /// Asks `list` in its order.
+    pub fn new(list: Vec<Arc<dyn Policy>>) -> Self {
+        let list: Arc<[_]> = list.into_iter().map(|policy| (policy.phases(), policy)).collect();
+        let phases = list.iter().fold(Phases::NONE, |all, (phases, _)| all | *phases);
+        Policies { list, phases }
+    }
+
+    /// The phases at which any policy wants to be asked: elsewhere nobody need gather facts.
+    pub fn phases(&self) -> Phases {
+        self.phases
+    }
+
+    /// The verdict of all: the first refusal, or acceptance.
+    pub fn check(&self, phase: Phase, facts: &Facts<'_>) -> Verdict {
+        match self.refusal(phase, facts) {
+            Some((_, refusal)) => Verdict::Refuse(refusal),
+            None => Verdict::Accept,
+        }
+    }
+
+    /// The first refusal and the name of the policy that gave it.
+    pub fn refusal(&self, phase: Phase, facts: &Facts<'_>) -> Option<(&str, Refusal)> {
+        if !self.phases.contains(phase) {
+            return None;
+        }
+        self.list.iter().filter(|(phases, _)| phases.contains(phase)).find_map(|(_, policy)| {
+            match policy.check(phase, facts) {
+                Verdict::Accept => None,
+                Verdict::Refuse(refusal) => Some((policy.name(), refusal)),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::mail::Status;
+
+    struct Spy {
+        name: &'static str,
+        phases: Phases,
+        refuses: bool,
+        asked: Arc<Mutex<Vec<(&'static str, Phase)>>>,
+    }
+
+    impl Policy for Spy {
+        fn name(&self) -> &str {
+            self.name
+        }
+
+        fn phases(&self) -> Phases {
+            self.phases
+        }
+
+        fn check(&self, phase: Phase, _: &Facts<'_>) -> Verdict {
+            self.asked.lock().unwrap().push((self.name, phase));
+            match self.refuses {
+                true => Verdict::Refuse(Refusal::new(Status::permanent(7, 1), self.name)),
+                false => Verdict::Accept,
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_refusal_wins_and_only_named_phases_are_asked() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let spy = |name, phases, refuses| -> Arc<dyn Policy> {
+            Arc::new(Spy { name, phases, refuses, asked: asked.clone() })
+        };
+        let mail_and_data = Phases::of(Phase::Mail) | Phases::of(Phase::Data);
+        let policies = Policies::new(vec![
+            spy("a", mail_and_data, false),
+            spy("b", Phases::of(Phase::Data), true),
+            spy("c", Phases::of(Phase::Data), true),
+        ]);
+        let facts = Facts::of_peer("192.0.2.1:25".parse().unwrap());
+        let table: [(Phase, Option<&str>, &[&str]); 6] = [
+            (Phase::Connect, None, &[]),
+            (Phase::Hello, None, &[]),
+            (Phase::Mail, None, &["a"]),
+            (Phase::Recipient, None, &[]),
+            (Phase::Data, Some("b"), &["a", "b"]),
+            (Phase::Message, None, &[]),
+        ];
+        for (phase, refused_by, expected) in table {
+            asked.lock().unwrap().clear();
+            assert_eq!(policies.refusal(phase, &facts).map(|(name, _)| name), refused_by, "{phase:?}");
+            assert_eq!(policies.check(phase, &facts) == Verdict::Accept, refused_by.is_none());
+            let asked: Vec<_> = asked.lock().unwrap().iter().map(|(name, _)| *name).collect();
+            assert_eq!(asked, [expected, expected].concat(), "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn the_phases_of_many_are_the_union_of_each() {
+        assert_eq!(Policies::new(vec![]).phases(), Phases::NONE);
+        assert!(Phase::ALL.iter().all(|p| Phases::ALL.contains(*p) && !Phases::NONE.contains(*p)));
+        for a in Phase::ALL {
+            for b in Phase::ALL {
+                assert_eq!(Phases::of(a).contains(b), a == b);
+                assert!((Phases::of(a) | Phases::of(b)).contains(a));
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! What the operator sees: the log, and what may stand in it.
+//!
+//! Knows nothing of how anything is done; it is told.
+
+mod escaped;
+pub mod log;
+
+pub use escaped::Escaped;
