@@ -15,3 +15,4 @@
 //!                 mail              the shared words: paths, envelope, message id; std only
 //! ```
 pub mod mail;
+pub mod smtp;
