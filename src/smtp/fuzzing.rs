@@ -218,7 +218,9 @@ impl Driver {
             self.answers_count += 1;
             let is_well = self.answers & 0x30 != 0;
             match effect {
-                Effect::Check(_) if is_well => self.session.handle_verdict(Ok(()), self.now, &mut self.replies),
+                Effect::Check(_) if is_well => {
+                    self.session.handle_verdict(Ok(()), self.now, &mut self.replies)
+                }
                 Effect::Check(_) => {
                     let mut refusal = Refusal::new(Status::temporary(7, 1), "No");
                     refusal.disconnect = self.answers & 0x40 != 0;
@@ -249,6 +251,7 @@ impl Driver {
                     assert!(self.session.is_closed());
                 }
             }
+            self.note_content();
         }
         has_effect
     }

@@ -48,10 +48,10 @@ impl Session {
             Verb::Data => self.take_data(arguments, is_followed, now, replies),
             Verb::Rset => self.take_reset(arguments, replies),
             Verb::Quit => self.take_quit(arguments, replies),
-            Verb::Noop => Reply::Ok.write(replies),
-            Verb::Help => Reply::Help.write(replies),
+            Verb::Noop => self.take_other(Reply::Ok, replies),
+            Verb::Help => self.take_other(Reply::Help, replies),
             Verb::Vrfy if arguments.is_empty() => self.refuse(Reply::BadArguments, replies),
-            Verb::Vrfy => Reply::CannotVerify.write(replies),
+            Verb::Vrfy => self.take_other(Reply::CannotVerify, replies),
             Verb::NotOffered => self.refuse(Reply::NotOffered, replies),
             Verb::Bdat => self.end_with(Reply::BdatNotOffered, replies),
             Verb::Foreign => self.end_with(Reply::NotSmtp, replies),
@@ -134,6 +134,12 @@ impl Session {
         self.transaction = None;
         self.advance(Event::Reset);
         Reply::Ok.write(replies);
+    }
+
+    /// NOOP, HELP, VRFY: an answer, and nothing changes (RFC 5321 §4.1.4: permitted at any time).
+    fn take_other(&mut self, reply: Reply, replies: &mut Vec<u8>) {
+        self.advance(Event::Other);
+        reply.write(replies);
     }
 
     fn take_quit(&mut self, arguments: &[u8], replies: &mut Vec<u8>) {
