@@ -135,8 +135,9 @@ fn every_end_of_a_begun_content_is_one_abandon_or_one_store() {
             f.session.handle_abort(&mut f.replies);
         }),
         ("refused by the content", |f| {
-            f.input(b"\0\r\n.\r\n");
-            assert_eq!(f.session.effect, Some(Effect::Abandon));
+            f.input(b"\0\r\n");
+            assert_eq!(f.session.effect, Some(Effect::Abandon), "as soon as it is known");
+            assert_eq!(f.input(b"x"), 0, "nothing is taken before it is polled");
             f.session.handle_abort(&mut f.replies);
         }),
     ];
