@@ -5,8 +5,10 @@
 
 use incoming::smtp::fuzzing;
 
+type Body = fn(&[u8]);
+
 /// Every target: its folder in `tests/fuzz/corpus` and its body.
-const TARGETS: &[(&str, fn(&[u8]))] =
+const TARGETS: &[(&str, Body)] =
     &[("command", fuzzing::command), ("content", fuzzing::content), ("session", fuzzing::session)];
 
 #[test]

@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn lines_are_taken_apart() {
-        let table: [(&str, Result<(Verb, &str), Reply>); 26] = [
+        type Row<'a> = (&'a str, Result<(Verb, &'a str), Reply>);
+        let table: [Row; 26] = [
             ("NOOP", Ok((Verb::Noop, ""))),
             ("noop", Ok((Verb::Noop, ""))),
             ("nOOp  x  y \t ", Ok((Verb::Noop, "x  y"))),
