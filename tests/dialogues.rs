@@ -1,5 +1,6 @@
-//! Every dialogue of `tests/dialogues/*.smtp`, with its input split in every way that matters: whole, octet by octet, at
-//! every place in two, and at random in many. The replies and the messages stored are the same each time.
+//! Every dialogue of `tests/dialogues/*.smtp`, with its input split in every way that matters: whole, octet
+//! by octet, at every place in two, and at random in many. The replies and the messages stored are the same
+//! each time.
 //!
 //! A failure prints the command that replays it.
 
@@ -18,7 +19,8 @@ use incoming::smtp::{Effect, NotStored, Session};
 /// Random many-way splits of each dialogue.
 const RANDOM_SPLITS: u64 = 40;
 
-/// Groups longer than this are split in two near their ends and at random between, not everywhere: each split is a whole run.
+/// Groups longer than this are split in two near their ends and at random between, not everywhere: each split
+/// is a whole run.
 const SPLIT_EVERYWHERE_MAX: usize = 1500;
 
 #[test]

@@ -1,4 +1,5 @@
-//! The bodies of the fuzz targets over their stored corpora: what the fuzzer once found interesting is tried every time.
+//! The bodies of the fuzz targets over their stored corpora: what the fuzzer once found interesting is tried
+//! every time.
 //!
 //! A corpus file may be added by hand, or copied from `tests/fuzz/artifacts` after a finding. To fuzz on:
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz <target>`.

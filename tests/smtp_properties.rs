@@ -11,7 +11,8 @@ use proptest::sample::select;
 
 const TO_DATA: &[u8] = b"EHLO c\r\nMAIL FROM:<a@e.org>\r\nRCPT TO:<b@e.org>\r\nDATA\r\n";
 
-/// What a session makes of content and of what follows it: the messages stored, and the replies after the 354.
+/// What a session makes of content and of what follows it: the messages stored, and the replies after the
+/// 354.
 fn sent(wire: &[u8], cuts: &[usize], piece_size: usize) -> (Vec<Vec<u8>>, String) {
     let now = Instant::now();
     let config = SessionConfig { piece_size, ..SessionConfig::new("mx") };

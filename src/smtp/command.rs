@@ -1,6 +1,7 @@
 //! A line to a command: the verb, and the arguments of MAIL, RCPT and HELO (RFC 5321 §4.1.1).
 //!
-//! Borrows from the line; only paths are copied. A refusal is the reply to give; no octet of the peer is in it.
+//! Borrows from the line; only paths are copied. A refusal is the reply to give; no octet of the peer is in
+//! it.
 
 use crate::mail::{ForwardPath, PathError, ReversePath};
 
@@ -51,7 +52,8 @@ impl Verb {
 /// Takes a line without its CRLF apart into verb and arguments, the latter without surrounding spaces.
 pub fn parse(line: &[u8]) -> Result<(Verb, &[u8]), Reply> {
     let line = trim_end(line);
-    // RFC 5321 §4.1.1: "the receiving SMTP servers SHOULD tolerate trailing white space"; inside, no control octet is.
+    // RFC 5321 §4.1.1: "the receiving SMTP servers SHOULD tolerate trailing white space"; inside, no control
+    // octet is.
     if line.iter().any(|c| *c < 0x20 || *c == 0x7f) {
         return Err(Reply::BadOctet);
     }
@@ -96,7 +98,8 @@ fn verb(word: &[u8]) -> Option<Verb> {
 
 /// The argument of HELO or EHLO: a domain or an address literal, as leniently as the world needs it.
 ///
-/// Underscores, single labels and unknown literals are in wide use. What is required is one printable ASCII word.
+/// Underscores, single labels and unknown literals are in wide use. What is required is one printable ASCII
+/// word.
 pub fn hello(arguments: &[u8]) -> Result<&str, Reply> {
     let is_word = !arguments.is_empty()
         && arguments.len() <= HELLO_SIZE_MAX

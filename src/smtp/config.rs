@@ -1,4 +1,5 @@
-//! What a session is configured with. Every bound is the operator's; the floors the RFC sets are named at each.
+//! What a session is configured with. Every bound is the operator's; the floors the RFC sets are named at
+//! each.
 
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use super::effect::PhaseSet;
 pub struct SessionConfig {
     /// Our name, in greetings, replies and `Received:` fields. Printable ASCII.
     pub hostname: Box<str>,
-    /// The largest content in octets, after transparency is undone and without our trace field; offered as SIZE (RFC 1870).
+    /// The largest content in octets, after transparency is undone and without our trace field; offered as
+    /// SIZE (RFC 1870).
     pub message_size_max: u64,
     /// Recipients of one transaction; at least 100 (RFC 5321 §4.5.3.1.8).
     pub recipients_max: usize,
@@ -27,11 +29,13 @@ pub struct SessionConfig {
     pub data_timeout: Duration,
     /// How long a session may last.
     pub session_timeout: Duration,
-    /// The rate content must keep on average once its grace is over, in octets per second as sent; 0 demands none.
+    /// The rate content must keep on average once its grace is over, in octets per second as sent; 0 demands
+    /// none.
     pub content_rate_min: u32,
     /// Commands that may be refused since the last accepted message; the next refused one is answered 421.
     pub errors_max: u32,
-    /// HELO, EHLO, RSET, NOOP, VRFY and HELP permitted since the last accepted message; the next is answered 421.
+    /// HELO, EHLO, RSET, NOOP, VRFY and HELP permitted since the last accepted message; the next is answered
+    /// 421.
     pub idle_commands_max: u32,
     /// At which phases the driver is asked; at the others everything is accepted.
     pub phases: PhaseSet,
@@ -44,7 +48,8 @@ impl SessionConfig {
             hostname: hostname.into(),
             message_size_max: 50 << 20,
             recipients_max: 1000,
-            // SMTPUTF8 adds 10 octets to the 512 of RFC 5321, DSN 500, AUTH up to 12 k; none needs more than this today.
+            // SMTPUTF8 adds 10 octets to the 512 of RFC 5321, DSN 500, AUTH up to 12 k; none needs more than
+            // this today.
             command_size_max: 2048,
             hops_max: 100,
             header_size_max: 1 << 20,

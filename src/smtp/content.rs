@@ -1,16 +1,19 @@
-//! Content as it is sent to content as it is stored: end-of-data, transparency and bare line ends are decided here and
-//! nowhere else (RFC 5321 §4.1.1.4, §4.5.2, §2.3.8).
+//! Content as it is sent to content as it is stored: end-of-data, transparency and bare line ends are decided
+//! here and nowhere else (RFC 5321 §4.1.1.4, §4.5.2, §2.3.8).
 //!
 //! The rules, all of them:
-//! 1. A line ends with CRLF, and with nothing else. A CR not followed by LF, or an LF not preceded by CR, is *bare*.
+//! 1. A line ends with CRLF, and with nothing else. A CR not followed by LF, or an LF not preceded by CR, is
+//!    *bare*.
 //! 2. Content begins at the start of a line.
-//! 3. A line that is `.` alone is end-of-data. It is no part of the content; the CRLF of the line before it is.
+//! 3. A line that is `.` alone is end-of-data. It is no part of the content; the CRLF of the line before it
+//!    is.
 //! 4. Of any other line that begins with `.`, that one octet is dropped.
-//! 5. A bare CR or LF is a fault, or becomes CRLF in the content. In either case it does not start a line for 3 and 4.
+//! 5. A bare CR or LF is a fault, or becomes CRLF in the content. In either case it does not start a line for
+//!    3 and 4.
 //! 6. A NUL is a fault.
 //!
-//! Invariant: what is put out, where faults are reported and where end-of-data is found depend on the octets only, not on
-//! how they are split.
+//! Invariant: what is put out, where faults are reported and where end-of-data is found depend on the octets
+//! only, not on how they are split.
 
 use memchr::memchr3;
 
@@ -78,8 +81,8 @@ impl Decoder {
 
     /// Decodes until something is found or the octets are used up; returns how many were taken.
     ///
-    /// After a fault decoding may go on. After [`Found::EndOfData`] the decoder is done with. At most two octets are put out for
-    /// each taken, plus two.
+    /// After a fault decoding may go on. After [`Found::EndOfData`] the decoder is done with. At most two
+    /// octets are put out for each taken, plus two.
     pub fn decode(&mut self, octets: &[u8], out: &mut impl Output) -> (usize, Found) {
         let mut taken = 0;
         while let Some(&next) = octets.get(taken) {
@@ -119,7 +122,8 @@ impl Decoder {
         (taken, Found::Nothing)
     }
 
-    /// Whole lines and parts of them, from a place where nothing is withheld, up to an octet that must be looked at alone.
+    /// Whole lines and parts of them, from a place where nothing is withheld, up to an octet that must be
+    /// looked at alone.
     ///
     /// Text without dots at line starts is put out in one run.
     fn decode_lines(&mut self, octets: &[u8], out: &mut impl Output) -> (usize, Found) {
@@ -278,7 +282,8 @@ mod tests {
         assert_eq!(decode(b"\0.\r\n", BareLineEnds::Normalise, &[]).faults, [Found::Nul]);
     }
 
-    /// The rules of the module's header written the slow way: one octet after the other, with the whole past at hand.
+    /// The rules of the module's header written the slow way: one octet after the other, with the whole past
+    /// at hand.
     fn by_the_rules(input: &[u8], bare: BareLineEnds) -> Decoded {
         let mut decoded = Decoded { content: Vec::new(), faults: Vec::new(), rest: None };
         let mut line_start = true;

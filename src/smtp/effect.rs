@@ -47,7 +47,8 @@ pub enum Effect {
     Piece(Vec<u8>),
     /// Make the message durable; answer with `handle_stored`.
     Store(Submission),
-    /// Forget the pieces of this transaction. Raised for every content that ends without `Store`, even if no piece was.
+    /// Forget the pieces of this transaction. Raised for every content that ends without `Store`, even if no
+    /// piece was.
     Abandon,
     /// Write the replies there are and close the connection. Always the last effect.
     Close,

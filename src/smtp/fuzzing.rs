@@ -61,7 +61,8 @@ pub fn content(data: &[u8]) {
 
 /// A whole session under a driver that answers, refuses, waits and ends it as the data says.
 ///
-/// The data is read as instructions: an octet that chooses what happens, and for input another that says how much of the rest.
+/// The data is read as instructions: an octet that chooses what happens, and for input another that says how
+/// much of the rest.
 pub fn session(data: &[u8]) {
     let mut driver = Driver::new(data.first().copied().unwrap_or(0));
     let mut rest = data.get(1..).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! The header section of content as it passes: its size and its `Received:` fields.
 //!
-//! It ends at the first empty line and nowhere earlier: a line that is no field does not end it, or a `From ` line in front would hide
-//! a mail loop.
+//! It ends at the first empty line and nowhere earlier: a line that is no field does not end it, or a `From `
+//! line in front would hide a mail loop.
 
 use memchr::memchr;
 
@@ -38,7 +38,8 @@ impl HeaderSection {
         HeaderSection { at: At::LineStart, size: 0, hops: 0, size_max, hops_max }
     }
 
-    /// Looks at the next octets of the content, whose line ends are all CRLF. Reports the first bound that is passed.
+    /// Looks at the next octets of the content, whose line ends are all CRLF. Reports the first bound that is
+    /// passed.
     pub fn watch(&mut self, content: &[u8]) -> Result<(), ContentRefusal> {
         if self.at == At::Ended {
             return Ok(());

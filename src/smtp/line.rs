@@ -1,16 +1,17 @@
 //! Octets to command lines, within a bound.
 //!
-//! Only CRLF ends a command. A line with a bare CR or LF inside is one (bad) command: nothing behind the bare octet is read as
-//! another command before the true CRLF.
+//! Only CRLF ends a command. A line with a bare CR or LF inside is one (bad) command: nothing behind the bare
+//! octet is read as another command before the true CRLF.
 //!
-//! A line that arrives in one input is borrowed from it. The rest of a line is kept until its end comes, and nothing is
-//! kept between lines.
+//! A line that arrives in one input is borrowed from it. The rest of a line is kept until its end comes, and
+//! nothing is kept between lines.
 
 use std::borrow::Cow;
 
 use memchr::memchr_iter;
 
-/// Octets of an over-long line that are skipped in search of its end. Far above any honest mistake, and cheap to skip.
+/// Octets of an over-long line that are skipped in search of its end. Far above any honest mistake, and cheap
+/// to skip.
 pub const SKIPPED_SIZE_MAX: usize = 64 << 10;
 
 /// The first octet of a TLS record with a handshake in it. No command begins so, and a CRLF may never follow.

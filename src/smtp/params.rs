@@ -67,7 +67,8 @@ fn keyword_and_value(word: &[u8]) -> Result<(&[u8], Option<&[u8]>), Reply> {
     if is_keyword && is_value { Ok((keyword, value)) } else { Err(Reply::BadParameter) }
 }
 
-/// RFC 1870 §3: "size-value ::= 1*20DIGIT". One that does not fit 64 bits is refused with the ill-formed ones.
+/// RFC 1870 §3: "size-value ::= 1*20DIGIT". One that does not fit 64 bits is refused with the ill-formed
+/// ones.
 fn size(value: Option<&[u8]>) -> Result<u64, Reply> {
     let digits = value.filter(|v| v.len() <= 20).ok_or(Reply::BadParameter)?;
     digits

@@ -1,7 +1,7 @@
 //! Every reply there is. The only file that knows reply codes.
 //!
-//! All but 354, the greeting and the answers to HELO and EHLO carry an enhanced status code (RFC 2034 §4). None holds an
-//! octet of the peer.
+//! All but 354, the greeting and the answers to HELO and EHLO carry an enhanced status code (RFC 2034 §4).
+//! None holds an octet of the peer.
 
 use crate::mail::{Class, MessageId, Refusal, Status};
 
@@ -177,8 +177,9 @@ pub fn write_queued(id: MessageId, replies: &mut Vec<u8>) {
 
 /// A refusal that somebody outside decided at `phase`.
 ///
-/// The code follows the status and the phase: a permanent one is 550 for an address or a name, 554 for a session or a message;
-/// a temporary one is 452 for want of room and 451 otherwise; one that ends the session is 554 or 421.
+/// The code follows the status and the phase: a permanent one is 550 for an address or a name, 554 for a
+/// session or a message; a temporary one is 452 for want of room and 451 otherwise; one that ends the session
+/// is 554 or 421.
 pub fn write_refusal(refusal: &Refusal, phase: Phase, replies: &mut Vec<u8>) {
     let ends = refusal.disconnect || phase == Phase::Connect;
     let Status { class, subject, detail } = refusal.status;
@@ -194,7 +195,8 @@ pub fn write_refusal(refusal: &Refusal, phase: Phase, replies: &mut Vec<u8>) {
     replies.push(b'.');
     push_number(detail.into(), replies);
     replies.push(b' ');
-    // The text is promised to be printable ASCII; a line break in it would be a second reply, so the promise is kept here too.
+    // The text is promised to be printable ASCII; a line break in it would be a second reply, so the promise
+    // is kept here too.
     let printable = |c: u8| if matches!(c, 0x20..=0x7e) { c } else { b'?' };
     replies.extend(refusal.text.bytes().take(REFUSAL_TEXT_SIZE_MAX).map(printable));
     replies.extend_from_slice(b"\r\n");

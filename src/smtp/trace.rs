@@ -19,7 +19,8 @@ pub struct Received<'a> {
     pub protocol: Protocol,
     /// What we call it.
     pub id: MessageId,
-    /// The recipient, where there is exactly one. With more it is left out, so that none learns of another (§7.2).
+    /// The recipient, where there is exactly one. With more it is left out, so that none learns of another
+    /// (§7.2).
     pub recipient: Option<&'a ForwardPath>,
     /// When; as [`format_date`] writes it.
     pub date: &'a str,
@@ -50,7 +51,8 @@ impl Received<'_> {
     }
 }
 
-/// The name a peer gives itself may hold any printable octet; those that mean something in a header field are not kept.
+/// The name a peer gives itself may hold any printable octet; those that mean something in a header field are
+/// not kept.
 fn hello_octet(c: u8) -> u8 {
     if c.is_ascii_alphanumeric() || b"-._:[]".contains(&c) { c } else { b'?' }
 }
@@ -77,7 +79,8 @@ const SECONDS_PER_DAY: u64 = 86_400;
 /// Years that have four digits, as RFC 5322 wants them: the last second of 9999.
 const UNIX_TIME_MAX: u64 = 253_402_300_799;
 
-/// Appends the date and time of `unix_time` (seconds since 1970) in UTC, as `Thu, 01 Jan 1970 00:00:00 +0000`.
+/// Appends the date and time of `unix_time` (seconds since 1970) in UTC, as `Thu, 01 Jan 1970 00:00:00
+/// +0000`.
 ///
 /// Times after the year 9999 are written as its last second.
 pub fn format_date(unix_time: u64, out: &mut String) {
@@ -111,8 +114,8 @@ fn push_two_digits(number: u64, out: &mut String) {
 
 /// Year, month and day of the month, of a day counted from 1970-01-01.
 ///
-/// Counted in years that begin in March, so that the leap day is a year's last, and in cycles of 400 years, which all have
-/// 146,097 days.
+/// Counted in years that begin in March, so that the leap day is a year's last, and in cycles of 400 years,
+/// which all have 146,097 days.
 fn civil_date(days: u64) -> (u64, u64, u64) {
     const DAYS_FROM_MARCH_0_TO_1970: u64 = 719_468;
     const DAYS_PER_CYCLE: u64 = 146_097;

@@ -1,10 +1,12 @@
 //! A transaction, from MAIL to the reply to end-of-data: its envelope, and its content on the way through.
 //!
 //! Invariants:
-//! - an octet of content is in `buffer`, or was handed over in a piece, or is refused, and never two of these;
+//! - an octet of content is in `buffer`, or was handed over in a piece, or is refused, and never two of
+//!   these;
 //! - once content is refused the buffer is gone and none is held again.
 //!
-//! Which bound is passed first is decided by position in the content, so it does not depend on how the input is split.
+//! Which bound is passed first is decided by position in the content, so it does not depend on how the input
+//! is split.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +21,8 @@ use super::reply::ContentRefusal;
 /// The first buffer of a content: one small message.
 const BUFFER_SIZE_MIN: usize = 4 << 10;
 
-/// Content's rate is not looked at before this: slow start and a greylisting peer's first pause are within it.
+/// Content's rate is not looked at before this: slow start and a greylisting peer's first pause are within
+/// it.
 const RATE_GRACE: Duration = Duration::from_secs(30);
 
 /// One open transaction.

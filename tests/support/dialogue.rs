@@ -21,8 +21,8 @@
 //! ---                         another dialogue in the same file
 //! ```
 //!
-//! In C lines and contents `\r \n \t \0 \\ \xNN` are octets and `\{ab*3}` is `ababab`. Messages are compared at the end: those not
-//! named must not be stored. Every reply must be named.
+//! In C lines and contents `\r \n \t \0 \\ \xNN` are octets and `\{ab*3}` is `ababab`. Messages are compared
+//! at the end: those not named must not be stored. Every reply must be named.
 
 use incoming::mail::{Refusal, Status};
 use incoming::smtp::{BareLineEnds, NotStored, Phase, SessionConfig};

@@ -17,7 +17,8 @@ impl Session {
     pub(super) fn take_line(&mut self, octets: &[u8], now: Instant, replies: &mut Vec<u8>) -> usize {
         let (taken, line) = self.line.take(octets, self.config.command_size_max);
         match line {
-            // Counted from the end of the last command, not from the last octet: a trickle does not extend it.
+            // Counted from the end of the last command, not from the last octet: a trickle does not extend
+            // it.
             Taken::Part => return taken,
             Taken::Line(line) => self.take_command(&line, taken < octets.len(), now, replies),
             Taken::TooLong => self.refuse(Reply::LineTooLong, replies),
@@ -93,7 +94,8 @@ impl Session {
         let Some(transaction) = &self.transaction else {
             return self.refuse(Reply::BadSequence, replies);
         };
-        // RFC 5321 §4.5.3.1.10: the peer sends to those taken and comes again for the rest, so this is no error of its.
+        // RFC 5321 §4.5.3.1.10: the peer sends to those taken and comes again for the rest, so this is no
+        // error of its.
         if transaction.envelope.forward_paths.len() >= self.config.recipients_max {
             return Reply::TooManyRecipients.write(replies);
         }
@@ -110,8 +112,9 @@ impl Session {
     }
 
     fn take_data(&mut self, arguments: &[u8], is_followed: bool, now: Instant, replies: &mut Vec<u8>) {
-        // RFC 2920 §3.1: DATA "can only appear as the last command in a group". What follows it is content that was not asked for. Were
-        // the DATA refused, that content would be read as commands; were it permitted, it would not be known whose it is.
+        // RFC 2920 §3.1: DATA "can only appear as the last command in a group". What follows it is content
+        // that was not asked for. Were the DATA refused, that content would be read as commands; were it
+        // permitted, it would not be known whose it is.
         if is_followed {
             return self.end_with(Reply::EarlyContent, replies);
         }
@@ -155,7 +158,8 @@ impl Session {
         reply::write_greeting(&self.config, replies);
     }
 
-    /// RFC 5321 §4.1.4: EHLO in the middle of a transaction clears it "exactly as if a RSET command had been issued".
+    /// RFC 5321 §4.1.4: EHLO in the middle of a transaction clears it "exactly as if a RSET command had been
+    /// issued".
     pub(super) fn accept_hello(&mut self, hello: Hello, replies: &mut Vec<u8>) {
         match hello.is_extended {
             true => reply::write_ehlo(&self.config, replies),
@@ -205,7 +209,8 @@ impl Session {
         reply.write(replies);
     }
 
-    /// Refuses for somebody else, with the same bound; but the reply to content stands, or the peer would send it again.
+    /// Refuses for somebody else, with the same bound; but the reply to content stands, or the peer would
+    /// send it again.
     pub(super) fn refuse_by_policy(&mut self, why: &Refusal, phase: Phase, replies: &mut Vec<u8>) {
         if why.disconnect {
             return self.refuse_and_end(why, phase, replies);

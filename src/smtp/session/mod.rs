@@ -1,7 +1,8 @@
 //! One SMTP session: what arrives is handed to it, what it wants is polled from it.
 //!
 //! Invariants:
-//! - while it awaits an answer, or an effect is not polled yet, it takes no octets: commands run one after the other;
+//! - while it awaits an answer, or an effect is not polled yet, it takes no octets: commands run one after
+//!   the other;
 //! - `250` for a message is written by `handle_stored` alone;
 //! - once the 354 is given, exactly one of `Store` and `Abandon` is raised, whatever happens;
 //! - after `Close` nothing changes any more and late answers are ignored.
@@ -25,8 +26,8 @@ use super::state::{Event, State};
 use super::trace::Received;
 use super::transaction::Transaction;
 
-/// How long a store that outlasts the session's time is waited for before it is looked at again. It is never given up: the
-/// peer would send a message again that may be ours already.
+/// How long a store that outlasts the session's time is waited for before it is looked at again. It is never
+/// given up: the peer would send a message again that may be ours already.
 const STORE_WAIT: Duration = Duration::from_secs(60);
 
 /// One session, from the connection to its end.
@@ -97,7 +98,8 @@ enum Leaving {
 }
 
 impl Session {
-    /// A session with a peer that has just connected. Appends the greeting, or asks first where the phases say so.
+    /// A session with a peer that has just connected. Appends the greeting, or asks first where the phases
+    /// say so.
     pub fn new(
         config: Arc<SessionConfig>,
         peer: SocketAddr,
@@ -130,8 +132,9 @@ impl Session {
 
     /// Takes octets from the peer, appends the replies to them, and returns how many were taken.
     ///
-    /// Fewer than all are taken when an effect is to be polled or an answer is awaited; the rest must be given again afterwards. All
-    /// that is there should be given at once: octets behind a DATA line in one input are those that were sent before the 354.
+    /// Fewer than all are taken when an effect is to be polled or an answer is awaited; the rest must be
+    /// given again afterwards. All that is there should be given at once: octets behind a DATA line in one
+    /// input are those that were sent before the 354.
     pub fn handle_input(&mut self, octets: &[u8], now: Instant, replies: &mut Vec<u8>) -> usize {
         if let Awaits::Data { is_early } = &mut self.awaits {
             *is_early |= !octets.is_empty();
@@ -216,14 +219,18 @@ impl Session {
         }
     }
 
-    /// A piece could not be stored, now or after it was taken. The content is refused and skipped to its end; then comes the reply.
+    /// A piece could not be stored, now or after it was taken. The content is refused and skipped to its end;
+    /// then comes the reply.
     pub fn handle_not_stored(&mut self, why: NotStored, now: Instant) {
-        if matches!(self.awaits, Awaits::PieceTaken) {
+        let is_waited_for = matches!(self.awaits, Awaits::PieceTaken);
+        if is_waited_for {
             self.awaits = Awaits::Nothing;
         }
         let is_asking = matches!(self.effect, Some(Effect::Check(_)));
         let Some(content) = self.content() else { return };
-        content.resume(now);
+        if is_waited_for {
+            content.resume(now);
+        }
         content.refuse(reply::ContentRefusal::NotStored(why));
         // A check that nobody has polled yet must not be lost; then `Abandon` follows its verdict.
         if !content.is_abandoned && !is_asking {
@@ -256,8 +263,8 @@ impl Session {
         self.leave_if_due(replies);
     }
 
-    /// When [`Session::handle_timeout`] is due unless something happens before. While it is we who are waited for, only the session's
-    /// own end counts.
+    /// When [`Session::handle_timeout`] is due unless something happens before. While it is we who are waited
+    /// for, only the session's own end counts.
     pub fn deadline(&self) -> Instant {
         if !matches!(self.awaits, Awaits::Nothing) {
             return self.ends_at;
@@ -269,7 +276,8 @@ impl Session {
         })
     }
 
-    /// The deadline may have come. A message that is being stored is waited for all the same; the session ends after its reply.
+    /// The deadline may have come. A message that is being stored is waited for all the same; the session
+    /// ends after its reply.
     pub fn handle_timeout(&mut self, now: Instant, replies: &mut Vec<u8>) {
         if now < self.deadline() {
             return;
@@ -298,7 +306,8 @@ impl Session {
         self.end_with(Reply::TryAgainLater, replies);
     }
 
-    /// Appends the `Received:` field of the message that is being stored (RFC 5321 §4.4). `date` is as `format_date` writes it.
+    /// Appends the `Received:` field of the message that is being stored (RFC 5321 §4.4). `date` is as
+    /// `format_date` writes it.
     pub fn write_received(&self, id: MessageId, date: &str, trace: &mut Vec<u8>) {
         let recipient = match &self.awaits {
             Awaits::Stored(stored) => stored.recipient.as_ref(),
