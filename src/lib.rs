@@ -20,5 +20,7 @@ pub mod gateway;
 pub mod limits;
 pub mod mail;
 pub mod policy;
+pub mod shard;
+pub mod smtp;
 pub mod spool;
 pub mod telemetry;

@@ -1,4 +1,4 @@
-//! The shared words: paths, envelope, message id, status. What every other module may speak of.
+//! The shared words: paths, envelope, message id, status, phases. What every other module may speak of.
 //!
 //! Promises: a value of one of these types is well-formed by construction (parse, don't validate). Uses std only and
 //! knows nothing of SMTP replies, disk or time.
@@ -6,9 +6,11 @@
 mod envelope;
 mod id;
 mod path;
+mod phase;
 mod status;
 
 pub use envelope::{Arrival, Body, Envelope, Protocol};
 pub use id::{MessageId, ParseMessageIdError};
 pub use path::{Domain, ForwardPath, Mailbox, PathError, ReversePath};
+pub use phase::{Phase, Phases};
 pub use status::{Class, Refusal, Status};

@@ -1,0 +1,290 @@
+//! Every reply there is. The only file that knows reply codes.
+//!
+//! All but 354, the greeting and the answers to HELO and EHLO carry an enhanced status code (RFC 2034 §4).
+//! None holds an octet of the peer.
+
+use crate::mail::{Class, MessageId, Refusal, Status};
+
+use super::config::SessionConfig;
+use super::effect::NotStored;
+use crate::mail::Phase;
+
+/// A reply line has at most 512 octets (RFC 5321 §4.5.3.1.5); this leaves room for the codes and CRLF.
+const REFUSAL_TEXT_SIZE_MAX: usize = 480;
+
+macro_rules! replies {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        /// A reply whose octets never change.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Reply { $($(#[$doc])* $name,)* }
+
+        impl Reply {
+            /// The octets of the reply, CRLF included.
+            pub fn octets(self) -> &'static [u8] {
+                match self { $(Reply::$name => concat!($text, "\r\n").as_bytes(),)* }
+            }
+
+            #[cfg(test)]
+            const ALL: &[Reply] = &[$(Reply::$name,)*];
+        }
+    };
+}
+
+replies! {
+    /// To RSET and NOOP.
+    Ok = "250 2.0.0 Ok";
+    /// To MAIL.
+    MailOk = "250 2.1.0 Ok";
+    /// To RCPT.
+    RecipientOk = "250 2.1.5 Ok";
+    /// To VRFY: nothing is disclosed (RFC 5321 §7.3).
+    CannotVerify = "252 2.5.0 Cannot verify, but will accept messages";
+    /// To HELP.
+    Help = "214 2.0.0 HELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT (RFC 5321)";
+    /// To DATA.
+    StartContent = "354 End data with <CR><LF>.<CR><LF>";
+
+    /// A verb nobody knows.
+    Unrecognized = "500 5.5.2 Command not recognized";
+    /// A bare CR or LF or another control octet in a command.
+    BadOctet = "500 5.5.2 Control octet in command";
+    /// A command line over its bound.
+    LineTooLong = "500 5.5.6 Line too long";
+    /// A command line without an end.
+    LineEndless = "421 4.5.6 Line too long, closing";
+    /// Arguments that do not follow the grammar.
+    BadArguments = "501 5.5.4 Syntax error in arguments";
+    /// An argument where none may be.
+    NoArguments = "501 5.5.4 No arguments permitted";
+    /// HELO or EHLO without a usable name.
+    BadHello = "501 5.5.4 Domain name or address literal required";
+    /// A reverse-path that is none.
+    BadReversePath = "501 5.1.7 Bad sender address syntax";
+    /// A forward-path that is none.
+    BadForwardPath = "501 5.1.3 Bad recipient address syntax";
+    /// A parameter that is ill-formed, repeated or has an impossible value.
+    BadParameter = "501 5.5.4 Syntax error in parameters";
+    /// A parameter that is not offered.
+    UnknownParameter = "555 5.5.4 Parameter not recognized";
+    /// An address beyond ASCII without SMTPUTF8 (RFC 6531 §3.5).
+    NeedsSmtpUtf8 = "553 5.6.7 Address requires SMTPUTF8";
+    /// A command that exists but is not offered.
+    NotOffered = "502 5.5.1 Command not implemented";
+    /// BDAT: its octets cannot be told from commands, so the session ends.
+    BdatNotOffered = "502 5.5.1 CHUNKING not offered, closing";
+    /// A command out of order.
+    BadSequence = "503 5.5.1 Bad sequence of commands";
+    /// DATA after every RCPT was refused.
+    NoRecipients = "554 5.5.1 No valid recipients";
+    /// Octets behind DATA before the 354 (RFC 2920 §3.1).
+    EarlyContent = "554 5.5.0 Content before 354, closing";
+    /// A web client or the like.
+    NotSmtp = "554 5.5.0 This is an SMTP server, closing";
+    /// The recipients are at their bound (RFC 5321 §4.5.3.1.10).
+    TooManyRecipients = "452 4.5.3 Too many recipients";
+
+    /// Declared or sent content over its bound (RFC 1870 §6).
+    MessageTooLarge = "552 5.3.4 Message too large";
+    /// A header section over its bound.
+    HeaderTooLarge = "552 5.3.4 Header section too large";
+    /// A mail loop (RFC 5321 §6.3).
+    TooManyHops = "554 5.4.6 Too many hops";
+    /// A CR or LF that stands alone in content (RFC 5321 §2.3.8).
+    BareLineEnd = "550 5.5.2 Bare CR or LF in content";
+    /// A NUL in content (RFC 5321 §4.5.2).
+    Nul = "550 5.6.0 NUL in content";
+
+    /// The spool is full.
+    NoRoom = "452 4.3.1 Insufficient storage";
+    /// The spool failed.
+    StorageFailed = "451 4.3.0 Storage failed, try again later";
+    /// Overloaded, or shutting down.
+    TryAgainLater = "421 4.3.2 Try again later";
+    /// The peer was too slow.
+    TimedOut = "421 4.4.2 Timeout, closing";
+    /// Too much was refused.
+    TooManyErrors = "421 4.7.0 Too many errors, closing";
+    /// Too many commands that lead nowhere.
+    TooManyIdle = "421 4.7.0 Too many commands without a message, closing";
+}
+
+impl Reply {
+    /// Appends the reply.
+    pub fn write(self, replies: &mut Vec<u8>) {
+        replies.extend_from_slice(self.octets());
+    }
+}
+
+/// Why content is refused at its end-of-data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentRefusal {
+    /// Over `message_size_max`.
+    TooLarge,
+    /// Over `header_size_max`.
+    HeaderTooLarge,
+    /// Over `hops_max`.
+    TooManyHops,
+    /// A bare CR or LF.
+    BareLineEnd,
+    /// A NUL.
+    Nul,
+    /// Ours, not the peer's.
+    NotStored(NotStored),
+}
+
+impl ContentRefusal {
+    /// The reply to end-of-data.
+    pub fn reply(self) -> Reply {
+        match self {
+            ContentRefusal::TooLarge => Reply::MessageTooLarge,
+            ContentRefusal::HeaderTooLarge => Reply::HeaderTooLarge,
+            ContentRefusal::TooManyHops => Reply::TooManyHops,
+            ContentRefusal::BareLineEnd => Reply::BareLineEnd,
+            ContentRefusal::Nul => Reply::Nul,
+            ContentRefusal::NotStored(NotStored::NoRoom) => Reply::NoRoom,
+            ContentRefusal::NotStored(NotStored::TooBusy) => Reply::TryAgainLater,
+            ContentRefusal::NotStored(NotStored::Failed) => Reply::StorageFailed,
+        }
+    }
+}
+
+/// The greeting (RFC 5321 §4.2: 220 begins with our name).
+pub fn write_greeting(config: &SessionConfig, replies: &mut Vec<u8>) {
+    write_all(&[b"220 ", config.hostname.as_bytes(), b" ESMTP\r\n"], replies);
+}
+
+/// The answer to HELO.
+pub fn write_helo(config: &SessionConfig, replies: &mut Vec<u8>) {
+    write_all(&[b"250 ", config.hostname.as_bytes(), b"\r\n"], replies);
+}
+
+/// The answer to EHLO: what is offered.
+pub fn write_ehlo(config: &SessionConfig, replies: &mut Vec<u8>) {
+    write_all(&[b"250-", config.hostname.as_bytes(), b"\r\n250-PIPELINING\r\n250-SIZE "], replies);
+    push_number(config.message_size_max, replies);
+    replies.extend_from_slice(b"\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES\r\n");
+}
+
+/// The answer to QUIT (RFC 5321 §4.2.2: 221 names us).
+pub fn write_bye(config: &SessionConfig, replies: &mut Vec<u8>) {
+    write_all(&[b"221 2.0.0 ", config.hostname.as_bytes(), b" Bye\r\n"], replies);
+}
+
+/// The answer to end-of-data that makes the message ours.
+pub fn write_queued(id: MessageId, replies: &mut Vec<u8>) {
+    let mut text = [0; MessageId::TEXT_SIZE_MAX];
+    write_all(&[b"250 2.0.0 Ok: queued as ", id.encode(&mut text).as_bytes(), b"\r\n"], replies);
+}
+
+/// A refusal that somebody outside decided at `phase`.
+///
+/// The code follows the status and the phase: a permanent one is 550 for an address or a name, 554 for a
+/// session or a message; a temporary one is 452 for want of room and 451 otherwise; one that ends the session
+/// is 554 or 421.
+pub fn write_refusal(refusal: &Refusal, phase: Phase, replies: &mut Vec<u8>) {
+    let ends = refusal.disconnect || phase == Phase::Connect;
+    let Status { class, subject, detail } = refusal.status;
+    let codes: &[u8] = match (class, phase) {
+        (Class::Permanent, Phase::Hello | Phase::Mail | Phase::Recipient) if !ends => b"550 5.",
+        (Class::Permanent, _) => b"554 5.",
+        (_, _) if ends => b"421 4.",
+        (_, _) if (subject, detail) == (3, 1) => b"452 4.",
+        (_, _) => b"451 4.",
+    };
+    replies.extend_from_slice(codes);
+    push_number(subject.into(), replies);
+    replies.push(b'.');
+    push_number(detail.into(), replies);
+    replies.push(b' ');
+    // The text is promised to be printable ASCII; a line break in it would be a second reply, so the promise
+    // is kept here too.
+    let printable = |c: u8| if matches!(c, 0x20..=0x7e) { c } else { b'?' };
+    replies.extend(refusal.text.bytes().take(REFUSAL_TEXT_SIZE_MAX).map(printable));
+    replies.extend_from_slice(b"\r\n");
+}
+
+/// Appends a number in decimal.
+pub fn push_number(number: u64, out: &mut Vec<u8>) {
+    let mut digits = [0; 20];
+    let mut rest = number;
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+fn write_all(parts: &[&[u8]], replies: &mut Vec<u8>) {
+    for part in parts {
+        replies.extend_from_slice(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reply_is_one_short_line_whose_two_codes_agree() {
+        for reply in Reply::ALL {
+            let line = std::str::from_utf8(reply.octets()).unwrap();
+            assert!(line.len() <= 80 && line.ends_with("\r\n"), "{line:?}");
+            assert!(line[..line.len() - 2].bytes().all(|c| matches!(c, 0x20..=0x7e)), "{line:?}");
+            let (code, rest) = line.split_once(' ').unwrap();
+            assert!(code.len() == 3 && code.bytes().all(|c| c.is_ascii_digit()), "{line:?}");
+            if *reply == Reply::StartContent {
+                continue;
+            }
+            let status = rest.split_once(' ').unwrap().0;
+            assert_eq!(status.split('.').count(), 3, "{line:?}");
+            assert_eq!(status.as_bytes()[0], code.as_bytes()[0], "RFC 2034 §4: {line:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_become_codes_by_status_and_phase() {
+        let table = [
+            (Status::permanent(1, 1), Phase::Recipient, false, "550 5.1.1 "),
+            (Status::permanent(1, 8), Phase::Mail, false, "550 5.1.8 "),
+            (Status::permanent(7, 1), Phase::Hello, false, "550 5.7.1 "),
+            (Status::permanent(7, 1), Phase::Data, false, "554 5.7.1 "),
+            (Status::permanent(7, 1), Phase::Message, false, "554 5.7.1 "),
+            (Status::permanent(7, 1), Phase::Connect, false, "554 5.7.1 "),
+            (Status::permanent(7, 1), Phase::Recipient, true, "554 5.7.1 "),
+            (Status::temporary(3, 1), Phase::Mail, false, "452 4.3.1 "),
+            (Status::temporary(7, 1), Phase::Mail, false, "451 4.7.1 "),
+            (Status::temporary(7, 1), Phase::Mail, true, "421 4.7.1 "),
+            (Status::temporary(7, 1), Phase::Connect, false, "421 4.7.1 "),
+        ];
+        for (status, phase, disconnect, expected) in table {
+            let refusal = Refusal { status, text: "No".into(), disconnect };
+            let mut replies = Vec::new();
+            write_refusal(&refusal, phase, &mut replies);
+            assert_eq!(String::from_utf8(replies).unwrap(), format!("{expected}No\r\n"));
+        }
+    }
+
+    #[test]
+    fn a_refusals_text_cannot_make_a_second_line_or_a_long_one() {
+        let text = format!("a\r\n250 b\0é{}", "x".repeat(1000)).into();
+        let refusal = Refusal { status: Status::permanent(7, 1), text, disconnect: false };
+        let mut replies = Vec::new();
+        write_refusal(&refusal, Phase::Mail, &mut replies);
+        assert!(replies.len() <= 512 && replies.starts_with(b"550 5.7.1 a??250 b???x"));
+        assert_eq!(replies.iter().filter(|c| **c == b'\n').count(), 1);
+    }
+
+    #[test]
+    fn numbers_are_decimal() {
+        for n in [0, 9, 10, 12345, u64::MAX] {
+            let mut out = Vec::new();
+            push_number(n, &mut out);
+            assert_eq!(out, n.to_string().as_bytes());
+        }
+    }
+}

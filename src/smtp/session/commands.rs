@@ -1,0 +1,230 @@
+//! What each command does, and its reply.
+
+use std::time::Instant;
+
+use crate::mail::{ForwardPath, Refusal};
+
+use super::super::command::{self, Verb};
+use super::super::line::Taken;
+use super::super::reply::{self, Reply};
+use super::super::state::{Event, State};
+use super::super::transaction::{Content, Transaction};
+use super::{Awaits, Hello, Session};
+use crate::mail::Phase;
+
+impl Session {
+    /// Takes a command line, or a part of one; returns how many octets.
+    pub(super) fn take_line(&mut self, octets: &[u8], now: Instant, replies: &mut Vec<u8>) -> usize {
+        let (taken, line) = self.line.take(octets, self.config.command_size_max);
+        match line {
+            // Counted from the end of the last command, not from the last octet: a trickle does not extend
+            // it.
+            Taken::Part => return taken,
+            Taken::Line(line) => self.take_command(&line, taken < octets.len(), now, replies),
+            Taken::TooLong => self.refuse(Reply::LineTooLong, replies),
+            Taken::Endless => self.end_with(Reply::LineEndless, replies),
+            Taken::Tls => self.end_with(Reply::NotSmtp, replies),
+        }
+        self.latest = now;
+        taken
+    }
+
+    /// `is_followed`: there are octets behind the line already.
+    fn take_command(&mut self, line: &[u8], is_followed: bool, now: Instant, replies: &mut Vec<u8>) {
+        let (verb, arguments) = match command::parse(line) {
+            Ok(command) => command,
+            Err(why) => return self.refuse(why, replies),
+        };
+        if verb.is_idle() {
+            if self.idle_count >= self.config.idle_commands_max {
+                return self.end_with(Reply::TooManyIdle, replies);
+            }
+            self.idle_count += 1;
+        }
+        match verb {
+            Verb::Ehlo => self.take_hello(arguments, true, replies),
+            Verb::Helo => self.take_hello(arguments, false, replies),
+            Verb::Mail => self.take_mail(arguments, replies),
+            Verb::Rcpt => self.take_recipient(arguments, replies),
+            Verb::Data => self.take_data(arguments, is_followed, now, replies),
+            Verb::Rset => self.take_reset(arguments, replies),
+            Verb::Quit => self.take_quit(arguments, replies),
+            Verb::Noop => self.take_other(Reply::Ok, replies),
+            Verb::Help => self.take_other(Reply::Help, replies),
+            Verb::Vrfy if arguments.is_empty() => self.refuse(Reply::BadArguments, replies),
+            Verb::Vrfy => self.take_other(Reply::CannotVerify, replies),
+            Verb::NotOffered => self.refuse(Reply::NotOffered, replies),
+            Verb::Bdat => self.end_with(Reply::BdatNotOffered, replies),
+            Verb::Foreign => self.end_with(Reply::NotSmtp, replies),
+        }
+    }
+
+    fn take_hello(&mut self, arguments: &[u8], is_extended: bool, replies: &mut Vec<u8>) {
+        let name = match command::hello(arguments) {
+            Ok(name) => name.into(),
+            Err(why) => return self.refuse(why, replies),
+        };
+        let hello = Hello { name, is_extended };
+        if self.config.phases.contains(Phase::Hello) {
+            self.asks(Phase::Hello, Awaits::Hello(hello));
+        } else {
+            self.accept_hello(hello, replies);
+        }
+    }
+
+    fn take_mail(&mut self, arguments: &[u8], replies: &mut Vec<u8>) {
+        if self.state.next(Event::Mail).is_none() {
+            return self.refuse(Reply::BadSequence, replies);
+        }
+        let (path, params) = match command::mail(arguments) {
+            Ok(mail) => mail,
+            Err(why) => return self.refuse(why, replies),
+        };
+        // RFC 1870 §6.1 (2): refused before the content is sent.
+        if params.size.is_some_and(|size| size > self.config.message_size_max) {
+            return self.refuse(Reply::MessageTooLarge, replies);
+        }
+        self.transaction = Some(Box::new(Transaction::new(path, params)));
+        if !self.asks(Phase::Mail, Awaits::Mail) {
+            self.accept_mail(replies);
+        }
+    }
+
+    fn take_recipient(&mut self, arguments: &[u8], replies: &mut Vec<u8>) {
+        let Some(transaction) = &self.transaction else {
+            return self.refuse(Reply::BadSequence, replies);
+        };
+        // RFC 5321 §4.5.3.1.10: the peer sends to those taken and comes again for the rest, so this is no
+        // error of its.
+        if transaction.envelope.forward_paths.len() >= self.config.recipients_max {
+            return Reply::TooManyRecipients.write(replies);
+        }
+        match command::recipient(arguments, transaction.envelope.smtputf8) {
+            Err(why) => {
+                self.note_refused_recipient();
+                self.refuse(why, replies);
+            }
+            Ok(path) if self.config.phases.contains(Phase::Recipient) => {
+                self.asks(Phase::Recipient, Awaits::Recipient(path));
+            }
+            Ok(path) => self.accept_recipient(path, replies),
+        }
+    }
+
+    fn take_data(&mut self, arguments: &[u8], is_followed: bool, now: Instant, replies: &mut Vec<u8>) {
+        // RFC 2920 §3.1: DATA "can only appear as the last command in a group". What follows it is content
+        // that was not asked for. Were the DATA refused, that content would be read as commands; were it
+        // permitted, it would not be known whose it is.
+        if is_followed {
+            return self.end_with(Reply::EarlyContent, replies);
+        }
+        if !arguments.is_empty() {
+            return self.refuse(Reply::NoArguments, replies);
+        }
+        if self.state.next(Event::Data).is_none() {
+            let is_refused = self.transaction.as_ref().is_some_and(|t| t.is_recipient_refused);
+            return self.refuse(if is_refused { Reply::NoRecipients } else { Reply::BadSequence }, replies);
+        }
+        if !self.asks(Phase::Data, Awaits::Data { is_early: false }) {
+            self.accept_data(false, now, replies);
+        }
+    }
+
+    fn take_reset(&mut self, arguments: &[u8], replies: &mut Vec<u8>) {
+        if !arguments.is_empty() {
+            return self.refuse(Reply::NoArguments, replies);
+        }
+        self.transaction = None;
+        self.advance(Event::Reset);
+        Reply::Ok.write(replies);
+    }
+
+    /// NOOP, HELP, VRFY: an answer, and nothing changes (RFC 5321 §4.1.4: permitted at any time).
+    fn take_other(&mut self, reply: Reply, replies: &mut Vec<u8>) {
+        self.advance(Event::Other);
+        reply.write(replies);
+    }
+
+    fn take_quit(&mut self, arguments: &[u8], replies: &mut Vec<u8>) {
+        if !arguments.is_empty() {
+            return self.refuse(Reply::NoArguments, replies);
+        }
+        reply::write_bye(&self.config, replies);
+        self.close();
+    }
+
+    pub(super) fn accept_connection(&mut self, replies: &mut Vec<u8>) {
+        self.advance(Event::Greet);
+        reply::write_greeting(&self.config, replies);
+    }
+
+    /// RFC 5321 §4.1.4: EHLO in the middle of a transaction clears it "exactly as if a RSET command had been
+    /// issued".
+    pub(super) fn accept_hello(&mut self, hello: Hello, replies: &mut Vec<u8>) {
+        match hello.is_extended {
+            true => reply::write_ehlo(&self.config, replies),
+            false => reply::write_helo(&self.config, replies),
+        }
+        self.transaction = None;
+        self.hello = Some(hello);
+        self.advance(Event::Hello);
+    }
+
+    pub(super) fn accept_mail(&mut self, replies: &mut Vec<u8>) {
+        self.advance(Event::Mail);
+        Reply::MailOk.write(replies);
+    }
+
+    pub(super) fn accept_recipient(&mut self, path: ForwardPath, replies: &mut Vec<u8>) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.envelope.forward_paths.push(path);
+            self.advance(Event::Recipient);
+            Reply::RecipientOk.write(replies);
+        }
+    }
+
+    pub(super) fn accept_data(&mut self, is_early: bool, now: Instant, replies: &mut Vec<u8>) {
+        if is_early {
+            return self.end_with(Reply::EarlyContent, replies);
+        }
+        if let Some(transaction) = &mut self.transaction {
+            transaction.content = Some(Content::new(&self.config, self.bare, now));
+            self.advance(Event::Data);
+            Reply::StartContent.write(replies);
+        }
+    }
+
+    pub(super) fn note_refused_recipient(&mut self) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.is_recipient_refused = true;
+        }
+    }
+
+    /// Refuses a command. One refusal too many is a 421 in its place.
+    pub(super) fn refuse(&mut self, reply: Reply, replies: &mut Vec<u8>) {
+        if self.errors_count >= self.config.errors_max {
+            return self.end_with(Reply::TooManyErrors, replies);
+        }
+        self.errors_count += 1;
+        reply.write(replies);
+    }
+
+    /// Refuses for somebody else, with the same bound; but the reply to content stands, or the peer would
+    /// send it again.
+    pub(super) fn refuse_by_policy(&mut self, why: &Refusal, phase: Phase, replies: &mut Vec<u8>) {
+        if why.disconnect {
+            return self.refuse_and_end(why, phase, replies);
+        }
+        if self.errors_count >= self.config.errors_max && phase != Phase::Message {
+            return self.end_with(Reply::TooManyErrors, replies);
+        }
+        self.errors_count = self.errors_count.saturating_add(1);
+        reply::write_refusal(why, phase, replies);
+    }
+
+    pub(super) fn refuse_and_end(&mut self, why: &Refusal, phase: Phase, replies: &mut Vec<u8>) {
+        reply::write_refusal(why, phase, replies);
+        debug_assert!(self.state != State::Closed);
+        self.close();
+    }
+}

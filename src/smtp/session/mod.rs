@@ -1,0 +1,474 @@
+//! One SMTP session: what arrives is handed to it, what it wants is polled from it.
+//!
+//! Invariants:
+//! - while it awaits an answer, or an effect is not polled yet, it takes no octets: commands run one after
+//!   the other;
+//! - `250` for a message is written by `handle_stored` alone;
+//! - once the 354 is given, exactly one of `Store` and `Abandon` is raised, whatever happens;
+//! - after `Close` nothing changes any more and late answers are ignored.
+//!
+//! An idle session holds no buffer and no transaction.
+
+mod commands;
+mod receiving;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::mail::{Arrival, Envelope, ForwardPath, MessageId, Protocol, Refusal};
+
+use super::config::{BareLineEnds, SessionConfig};
+use super::effect::{Effect, NotStored};
+use super::line::LineReader;
+use super::reply::{self, Reply};
+use super::state::{Event, State};
+use super::trace::Received;
+use super::transaction::Transaction;
+use crate::mail::Phase;
+
+/// How long a store that outlasts the session's time is waited for before it is looked at again. It is never
+/// given up: the peer would send a message again that may be ours already.
+const STORE_WAIT: Duration = Duration::from_secs(60);
+
+/// One session, from the connection to its end.
+#[derive(Debug)]
+pub struct Session {
+    config: Arc<SessionConfig>,
+    peer: SocketAddr,
+    /// The session's own end.
+    ends_at: Instant,
+    /// When the last command ended; the next has `command_timeout` from here.
+    latest: Instant,
+    hello: Option<Hello>,
+    transaction: Option<Box<Transaction>>,
+    line: LineReader,
+    effect: Option<Effect>,
+    awaits: Awaits,
+    errors_count: u32,
+    idle_count: u32,
+    state: State,
+    leaving: Leaving,
+    bare: BareLineEnds,
+    /// `Close` is still to be polled.
+    owes_close: bool,
+}
+
+/// How the peer named itself.
+#[derive(Debug)]
+struct Hello {
+    name: Box<str>,
+    is_extended: bool,
+}
+
+/// The answer that is awaited before anything else is taken.
+#[derive(Debug)]
+enum Awaits {
+    Nothing,
+    Connect,
+    Hello(Hello),
+    Mail,
+    Recipient(ForwardPath),
+    Data {
+        /// Octets came that the peer can only have sent before the 354.
+        is_early: bool,
+    },
+    PieceTaken,
+    Message,
+    Stored(Stored),
+}
+
+/// What is still to be known of a message when its envelope has gone to be stored.
+#[derive(Debug)]
+struct Stored {
+    /// The recipient, if there is exactly one.
+    recipient: Option<ForwardPath>,
+    smtputf8: bool,
+}
+
+/// Why the session ends as soon as it can, if it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// We are shutting down: after the open transaction.
+    Drain,
+    /// The session's time is over: after the store in flight.
+    Overdue,
+    /// The peer sends no more: after the answer that is awaited.
+    EndOfInput,
+}
+
+impl Session {
+    /// A session with a peer that has just connected. Appends the greeting, or asks first where the phases
+    /// say so.
+    pub fn new(
+        config: Arc<SessionConfig>,
+        peer: SocketAddr,
+        bare: BareLineEnds,
+        now: Instant,
+        replies: &mut Vec<u8>,
+    ) -> Self {
+        let mut session = Session {
+            ends_at: now + config.session_timeout,
+            config,
+            peer,
+            latest: now,
+            hello: None,
+            transaction: None,
+            line: LineReader::default(),
+            effect: None,
+            awaits: Awaits::Nothing,
+            errors_count: 0,
+            idle_count: 0,
+            state: State::Connected,
+            leaving: Leaving::No,
+            bare,
+            owes_close: false,
+        };
+        if !session.asks(Phase::Connect, Awaits::Connect) {
+            session.accept_connection(replies);
+        }
+        session
+    }
+
+    /// Takes octets from the peer, appends the replies to them, and returns how many were taken.
+    ///
+    /// Fewer than all are taken when an effect is to be polled or an answer is awaited; the rest must be
+    /// given again afterwards. All that is there should be given at once: octets behind a DATA line in one
+    /// input are those that were sent before the 354.
+    pub fn handle_input(&mut self, octets: &[u8], now: Instant, replies: &mut Vec<u8>) -> usize {
+        if let Awaits::Data { is_early } = &mut self.awaits {
+            *is_early |= !octets.is_empty();
+        }
+        let mut taken = 0;
+        while taken < octets.len() && self.takes_input() {
+            let rest = &octets[taken..];
+            taken += match self.state {
+                State::Content => self.take_content(rest, now, replies),
+                _ => self.take_line(rest, now, replies),
+            };
+            self.leave_if_due(replies);
+        }
+        taken
+    }
+
+    /// The peer will send no more (FIN). To be told when all its octets are taken or the session is closed.
+    ///
+    /// An unfinished transaction is abandoned. An answer that is awaited is still waited for and replied to.
+    pub fn handle_end_of_input(&mut self, replies: &mut Vec<u8>) {
+        self.leaving = Leaving::EndOfInput;
+        self.leave_if_due(replies);
+    }
+
+    /// What is to be done next, if anything.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        if let Some(effect) = self.effect.take() {
+            return Some(effect);
+        }
+        std::mem::take(&mut self.owes_close).then_some(Effect::Close)
+    }
+
+    /// The answer to [`Effect::Check`].
+    pub fn handle_verdict(&mut self, verdict: Result<(), Refusal>, now: Instant, replies: &mut Vec<u8>) {
+        match (std::mem::replace(&mut self.awaits, Awaits::Nothing), verdict) {
+            (Awaits::Connect, Ok(())) => self.accept_connection(replies),
+            (Awaits::Hello(hello), Ok(())) => self.accept_hello(hello, replies),
+            (Awaits::Mail, Ok(())) => self.accept_mail(replies),
+            (Awaits::Recipient(path), Ok(())) => self.accept_recipient(path, replies),
+            (Awaits::Data { is_early }, Ok(())) => self.accept_data(is_early, now, replies),
+            (Awaits::Message, Ok(())) => self.store_or_refuse(replies),
+            (Awaits::Connect, Err(why)) => self.refuse_and_end(&why, Phase::Connect, replies),
+            (Awaits::Hello(_), Err(why)) => self.refuse_by_policy(&why, Phase::Hello, replies),
+            (Awaits::Mail, Err(why)) => {
+                self.transaction = None;
+                self.refuse_by_policy(&why, Phase::Mail, replies);
+            }
+            (Awaits::Recipient(_), Err(why)) => {
+                self.note_refused_recipient();
+                self.refuse_by_policy(&why, Phase::Recipient, replies);
+            }
+            (Awaits::Data { .. }, Err(why)) => {
+                self.transaction = None;
+                self.advance(Event::Reset);
+                self.refuse_by_policy(&why, Phase::Data, replies);
+            }
+            (Awaits::Message, Err(why)) => {
+                self.conclude_without_store();
+                self.refuse_by_policy(&why, Phase::Message, replies);
+            }
+            // No verdict is awaited: an answer that comes too late.
+            (other, _) => {
+                self.awaits = other;
+                return;
+            }
+        }
+        self.latest = now;
+        self.leave_if_due(replies);
+    }
+
+    /// A piece is taken. `buffer` is an empty buffer to go on with; its capacity is used again.
+    pub fn handle_piece_taken(&mut self, buffer: Vec<u8>, now: Instant) {
+        if !matches!(self.awaits, Awaits::PieceTaken) {
+            return;
+        }
+        self.awaits = Awaits::Nothing;
+        let content = self.content().expect("a piece is awaited in content only");
+        content.resume(now);
+        if content.refusal.is_none() {
+            content.buffer = buffer;
+            content.buffer.clear();
+        }
+    }
+
+    /// A piece could not be stored, now or after it was taken. The content is refused and skipped to its end;
+    /// then comes the reply.
+    pub fn handle_not_stored(&mut self, why: NotStored, now: Instant) {
+        let is_waited_for = matches!(self.awaits, Awaits::PieceTaken);
+        if is_waited_for {
+            self.awaits = Awaits::Nothing;
+        }
+        let is_asking = matches!(self.effect, Some(Effect::Check(_)));
+        let Some(content) = self.content() else { return };
+        if is_waited_for {
+            content.resume(now);
+        }
+        content.refuse(reply::ContentRefusal::NotStored(why));
+        // A check that nobody has polled yet must not be lost; then `Abandon` follows its verdict.
+        if !content.is_abandoned && !is_asking {
+            content.is_abandoned = true;
+            self.effect = Some(Effect::Abandon);
+        }
+    }
+
+    /// The answer to [`Effect::Store`]. The one place where a 250 for a message is written.
+    pub fn handle_stored(
+        &mut self,
+        outcome: Result<MessageId, NotStored>,
+        now: Instant,
+        replies: &mut Vec<u8>,
+    ) {
+        if !matches!(self.awaits, Awaits::Stored(_)) {
+            return;
+        }
+        self.awaits = Awaits::Nothing;
+        self.latest = now;
+        self.advance(Event::Conclude);
+        match outcome {
+            Ok(id) => {
+                reply::write_queued(id, replies);
+                self.errors_count = 0;
+                self.idle_count = 0;
+            }
+            Err(why) => self.reply_not_stored(why, replies),
+        }
+        self.leave_if_due(replies);
+    }
+
+    /// When [`Session::handle_timeout`] is due unless something happens before. While it is we who are waited
+    /// for, only the session's own end counts.
+    pub fn deadline(&self) -> Instant {
+        if !matches!(self.awaits, Awaits::Nothing) {
+            return self.ends_at;
+        }
+        let content = self.transaction.as_ref().and_then(|t| t.content.as_ref());
+        self.ends_at.min(match content {
+            Some(content) => content.deadline(&self.config),
+            None => self.latest + self.config.command_timeout,
+        })
+    }
+
+    /// The deadline may have come. A message that is being stored is waited for all the same; the session
+    /// ends after its reply.
+    pub fn handle_timeout(&mut self, now: Instant, replies: &mut Vec<u8>) {
+        if now < self.deadline() {
+            return;
+        }
+        if matches!(self.awaits, Awaits::Stored(_)) {
+            self.ends_at = now + STORE_WAIT;
+            self.leaving = Leaving::Overdue;
+            return;
+        }
+        self.end_with(Reply::TimedOut, replies);
+    }
+
+    /// We are shutting down: the session ends now, or after the transaction it is in.
+    pub fn handle_drain(&mut self, replies: &mut Vec<u8>) {
+        if matches!(self.awaits, Awaits::Connect | Awaits::Hello(_)) {
+            return self.end_with(Reply::TryAgainLater, replies);
+        }
+        if self.leaving == Leaving::No {
+            self.leaving = Leaving::Drain;
+        }
+        self.leave_if_due(replies);
+    }
+
+    /// The session ends now, whatever it is in.
+    pub fn handle_abort(&mut self, replies: &mut Vec<u8>) {
+        self.end_with(Reply::TryAgainLater, replies);
+    }
+
+    /// Appends the `Received:` field of the message that is being stored (RFC 5321 §4.4). `date` is as
+    /// `format_date` writes it.
+    pub fn write_received(&self, id: MessageId, date: &str, trace: &mut Vec<u8>) {
+        let recipient = match &self.awaits {
+            Awaits::Stored(stored) => stored.recipient.as_ref(),
+            _ => None,
+        };
+        let received = Received {
+            hello: self.hello().unwrap_or_default(),
+            peer: self.peer,
+            hostname: &self.config.hostname,
+            protocol: self.protocol(),
+            id,
+            recipient,
+            date,
+        };
+        received.write(trace);
+    }
+
+    /// How the message that is being stored has arrived; `unix_time` is now, in seconds.
+    pub fn arrival(&self, unix_time: u64) -> Arrival {
+        Arrival {
+            peer: self.peer,
+            hello: self.hello().unwrap_or_default().into(),
+            protocol: self.protocol(),
+            unix_time,
+        }
+    }
+
+    /// Whether the octets that come are content.
+    pub fn is_receiving_content(&self) -> bool {
+        self.state == State::Content
+    }
+
+    /// Whether the session has ended: nothing more is taken.
+    pub fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// Octets of memory held for content now.
+    pub fn content_buffer_size(&self) -> usize {
+        let buffer = self.transaction.as_ref().and_then(|t| t.content.as_ref()).map(|c| c.buffer.capacity());
+        let offered = match &self.effect {
+            Some(Effect::Piece(piece)) => piece.capacity(),
+            Some(Effect::Store(submission)) => submission.tail.capacity(),
+            _ => 0,
+        };
+        buffer.unwrap_or(0) + offered
+    }
+
+    /// The peer's address and port.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// The argument of HELO or EHLO; at [`Phase::Hello`] that of the one in question.
+    pub fn hello(&self) -> Option<&str> {
+        match &self.awaits {
+            Awaits::Hello(hello) => Some(&hello.name),
+            _ => self.hello.as_ref().map(|hello| &*hello.name),
+        }
+    }
+
+    /// The envelope so far, from [`Phase::Mail`] until it goes with [`Effect::Store`].
+    pub fn envelope(&self) -> Option<&Envelope> {
+        self.transaction.as_ref().map(|transaction| &*transaction.envelope)
+    }
+
+    /// The content's size as MAIL declared it, in octets.
+    pub fn declared_size(&self) -> Option<u64> {
+        self.transaction.as_ref()?.declared_size
+    }
+
+    /// The forward-path in question at [`Phase::Recipient`].
+    pub fn recipient(&self) -> Option<&ForwardPath> {
+        match &self.awaits {
+            Awaits::Recipient(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    fn protocol(&self) -> Protocol {
+        let smtputf8 = match &self.awaits {
+            Awaits::Stored(stored) => stored.smtputf8,
+            _ => self.envelope().is_some_and(|envelope| envelope.smtputf8),
+        };
+        match &self.hello {
+            _ if smtputf8 => Protocol::Utf8Smtp,
+            Some(Hello { is_extended: false, .. }) => Protocol::Smtp,
+            _ => Protocol::Esmtp,
+        }
+    }
+
+    fn takes_input(&self) -> bool {
+        self.effect.is_none() && matches!(self.awaits, Awaits::Nothing) && self.state != State::Closed
+    }
+
+    /// Raises a check and remembers what it is about, if anybody wants to be asked.
+    fn asks(&mut self, phase: Phase, awaits: Awaits) -> bool {
+        let asks = self.config.phases.contains(phase);
+        if asks {
+            self.effect = Some(Effect::Check(phase));
+            self.awaits = awaits;
+        }
+        asks
+    }
+
+    /// Only for events the state permits.
+    fn advance(&mut self, event: Event) {
+        let next = self.state.next(event);
+        debug_assert!(next.is_some(), "{:?} × {event:?}", self.state);
+        self.state = next.unwrap_or(self.state);
+    }
+
+    /// Ends the session if it is to end and nothing stands against it any more.
+    fn leave_if_due(&mut self, replies: &mut Vec<u8>) {
+        match (&self.awaits, self.leaving) {
+            (_, Leaving::No) => return,
+            (Awaits::Nothing, _) | (Awaits::PieceTaken, Leaving::EndOfInput) => {}
+            _ => return,
+        }
+        match self.leaving {
+            Leaving::Drain if self.transaction.is_none() => self.end_with(Reply::TryAgainLater, replies),
+            Leaving::No | Leaving::Drain => {}
+            Leaving::Overdue => self.end_with(Reply::TimedOut, replies),
+            Leaving::EndOfInput => self.close(),
+        }
+    }
+
+    fn end_with(&mut self, reply: Reply, replies: &mut Vec<u8>) {
+        if self.state != State::Closed {
+            reply.write(replies);
+            self.close();
+        }
+    }
+
+    /// Ends the session. A content that was begun and has neither been stored nor abandoned is abandoned.
+    fn close(&mut self) {
+        if self.state == State::Closed {
+            return;
+        }
+        self.advance(Event::Close);
+        self.abandon();
+        // A check or a piece that nobody has polled is of no use to anybody now.
+        self.effect = self.effect.take().filter(|effect| *effect == Effect::Abandon);
+        self.awaits = Awaits::Nothing;
+        self.line = LineReader::default();
+        self.owes_close = true;
+    }
+
+    /// Drops the transaction, and raises `Abandon` unless that is done or there was no content.
+    fn abandon(&mut self) {
+        let is_owed = self
+            .transaction
+            .take()
+            .and_then(|transaction| transaction.content)
+            .is_some_and(|content| !content.is_abandoned);
+        if is_owed || matches!(self.effect, Some(Effect::Store(_))) {
+            self.effect = Some(Effect::Abandon);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! What holds for every input: properties of the session and its parts over arbitrary octets.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use incoming::mail::MessageId;
+use incoming::smtp::{BareLineEnds, Effect, Session, SessionConfig, fuzzing};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const TO_DATA: &[u8] = b"EHLO c\r\nMAIL FROM:<a@e.org>\r\nRCPT TO:<b@e.org>\r\nDATA\r\n";
+
+/// What a session makes of content and of what follows it: the messages stored, and the replies after the
+/// 354.
+fn sent(wire: &[u8], cuts: &[usize], piece_size: usize) -> (Vec<Vec<u8>>, String) {
+    let now = Instant::now();
+    let config = SessionConfig { piece_size, ..SessionConfig::new("mx") };
+    let mut replies = Vec::new();
+    let peer = "192.0.2.1:25".parse().unwrap();
+    let mut session = Session::new(Arc::new(config), peer, BareLineEnds::Refuse, now, &mut replies);
+    session.handle_input(TO_DATA, now, &mut replies);
+    assert!(session.is_receiving_content());
+    replies.clear();
+    let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % (wire.len() + 1)).collect();
+    cuts.sort_unstable();
+    cuts.push(wire.len());
+    let (mut at, mut content, mut messages) = (0, Vec::new(), Vec::new());
+    for to in cuts {
+        while at < to && !session.is_closed() {
+            at += session.handle_input(&wire[at..to], now, &mut replies);
+            while let Some(effect) = session.poll_effect() {
+                match effect {
+                    Effect::Piece(piece) => {
+                        content.extend_from_slice(&piece);
+                        session.handle_piece_taken(piece, now);
+                    }
+                    Effect::Store(submission) => {
+                        content.extend_from_slice(&submission.tail);
+                        messages.push(std::mem::take(&mut content));
+                        session.handle_stored(Ok(MessageId { log: 1, sequence: 1 }), now, &mut replies);
+                    }
+                    Effect::Abandon => content.clear(),
+                    Effect::Close | Effect::Check(_) => {}
+                }
+            }
+        }
+    }
+    (messages, String::from_utf8(replies).unwrap())
+}
+
+/// Lines that look like what smuggling is made of, and others.
+fn line() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        Just(b".".to_vec()),
+        Just(b"..".to_vec()),
+        Just(b"QUIT".to_vec()),
+        Just(b"MAIL FROM:<evil@e.org>".to_vec()),
+        Just(Vec::new()),
+        vec(any::<u8>().prop_filter("no CR, LF, NUL", |c| !b"\r\n\0".contains(c)), 0..80),
+    ]
+}
+
+fn stuffed(lines: &[Vec<u8>]) -> Vec<u8> {
+    let mut wire = Vec::new();
+    for line in lines {
+        if line.starts_with(b".") {
+            wire.push(b'.');
+        }
+        wire.extend_from_slice(line);
+        wire.extend_from_slice(b"\r\n");
+    }
+    wire.extend_from_slice(b".\r\n");
+    wire
+}
+
+/// Octets with more of those that mean something than chance would have.
+fn octets() -> impl Strategy<Value = u8> {
+    prop_oneof![3 => any::<u8>(), 1 => Just(b'\r'), 1 => Just(b'\n'), 1 => Just(b'.'), 1 => Just(b' ')]
+}
+
+/// Input for a session: commands in any order, some of them spoilt.
+fn instructions() -> impl Strategy<Value = Vec<u8>> {
+    let command = select(vec![
+        &b"EHLO c\r\n"[..],
+        b"MAIL FROM:<a@e>\r\n",
+        b"RCPT TO:<b@e>\r\n",
+        b"DATA\r\n",
+        b"x\r\n.\r\n",
+        b"x\n.\n",
+        b".\r\n",
+        b"RSET\r\n",
+        b"Received: x\r\n",
+        b"A long line of content, to fill pieces.\r\n",
+    ]);
+    let step = prop_oneof![
+        8 => command.prop_map(|c| [&[c.len() as u8], c].concat()),
+        1 => vec(octets(), 0..40),
+        1 => Just(vec![0xfb]),
+        1 => (0xfbu8..=0xff).prop_map(|i| vec![i]),
+    ];
+    (any::<u8>(), vec(step, 0..40)).prop_map(|(choice, steps)| {
+        let mut data = vec![choice];
+        data.extend(steps.concat());
+        data
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn content_comes_back_as_it_was_whatever_the_split(
+        lines in vec(line(), 0..40),
+        cuts in vec(any::<usize>(), 0..10),
+        piece_size in 1usize..300,
+    ) {
+        let wire = [&stuffed(&lines)[..], b"NOOP\r\n"].concat();
+        let original: Vec<u8> = lines.iter().flat_map(|line| [&line[..], b"\r\n"].concat()).collect();
+        let (messages, replies) = sent(&wire, &cuts, piece_size);
+        prop_assert_eq!(messages, vec![original]);
+        prop_assert_eq!(replies, "250 2.0.0 Ok: queued as 00000011\r\n250 2.0.0 Ok\r\n");
+    }
+
+    #[test]
+    fn nothing_in_content_is_executed(
+        mut content in vec(octets(), 0..200),
+        cuts in vec(any::<usize>(), 0..10),
+    ) {
+        // Take out the one thing that ends it.
+        while let Some(at) = [&b"\r\n"[..], &content].concat().windows(5).position(|w| w == b"\r\n.\r\n") {
+            content[at] = b'x';
+        }
+        // One reply, to the end-of-data, and the next command's: none for anything before.
+        let wire = [&content[..], b"x\r\n.\r\nQUIT\r\n"].concat();
+        let (messages, replies) = sent(&wire, &cuts, 64);
+        prop_assert!(messages.len() <= 1);
+        prop_assert_eq!(replies.lines().count(), 2, "{}", replies);
+        prop_assert!(replies.ends_with("221 2.0.0 mx Bye\r\n"));
+    }
+
+    #[test]
+    fn commands_never_panic(line in vec(octets(), 0..200)) {
+        fuzzing::command(&line);
+        fuzzing::command(&[b"MAIL FROM:<", &line[..]].concat());
+        fuzzing::command(&[b"RCPT TO:<b@e.org> ", &line[..]].concat());
+    }
+
+    #[test]
+    fn contents_decode_alike_at_every_split(stream in vec(octets(), 0..200)) {
+        fuzzing::content(&stream);
+    }
+
+    #[test]
+    fn sessions_keep_their_contract_whatever_comes(data in instructions()) {
+        fuzzing::session(&data);
+    }
+}
