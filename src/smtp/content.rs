@@ -79,10 +79,27 @@ impl Decoder {
         Decoder { at: At::LineStart, bare }
     }
 
+    /// The most that can be put out when `taken` octets are: a withheld CR may go with them, and every one may
+    /// be a bare line end.
+    pub fn put_max(&self, taken: usize) -> usize {
+        match self.bare {
+            BareLineEnds::Refuse => taken + 1,
+            BareLineEnds::Normalise => 2 * taken + 2,
+        }
+    }
+
+    /// How many octets may be taken so that no more than `room` are put out; the reverse of
+    /// [`Decoder::put_max`].
+    pub fn taken_max(&self, room: usize) -> usize {
+        match self.bare {
+            BareLineEnds::Refuse => room.saturating_sub(1),
+            BareLineEnds::Normalise => room.saturating_sub(2) / 2,
+        }
+    }
+
     /// Decodes until something is found or the octets are used up; returns how many were taken.
     ///
-    /// After a fault decoding may go on. After [`Found::EndOfData`] the decoder is done with. At most two
-    /// octets are put out for each taken, plus two.
+    /// After a fault decoding may go on. After [`Found::EndOfData`] the decoder is done with.
     pub fn decode(&mut self, octets: &[u8], out: &mut impl Output) -> (usize, Found) {
         let mut taken = 0;
         while let Some(&next) = octets.get(taken) {

@@ -231,7 +231,7 @@ impl Driver {
                     self.session.handle_verdict(Err(refusal), self.now, &mut self.replies);
                 }
                 Effect::Piece(piece) if is_well => {
-                    assert!(piece.len() <= 32, "a piece of {} octets", piece.len());
+                    assert!(piece.len() <= 16, "a piece of {} octets", piece.len());
                     self.pieces_size += piece.len() as u64;
                     self.session.handle_piece_taken(piece, self.now);
                 }
@@ -266,6 +266,6 @@ impl Driver {
         let replies_max = (self.input_size / 2 + self.answers_count + 3) * REPLY_SIZE_MAX;
         assert!(self.replies.len() <= replies_max);
         assert!(self.replies.is_empty() || self.replies.ends_with(b"\r\n"));
-        assert!(self.session.content_buffer_size() <= 4096);
+        assert!(self.session.content_buffer_size() <= 16);
     }
 }

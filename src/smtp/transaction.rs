@@ -144,13 +144,14 @@ impl Content {
     }
 
     fn keep(&mut self, octets: &[u8], config: &SessionConfig) -> (usize, Progress) {
-        let piece_size = config.piece_size.max(1);
-        let room = piece_size.saturating_sub(self.buffer.len());
-        if room == 0 {
-            return (0, Progress::Full);
-        }
-        let octets = &octets[..octets.len().min(room)];
-        self.reserve(octets.len(), piece_size);
+        let room = config.piece_size.saturating_sub(self.buffer.len());
+        let permitted = match self.decoder.taken_max(room) {
+            0 if !self.buffer.is_empty() => return (0, Progress::Full),
+            // However small a piece is to be, content goes on.
+            permitted => permitted.max(1),
+        };
+        let octets = &octets[..octets.len().min(permitted)];
+        self.reserve(self.decoder.put_max(octets.len()), config.piece_size);
         let before = self.buffer.len();
         let (taken, found) = self.decoder.decode(octets, &mut self.buffer);
         let fresh = &self.buffer[before..];
@@ -205,11 +206,28 @@ mod tests {
         assert_eq!(content.buffer.capacity(), 0);
         let mut capacities = Vec::new();
         for _ in 0..16 {
-            assert_eq!(content.take(&[b'x'; 1024], &config, now), (1024, Progress::More));
+            assert_eq!(content.take(&[b'x'; 1000], &config, now), (1000, Progress::More));
             capacities.push(content.buffer.capacity() >> 10);
         }
         assert_eq!(capacities, [4, 4, 4, 4, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16]);
-        assert_eq!(content.take(b"x", &config, now), (0, Progress::Full));
+        assert_eq!(content.take(&[b'x'; 1000], &config, now), (383, Progress::Full));
+        assert_eq!(content.buffer.capacity(), 16 << 10);
+    }
+
+    #[test]
+    fn the_buffer_never_outgrows_a_piece() {
+        let config = SessionConfig { piece_size: 100, ..SessionConfig::new("mx") };
+        let now = Instant::now();
+        for bare in [BareLineEnds::Refuse, BareLineEnds::Normalise] {
+            for filling in 0..110 {
+                let mut content = Content::new(&config, bare, now);
+                content.take(&vec![b'x'; filling], &config, now);
+                content.buffer.clear();
+                content.take(b"\r", &config, now);
+                content.take(&b"\n\r\r\r\r\r\r".repeat(30)[..200], &config, now);
+                assert!(content.buffer.capacity() <= 100, "{bare:?}: {} octets", content.buffer.capacity());
+            }
+        }
     }
 
     #[test]
