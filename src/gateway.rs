@@ -1,8 +1,47 @@
-//! The gateway's life.
+//! The gateway's life: built, started, drained, ended.
+//!
+//! One thread for each shard, some for deliveries, and this one, which waits for signals. Signals are blocked everywhere
+//! else: a shard's ring must not be interrupted.
+//!
+//! The end, in this order:
+//! 1. shards stop accepting; sessions finish their transactions, within `drain_timeout`;
+//! 2. workers end after the attempt they are making; what they reported goes to the shards;
+//! 3. shards make everything durable, outcomes too, and end.
+//!
+//! Were 2 and 3 swapped, deliveries made meanwhile would be made again after the next start.
+//!
+//! A panic anywhere ends the process at once: a half-alive gateway would keep taking connections for a shard that is gone,
+//! and nothing acknowledged is lost by ending. Knows nothing of SMTP and of bytes.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
+use glommio::{LocalExecutorBuilder, Placement as Pin, PoolPlacement};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::{Config, Durability, Listener, Placement, Transport};
+use crate::delivery::transport::{Discard, Maildir};
+use crate::delivery::{DeadLetters, Delivery, JobSender, Schedule, Workers, job_channel, outcome_channel};
+use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
+use crate::mail::{Phase, Phases};
+use crate::policy::{AcceptedDomains, Policies, Policy};
+use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Progress};
+use crate::smtp::SessionConfig;
+use crate::telemetry;
+
+/// Locked memory that glommio asks for, octets.
+const LOCKED_MEMORY_MIN: u64 = 512 << 10;
+/// How long sessions have to take their 421 when the time to drain is over.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often a start that takes long looks for a signal.
+const SIGNALS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why the gateway could not start or go on: what, where, and what to do about it.
 #[derive(Debug)]
@@ -16,7 +55,346 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Runs the gateway until it is told to stop.
-pub fn run(_: Config) -> Result<(), Error> {
-    Err(Error("no shard is built in".into()))
+impl From<DirectoryError> for Error {
+    fn from(error: DirectoryError) -> Self {
+        Error(error.to_string())
+    }
+}
+
+/// Runs the gateway until it is told to stop (SIGTERM, SIGINT), and says on standard error when it is ready.
+pub fn run(mut config: Config) -> Result<(), Error> {
+    end_on_panic();
+    check_ring()?;
+    check_locked_memory()?;
+    let _lock = shard::lock(&config.data)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| Error(format!("cannot handle signals: {e}")))?;
+    let blocked = BlockedSignals::block();
+    let count = config.cores.shards_count();
+    let sockets = bind_all(&mut config.listeners, count)?;
+    let is_sync = config.spool.durability == Durability::Sync;
+    let logs = shard::open(&config.spool_dir(), count, is_sync, new_log())?;
+    let started = start(&config, sockets, logs)?;
+    drop(blocked);
+    if !started.wait_until_ready(&mut signals)? {
+        return Ok(());
+    }
+    eprint!("{}", config.banner());
+    eprintln!("ready");
+    tracing::info!(shards = count, "ready");
+    started.serve(signals, config.drain_timeout)
+}
+
+/// Random and different numbers: two logs never share their part of message ids.
+fn new_log() -> impl FnMut() -> u32 {
+    let mut given = HashSet::from([0]);
+    move || loop {
+        let log = shard::random() as u32;
+        if given.insert(log) {
+            return log;
+        }
+    }
+}
+
+/// A panic of any thread ends the process, whatever the profile says of unwinding.
+fn end_on_panic() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        before(panic);
+        telemetry::log::write_out();
+        std::process::abort();
+    }));
+}
+
+fn check_ring() -> Result<(), Error> {
+    shard::check_ring().map_err(|error| {
+        let remedy = match error.raw_os_error() {
+            Some(libc::ENOSYS) => "this kernel has none: Linux 5.8 or later is needed",
+            Some(libc::EPERM | libc::EACCES) => {
+                "it is forbidden here: allow it with `sysctl kernel.io_uring_disabled=0`, and in a container with a seccomp \
+                 profile that permits io_uring_setup, io_uring_enter and io_uring_register"
+            }
+            Some(libc::ENOMEM) => "too little memory may be locked: raise it with `ulimit -l` or LimitMEMLOCK= of the unit",
+            _ => "see io_uring_setup(2)",
+        };
+        Error(format!("cannot make an io_uring: {error}; {remedy}"))
+    })
+}
+
+fn check_locked_memory() -> Result<(), Error> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    match limit {
+        Some(limit) if limit < LOCKED_MEMORY_MIN => Err(Error(format!(
+            "only {limit} octets of memory may be locked, and io_uring needs {LOCKED_MEMORY_MIN}: raise RLIMIT_MEMLOCK with \
+             `ulimit -l 8192` or LimitMEMLOCK=8M of the unit"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Signals wait while threads are started, which inherit that; this thread takes them again when this is dropped.
+struct BlockedSignals {
+    before: libc::sigset_t,
+}
+
+impl BlockedSignals {
+    fn block() -> Self {
+        // SAFETY: both sets are owned by this frame and filled by the calls before they are read.
+        unsafe {
+            let mut all = std::mem::zeroed();
+            let mut before = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+            BlockedSignals { before }
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: `before` was filled by the same call that blocked.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut());
+        }
+    }
+}
+
+/// The listening sockets of each shard. Ports that were 0 are known afterwards.
+fn bind_all(listeners: &mut [Listener], shards: usize) -> Result<Vec<Vec<TcpListener>>, Error> {
+    let mut sockets: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
+    for listener in listeners {
+        let address = listener.address;
+        let failed = |error| Error(explain_bind(address, &error));
+        // Shards share the port by SO_REUSEPORT, and so would a second gateway of the same user: it is refused here.
+        listener.address = bind(address, None).and_then(|probe| probe.local_addr()).map_err(failed)?;
+        for sockets in &mut sockets {
+            sockets.push(bind(listener.address, Some(listener.backlog)).map_err(failed)?);
+        }
+    }
+    Ok(sockets)
+}
+
+/// Binds; listens with the backlog, sharing the port, if there is one.
+fn bind(address: SocketAddr, backlog: Option<u32>) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    if backlog.is_some() {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    if let Some(backlog) = backlog {
+        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    }
+    Ok(socket.into())
+}
+
+fn explain_bind(address: SocketAddr, error: &std::io::Error) -> String {
+    let remedy = match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => {
+            "another process listens there: stop it, or choose another port with --listen or [[listener]] address"
+        }
+        Some(libc::EACCES) => {
+            "ports below 1024 need a right: run with AmbientCapabilities=CAP_NET_BIND_SERVICE of the unit, or choose another port"
+        }
+        Some(libc::EADDRNOTAVAIL) => "no interface of this machine has that address",
+        _ => "choose another address with --listen or [[listener]] address",
+    };
+    format!("cannot listen on {address}: {error}; {remedy}")
+}
+
+fn transport(config: &Config) -> Arc<dyn Delivery> {
+    let name = &config.delivery.transport;
+    match &config.transports[name] {
+        Transport::Maildir { path, return_path } => {
+            Arc::new(Maildir::new(name, path.clone(), *return_path, config.hostname.clone()))
+        }
+        Transport::Discard => Arc::new(Discard::new(name)),
+    }
+}
+
+fn policies(config: &Config) -> Policies {
+    let domains = config.accept.domains.iter().cloned();
+    let accepted = match config.accept.any {
+        true => AcceptedDomains::any(config.hostname.clone()),
+        false => AcceptedDomains::listed(config.hostname.clone(), domains),
+    };
+    let accepted: Arc<dyn Policy> = Arc::new(accepted);
+    Policies::new(vec![accepted])
+}
+
+fn session_config(config: &Config, policies: &Policies) -> SessionConfig {
+    let smtp = &config.smtp;
+    // The shard itself wants to be asked before content comes: is there room?
+    let own = Phases::of(Phase::Mail) | Phases::of(Phase::Data);
+    SessionConfig {
+        hostname: config.hostname.as_str().into(),
+        message_size_max: smtp.message_size_max,
+        recipients_max: smtp.recipients_max,
+        command_size_max: smtp.command_size_max,
+        hops_max: smtp.hops_max as usize,
+        header_size_max: smtp.header_size_max as usize,
+        piece_size: PIECE_SIZE_MAX,
+        command_timeout: smtp.command_timeout,
+        data_timeout: smtp.data_timeout,
+        session_timeout: smtp.session_timeout,
+        content_rate_min: u32::try_from(smtp.content_rate_min).unwrap_or(u32::MAX),
+        errors_max: smtp.errors_max,
+        idle_commands_max: smtp.idle_commands_max,
+        phases: policies.phases() | own,
+    }
+}
+
+/// Where each shard's thread runs: on the named cores, or on those this process may use, in order.
+fn placements(config: &Config) -> Vec<Pin> {
+    let count = config.cores.shards_count();
+    match &config.cores {
+        Placement::Cores(cores) => cores.iter().map(|core| Pin::Fixed(*core)).collect(),
+        Placement::Shards(_) => {
+            let cores = core_affinity::get_core_ids().unwrap_or_default();
+            match cores.len() >= count {
+                true => cores.iter().take(count).map(|core| Pin::Fixed(core.id)).collect(),
+                // More shards than cores: the scheduler decides.
+                false => (0..count).map(|_| Pin::Unbound).collect(),
+            }
+        }
+    }
+}
+
+/// A gateway whose threads run.
+struct Running {
+    shards: Vec<glommio::ExecutorJoinHandle<()>>,
+    controls: Vec<Arc<Control>>,
+    progress: Receiver<Progress>,
+    workers: Workers,
+    _jobs: JobSender,
+}
+
+fn start(
+    config: &Config,
+    sockets: Vec<Vec<TcpListener>>,
+    logs: Vec<Vec<OpenedLog>>,
+) -> Result<Running, Error> {
+    let count = config.cores.shards_count();
+    let failed = |what: &str, error: &dyn fmt::Display| Error(format!("cannot start {what}: {error}"));
+    let dead_dir = config.dead_dir();
+    let dead = DeadLetters::new(&dead_dir)
+        .map_err(|e| Error(format!("cannot make the folder {}: {e}", dead_dir.display())))?;
+    let (jobs, jobs_end) = job_channel(config.delivery.channel_size);
+    let schedule: Schedule = config.delivery.schedule();
+    let workers = config.delivery.workers;
+    let workers = Workers::start(workers, jobs_end, transport(config), Arc::new(dead), schedule)
+        .map_err(|e| failed("the delivery workers", &e))?;
+    let policies = policies(config);
+    let session = Arc::new(session_config(config, &policies));
+    let normalised: Arc<[_]> = config.smtp.normalise_bare_line_ends_from.clone().into();
+    let (progress, progress_end) = unbounded();
+    let mut running =
+        Running { shards: Vec::new(), controls: Vec::new(), progress: progress_end, workers, _jobs: jobs.clone() };
+    for (n, ((listeners, logs), placement)) in sockets.into_iter().zip(logs).zip(placements(config)).enumerate() {
+        let control = Arc::new(Control::default());
+        let bell = control.clone();
+        // Every job in the channel and with a worker has room for its report.
+        let capacity = config.delivery.channel_size + config.delivery.workers;
+        let (outcomes, reports) = outcome_channel(capacity, Arc::new(move || bell.ring()));
+        let plan = Plan {
+            listeners,
+            session: session.clone(),
+            policies: policies.clone(),
+            normalised: normalised.clone(),
+            sessions_max: config.sessions_max.div_ceil(count),
+            logs,
+            segment_size: u32::try_from(config.spool.segment_size).expect("limits bound it"),
+            sync: config.spool.durability == Durability::Sync,
+            depth_max: config.spool.depth_max.div_ceil(count as u64) as usize,
+            content_memory_max: config.spool.memory_max as usize,
+            cache_size: config.spool.cache_size as usize / count,
+            jobs: jobs.clone(),
+            outcomes,
+            reports,
+            schedule,
+            control: control.clone(),
+            progress: progress.clone(),
+        };
+        let shard = LocalExecutorBuilder::new(placement)
+            .name(&format!("shard-{n}"))
+            .io_memory(RING_MEMORY_SIZE)
+            .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
+            .spawn(move || shard::run(plan))
+            .map_err(|e| failed("a shard", &e))?;
+        running.shards.push(shard);
+        running.controls.push(control);
+    }
+    Ok(running)
+}
+
+impl Running {
+    /// False if a signal came first: nothing has been accepted yet, so there is nothing to finish.
+    fn wait_until_ready(&self, signals: &mut Signals) -> Result<bool, Error> {
+        let mut left = self.shards.len();
+        while left > 0 {
+            match self.progress.recv_timeout(SIGNALS_INTERVAL) {
+                Ok(_) => left -= 1,
+                Err(RecvTimeoutError::Timeout) if signals.pending().next().is_some() => return Ok(false),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error("a shard ended while it started".into()));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn end(&self, ending: Ending) {
+        self.controls.iter().for_each(|control| control.end(ending));
+    }
+
+    /// Waits for a signal, then ends everything in order.
+    fn serve(self, mut signals: Signals, drain_timeout: Duration) -> Result<(), Error> {
+        let (signalled, signal) = bounded(2);
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || signals.forever().for_each(|number| drop(signalled.send(number))))
+            .map_err(|e| Error(format!("cannot wait for signals: {e}")))?;
+        let Ok(number) = signal.recv() else { return Err(Error("no signals can be had".into())) };
+        tracing::info!(signal = number, "stopping: sessions may finish, a second signal ends at once");
+        std::thread::Builder::new()
+            .name("second-signal".into())
+            .spawn(move || {
+                if signal.recv().is_ok() {
+                    tracing::warn!("second signal: ending at once");
+                    telemetry::log::write_out();
+                    std::process::exit(1);
+                }
+            })
+            .map_err(|e| Error(format!("cannot wait for signals: {e}")))?;
+        self.end(Ending::Drain);
+        if !self.wait_until_drained(drain_timeout) {
+            tracing::warn!("sessions did not finish in time: they are ended");
+            self.end(Ending::Abort);
+            self.wait_until_drained(ABORT_TIMEOUT);
+        }
+        self.workers.stop();
+        self.controls.iter().for_each(|control| control.end(Ending::Finish));
+        for shard in self.shards {
+            shard.join().map_err(|e| Error(format!("a shard failed: {e}")))?;
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    /// True if every shard has told that it has no session left.
+    fn wait_until_drained(&self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        let mut left = self.shards.len();
+        while left > 0 {
+            match self.progress.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(Progress::Drained) => left -= 1,
+                Ok(Progress::Ready) => {}
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        true
+    }
 }

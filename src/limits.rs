@@ -17,15 +17,23 @@ pub const SCRATCH_SIZE: usize = 64 << 10;
 /// The largest piece of content a session hands on at once, in octets. What a session in DATA costs beyond its state.
 pub const PIECE_SIZE_MAX: usize = 64 << 10;
 
+/// A page of the spool, in octets: the largest single write. Full pages are written at once, so that a large message does not
+/// wait for the next group commit.
+pub const SPOOL_PAGE_SIZE: usize = 256 << 10;
+/// Pages of a shard between append and completed write: several batches of full sessions, and the largest record.
+pub const SPOOL_PAGES_MAX: usize = 20;
+/// The ring's own memory, in octets per shard: the pages, twice over because its allocator rounds to powers of two.
+pub const RING_MEMORY_SIZE: usize = 2 * SPOOL_PAGE_SIZE * SPOOL_PAGES_MAX;
+
 /// `smtp.message_size_max` at least, in octets: every server takes messages of 64 K octets (RFC 5321 §4.5.3.1.7).
 pub const MESSAGE_SIZE_MAX_LOW: u64 = 64 * KIB;
-/// `smtp.message_size_max` at most, in octets. Sizes are 64-bit everywhere; this only catches a slip of the keyboard.
-pub const MESSAGE_SIZE_MAX_HIGH: u64 = 1024 * GIB;
+/// `smtp.message_size_max` at most, in octets: a message's record names all of its pieces and must fit a segment.
+pub const MESSAGE_SIZE_MAX_HIGH: u64 = 4 * GIB;
 
 /// `smtp.recipients_max` at least (RFC 5321 §4.5.3.1.8).
 pub const RECIPIENTS_MAX_LOW: u64 = 100;
-/// `smtp.recipients_max` at most: an envelope of so many paths of 256 octets is 25 MiB of memory in one session.
-pub const RECIPIENTS_MAX_HIGH: u64 = 100_000;
+/// `smtp.recipients_max` at most: an envelope of so many paths of 256 octets is 2.5 MiB, and must fit a segment.
+pub const RECIPIENTS_MAX_HIGH: u64 = 10_000;
 
 /// `smtp.command_size_max` at least, in octets with the CRLF (RFC 5321 §4.5.3.1.4).
 pub const COMMAND_SIZE_MAX_LOW: u64 = 512;
@@ -36,7 +44,7 @@ pub const COMMAND_SIZE_MAX_HIGH: u64 = SCRATCH_SIZE as u64;
 pub const HOPS_MAX_LOW: u64 = 100;
 
 /// `spool.segment_size` at least, in octets: smaller ones are prepared so often that preparing them is the work.
-pub const SEGMENT_SIZE_LOW: u64 = MIB;
+pub const SEGMENT_SIZE_LOW: u64 = 8 * MIB;
 /// `spool.segment_size` at most, in octets: offsets within a segment are 32-bit.
 pub const SEGMENT_SIZE_HIGH: u64 = 2 * GIB;
 /// A segment is whole pages of this many octets, as O_DIRECT wants.
@@ -91,6 +99,17 @@ pub fn sessions_max_for(descriptors: u64, shards: u64, workers: u64) -> u64 {
     descriptors.saturating_sub(taken).clamp(1, SESSIONS_MAX_DEFAULT)
 }
 
+/// The largest Message record, in octets: each recipient's path and each piece's place, one piece of content, and the rest.
+const MESSAGE_RECORD_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * 260
+    + MESSAGE_SIZE_MAX_HIGH / (PIECE_SIZE_MAX as u64 / 2) * 16
+    + PIECE_SIZE_MAX as u64
+    + 16 * KIB;
+
+const _: () = assert!(MESSAGE_RECORD_SIZE_MAX <= SEGMENT_SIZE_LOW - 64 * KIB, "any record fits any segment");
+const _: () = assert!(
+    MESSAGE_RECORD_SIZE_MAX <= (SPOOL_PAGE_SIZE * (SPOOL_PAGES_MAX - 1)) as u64,
+    "any record fits the pages, though one of them is being filled"
+);
 const _: () = assert!(COMMAND_SIZE_MAX_LOW <= COMMAND_SIZE_MAX_HIGH);
 const _: () = assert!(PIECE_SIZE_MAX <= SCRATCH_SIZE, "a piece is cut from what one receive brought");
 const _: () =

@@ -66,4 +66,9 @@ impl Refusal {
     pub const fn new(status: Status, text: &'static str) -> Self {
         Refusal { status, text: Cow::Borrowed(text), disconnect: false }
     }
+
+    /// A refusal that ends the session.
+    pub const fn final_one(status: Status, text: &'static str) -> Self {
+        Refusal { status, text: Cow::Borrowed(text), disconnect: true }
+    }
 }

@@ -1,1 +1,310 @@
+//! One core's world: its listeners, sessions and log, driven by one glommio executor.
+//!
+//! The only module that names glommio and that awaits sockets and files. It contains no rule: what a command means is
+//! `smtp`'s, what a record looks like is `spool`'s, who may send is `policy`'s.
+//!
+//! Promises:
+//! - a session's reply to a stored message is asked for only after [`disk::Disk::store`] has said so;
+//! - memory is bounded: by the sessions permitted, the content budget, the spool's pages and the delivery cache;
+//! - a panic here ends the process: see `gateway`.
 
+mod accept;
+mod clock;
+mod connection;
+mod directory;
+mod disk;
+mod event;
+mod handoff;
+mod segment_file;
+
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use atomic_waker::AtomicWaker;
+use glommio::timer::Timer;
+use ipnet::IpNet;
+use slab::Slab;
+
+pub use directory::{DataLock, DirectoryError, OpenedLog, lock, open};
+
+use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
+use crate::limits::SCRATCH_SIZE;
+use crate::mail::Refusal;
+use crate::policy::Policies;
+use crate::smtp::{BareLineEnds, SessionConfig};
+use connection::{Connection, admission};
+use disk::Disk;
+use event::{Broadcast, Event};
+use handoff::Handoff;
+
+/// How often deadlines are looked at: timeouts are seconds and minutes.
+const DEADLINES_INTERVAL: Duration = Duration::from_millis(250);
+/// Reply buffers kept for reuse; each is a few hundred octets.
+const SPARE_BUFFERS_MAX: usize = 64;
+/// A reply buffer that has grown beyond this is not kept.
+const SPARE_BUFFER_SIZE_MAX: usize = 4096;
+
+/// What a shard is made of.
+pub struct Plan {
+    /// Listening sockets, each of them this shard's own.
+    pub listeners: Vec<std::net::TcpListener>,
+    /// What sessions may do.
+    pub session: Arc<SessionConfig>,
+    /// Who may send what to whom.
+    pub policies: Policies,
+    /// Peers whose bare line ends are made CRLF.
+    pub normalised: Arc<[IpNet]>,
+    /// Sessions at most.
+    pub sessions_max: usize,
+    /// The shard's own log first, then the logs it adopts. Never empty.
+    pub logs: Vec<OpenedLog>,
+    /// Octets of a segment file.
+    pub segment_size: u32,
+    /// Sync before 250.
+    pub sync: bool,
+    /// Messages in the queue at most.
+    pub depth_max: usize,
+    /// Octets of content in memory at most.
+    pub content_memory_max: usize,
+    /// Octets of just-accepted messages kept for their first attempt.
+    pub cache_size: usize,
+    /// To the workers.
+    pub jobs: JobSender,
+    /// For the workers to answer.
+    pub outcomes: OutcomeSender,
+    /// Their answers.
+    pub reports: OutcomeReceiver,
+    /// When to try again.
+    pub schedule: Schedule,
+    /// Orders from the gateway.
+    pub control: Arc<Control>,
+    /// Told when the shard accepts, and when it has no session left after it was told to drain.
+    pub progress: crossbeam_channel::Sender<Progress>,
+}
+
+/// How far a shard has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It accepts connections.
+    Ready,
+    /// It has stopped accepting, and no session is left.
+    Drained,
+}
+
+/// How the shard is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Ending {
+    /// It is not.
+    No = 0,
+    /// No new sessions; those there are finish their transactions.
+    Drain = 1,
+    /// Sessions end at once.
+    Abort = 2,
+    /// The deliveries have ended too: what they reported is made durable, then the shard ends.
+    Finish = 3,
+}
+
+/// Orders from the gateway to a shard, and the bell for both of its mailboxes.
+#[derive(Default)]
+pub struct Control {
+    ending: AtomicU8,
+    bell: AtomicWaker,
+}
+
+impl Control {
+    /// Tells the shard how to end. Endings only ever get stricter.
+    pub fn end(&self, ending: Ending) {
+        self.ending.fetch_max(ending as u8, Ordering::AcqRel);
+        self.ring();
+    }
+
+    /// Something is in a mailbox. May be called from any thread.
+    pub fn ring(&self) {
+        self.bell.wake();
+    }
+
+    fn ending(&self) -> Ending {
+        match self.ending.load(Ordering::Acquire) {
+            0 => Ending::No,
+            1 => Ending::Drain,
+            2 => Ending::Abort,
+            _ => Ending::Finish,
+        }
+    }
+}
+
+/// What the tasks of one shard share.
+struct Shard {
+    session_config: Arc<SessionConfig>,
+    policies: Policies,
+    normalised: Arc<[IpNet]>,
+    sessions_max: usize,
+    depth_max: usize,
+    disks: Vec<Rc<Disk>>,
+    connections: RefCell<Slab<Rc<Connection>>>,
+    /// The last connection has ended.
+    emptied: Event,
+    stop_accepting: Broadcast,
+    ending: Cell<Ending>,
+    /// Every receive goes here: an idle session owns no buffer.
+    scratch: RefCell<Box<[u8]>>,
+    spare_buffers: RefCell<Vec<Vec<u8>>>,
+    content_memory: Cell<usize>,
+    content_memory_max: usize,
+    dates: clock::Dates,
+}
+
+impl Shard {
+    /// The log that new messages go into.
+    fn disk(&self) -> &Rc<Disk> {
+        &self.disks[0]
+    }
+
+    fn take_buffer(&self) -> Vec<u8> {
+        self.spare_buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn give_buffer(&self, mut buffer: Vec<u8>) {
+        let mut spare = self.spare_buffers.borrow_mut();
+        if (1..=SPARE_BUFFER_SIZE_MAX).contains(&buffer.capacity()) && spare.len() < SPARE_BUFFERS_MAX {
+            buffer.clear();
+            spare.push(buffer);
+        }
+    }
+
+    fn bare_line_ends(&self, peer: IpAddr) -> BareLineEnds {
+        let peer = peer.to_canonical();
+        match self.normalised.iter().any(|network| network.contains(&peer)) {
+            true => BareLineEnds::Normalise,
+            false => BareLineEnds::Refuse,
+        }
+    }
+
+    /// May a message of this size come now?
+    fn admit_message(&self, size: u64) -> Result<(), Refusal> {
+        let disk = self.disk();
+        if !disk.is_accepting() {
+            return Err(admission::MEDIUM_FAILED);
+        }
+        if self.disks.iter().map(|disk| disk.depth()).sum::<usize>() >= self.depth_max {
+            return Err(admission::QUEUE_FULL);
+        }
+        if disk.has_room(size) { Ok(()) } else { Err(admission::NO_ROOM) }
+    }
+}
+
+/// Can this process make an io_uring? The ring is given back at once.
+pub fn check_ring() -> std::io::Result<()> {
+    let mut params = rustix::io_uring::io_uring_params::default();
+    // SAFETY: a new ring's descriptor is owned by what is returned and closed with it; nothing is mapped or submitted.
+    unsafe { rustix::io_uring::io_uring_setup(8, &mut params) }?;
+    Ok(())
+}
+
+/// A random number that nobody outside can guess.
+pub fn random() -> u64 {
+    let mut octets = [0; 8];
+    let mut filled = 0;
+    while filled < octets.len() {
+        filled += rustix::rand::getrandom(&mut octets[filled..], rustix::rand::GetRandomFlags::empty())
+            .expect("the kernel has random numbers once it has booted");
+    }
+    u64::from_ne_bytes(octets)
+}
+
+/// Runs a shard to its end, inside its executor.
+pub async fn run(plan: Plan) {
+    let cache_size = plan.cache_size;
+    let handoff = Rc::new(Handoff::new(plan.jobs, plan.outcomes, plan.schedule, cache_size));
+    let open = |log: OpenedLog| {
+        Disk::new(log.path, log.recovered, plan.segment_size, plan.sync, handoff.clone())
+    };
+    let shard = Rc::new(Shard {
+        session_config: plan.session,
+        policies: plan.policies,
+        normalised: plan.normalised,
+        sessions_max: plan.sessions_max,
+        depth_max: plan.depth_max,
+        disks: plan.logs.into_iter().map(open).collect(),
+        connections: RefCell::default(),
+        emptied: Event::default(),
+        stop_accepting: Broadcast::default(),
+        ending: Cell::new(Ending::No),
+        scratch: RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice()),
+        spare_buffers: RefCell::default(),
+        content_memory: Cell::new(0),
+        content_memory_max: plan.content_memory_max,
+        dates: clock::Dates::default(),
+    });
+    shard.disks.iter().for_each(Disk::run);
+    glommio::spawn_local(watch_deadlines(shard.clone())).detach();
+    shard.disk().ready().await;
+    let accepting: Vec<_> = plan
+        .listeners
+        .into_iter()
+        .map(|listener| glommio::spawn_local(accept::run(shard.clone(), listener)).detach())
+        .collect();
+    let _ = plan.progress.send(Progress::Ready);
+    serve_mailboxes(&shard, &plan.reports, &plan.control, &plan.progress).await;
+    for accepting in accepting {
+        accepting.await;
+    }
+    for disk in &shard.disks {
+        disk.finish().await;
+    }
+}
+
+/// Takes reports and orders as they come, until the order to finish.
+async fn serve_mailboxes(
+    shard: &Rc<Shard>,
+    reports: &OutcomeReceiver,
+    control: &Control,
+    progress: &crossbeam_channel::Sender<Progress>,
+) {
+    let mut is_drained = false;
+    std::future::poll_fn(|context| {
+        loop {
+            control.bell.register(context.waker());
+            while let Some(report) = reports.try_recv() {
+                if let Some(disk) = shard.disks.iter().find(|disk| disk.log() == report.id.log) {
+                    disk.handle_report(&report);
+                }
+            }
+            let ending = control.ending();
+            if ending != shard.ending.get() {
+                shard.ending.set(ending);
+                shard.stop_accepting.set();
+                shard.connections.borrow().iter().for_each(|(_, connection)| connection.wake());
+            }
+            if ending == Ending::Finish {
+                return Poll::Ready(());
+            }
+            let is_empty = shard.connections.borrow().is_empty();
+            if ending != Ending::No && is_empty && !std::mem::replace(&mut is_drained, true) {
+                let _ = progress.send(Progress::Drained);
+            }
+            if ending != Ending::No && shard.emptied.poll(context).is_ready() {
+                continue;
+            }
+            if !reports.prepare_to_sleep() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+}
+
+/// Wakes connections whose time is over. Twenty thousand take some fifty microseconds, four times a second.
+async fn watch_deadlines(shard: Rc<Shard>) {
+    loop {
+        Timer::new(DEADLINES_INTERVAL).await;
+        let now = clock::now();
+        shard.connections.borrow().iter().for_each(|(_, connection)| connection.handle_time(now));
+    }
+}

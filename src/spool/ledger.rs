@@ -249,6 +249,13 @@ impl Ledger {
         entry.state = State::HandedOff;
     }
 
+    /// The message is not in the delivery channel after all.
+    pub fn take_back(&mut self, sequence: u64) {
+        let entry = self.entries.get_mut(&sequence).expect("only known messages are taken back");
+        assert!(entry.state == State::HandedOff && self.backlog.insert(sequence));
+        entry.state = State::Backlog;
+    }
+
     /// Messages whose time has come move to the backlog.
     pub fn handle_due(&mut self, now: Instant) {
         while let Some((due, sequence)) = self.deferred.first().copied().filter(|(due, _)| *due <= now) {

@@ -61,6 +61,13 @@ pub struct Receiving {
     content_size: u64,
 }
 
+impl Receiving {
+    /// Nothing is in the log yet.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+}
+
 /// A message about to be appended, besides what was received in pieces.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming<'a> {
@@ -615,6 +622,17 @@ impl<P: Page> Spool<P> {
     /// The message is in the delivery channel.
     pub fn hand_off(&mut self, sequence: u64) {
         self.ledger.hand_off(sequence);
+    }
+
+    /// The delivery channel had no room after all: the message is in the backlog again.
+    pub fn take_back(&mut self, sequence: u64) {
+        self.ledger.take_back(sequence);
+    }
+
+    /// Is the file of this slot being appended to, or about to be?
+    pub fn is_open(&self, slot: Slot) -> bool {
+        let is_ready = matches!(&self.spare, Spare::Ready(spare) | Spare::Preparing(spare, _) if spare.slot == slot);
+        is_ready || [&self.sealing, &self.active].into_iter().flatten().any(|open| open.tail.slot() == slot)
     }
 
     /// What an attempt has brought. Recorded in the log; nobody waits for that. `unix_now` is the wall clock of the

@@ -24,7 +24,7 @@
 //! In C lines and contents `\r \n \t \0 \\ \xNN` are octets and `\{ab*3}` is `ababab`. Messages are compared
 //! at the end: those not named must not be stored. Every reply must be named.
 
-use incoming::mail::{Refusal, Status};
+use incoming::mail::{Phase, Phases, Refusal, Status};
 use incoming::smtp::{BareLineEnds, NotStored, SessionConfig};
 
 /// One session, written down.
@@ -157,7 +157,7 @@ impl Dialogue {
             ("idle_commands_max", _) => config.idle_commands_max = number() as u32,
             ("content_rate_min", _) => config.content_rate_min = number() as u32,
             ("bare", "normalise") => self.bare = BareLineEnds::Normalise,
-            ("ask", phase) => config.phases = config.phases.with(parse_phase(phase, line)),
+            ("ask", phase) => config.phases = config.phases | Phases::of(parse_phase(phase, line)),
             ("in", place) => {
                 self.steps[0].replies.push("220".into());
                 let opening = "EHLO c.example\r\nMAIL FROM:<a@e.org>\r\nRCPT TO:<b@example.com>\r\n";

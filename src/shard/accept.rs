@@ -1,0 +1,87 @@
+//! Accepting connections: who gets a session, who is told to come later, and what happens without descriptors.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_lite::{AsyncWriteExt, FutureExt};
+use glommio::net::{TcpListener, TcpStream};
+use glommio::timer::Timer;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{SendFlags, SocketFlags, accept_with, send};
+
+use super::{Ending, Shard, connection};
+
+/// Without descriptors accepting pauses for this long: sessions that end give some back.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How many of those who wait are told so, each time.
+const REFUSED_AT_ONCE_MAX: usize = 64;
+const COME_LATER: &[u8] = b"421 4.3.2 Try again later\r\n";
+
+/// Accepts on one listening socket until the shard ends.
+pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener) {
+    let fd = socket.into_raw_fd();
+    // SAFETY: `fd` is a listening socket that nobody else owns; glommio's listener owns it from here on and closes it.
+    let listener = unsafe { TcpListener::from_raw_fd(fd) };
+    let mut reserve = File::open("/dev/null").ok();
+    loop {
+        let stop = async {
+            shard.stop_accepting.wait().await;
+            None
+        };
+        let accepted = async { Some(listener.shared_accept().await) };
+        match stop.or(accepted).await {
+            None => return,
+            Some(Ok(accepted)) => {
+                // Bound at once: an accepted stream that is not bound leaks its descriptor.
+                let peer = accepted.peer_addr();
+                let stream = accepted.bind_to_executor();
+                if let Ok(peer) = peer {
+                    admit(&shard, stream, peer);
+                }
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot accept connections for the moment");
+                drop(reserve.take());
+                refuse_waiting(fd);
+                reserve = File::open("/dev/null").ok();
+                Timer::new(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn admit(shard: &Rc<Shard>, mut stream: TcpStream, peer: SocketAddr) {
+    // Replies are small and somebody waits for each: without this the kernel would hold them back.
+    let _ = stream.set_nodelay(true);
+    let is_full = shard.connections.borrow().len() >= shard.sessions_max;
+    if is_full || shard.ending.get() != Ending::No || !shard.disk().is_accepting() {
+        tracing::info!(%peer, "refused: no session can be had now");
+        // The socket's buffer is empty, so this is written at once or not at all.
+        let refuse = async move {
+            let _ = stream.write_all(COME_LATER).or(async { Ok(()) }).await;
+        };
+        glommio::spawn_local(refuse).detach();
+        return;
+    }
+    let bare = shard.bare_line_ends(peer.ip());
+    glommio::spawn_local(connection::serve(shard.clone(), stream, peer, bare)).detach();
+}
+
+/// With the one descriptor that was kept back, tells those who wait to come later: otherwise they would wait in the backlog
+/// for nothing.
+fn refuse_waiting(fd: RawFd) {
+    // SAFETY: the listener that owns `fd` lives in the caller for longer than this call.
+    let listener = unsafe { BorrowedFd::borrow_raw(fd) };
+    let no_wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    for _ in 0..REFUSED_AT_ONCE_MAX {
+        let is_waiting = poll(&mut [PollFd::new(&listener, PollFlags::IN)], Some(&no_wait));
+        if !matches!(is_waiting, Ok(1)) {
+            return;
+        }
+        let Ok(stream) = accept_with(listener, SocketFlags::CLOEXEC) else { return };
+        let _ = send(&stream, COME_LATER, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
+}

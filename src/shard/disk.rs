@@ -1,0 +1,384 @@
+//! Performs what a spool wants done: one [`Disk`] for each log of the shard.
+//!
+//! Appends wake the disk's task, which runs after the tasks that are ready already: so the appends of one turn of the shard
+//! share a write. A completed write or sync asks the spool for more at once.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use futures_lite::FutureExt;
+use glommio::io::{DmaFile, OpenOptions};
+use glommio::timer::Timer;
+
+use super::clock;
+use super::event::{Broadcast, Event, keep_waker};
+use super::handoff::{Handoff, JustAccepted};
+use super::segment_file;
+use crate::delivery::Report;
+use crate::limits::{SPOOL_PAGE_SIZE, SPOOL_PAGES_MAX};
+use crate::mail::MessageId;
+use crate::spool::format::{BLOCK_SIZE, RecipientOutcome};
+use crate::spool::recovery::Recovered;
+use crate::spool::{AppendError, Completion, Incoming, Io, IoFailure, Page, Receiving, Slot, Spool, SpoolConfig};
+
+/// Memory that the ring knows and the device can read from.
+pub type DmaPage = glommio::io::DmaBuffer;
+
+impl Page for DmaPage {
+    fn octets(&self) -> &[u8] {
+        self.as_bytes()
+    }
+
+    fn octets_mut(&mut self) -> &mut [u8] {
+        self.as_bytes_mut()
+    }
+}
+
+/// Where a session learns whether its message was stored.
+#[derive(Default)]
+struct Ticket {
+    outcome: Cell<Option<bool>>,
+    waiter: RefCell<Option<Waker>>,
+}
+
+/// A message whose record is on its way.
+struct Waiting {
+    sequence: u64,
+    ticket: Rc<Ticket>,
+    /// For its delivery straight from memory.
+    message: Option<JustAccepted>,
+}
+
+/// One log and the files it is made of.
+pub struct Disk {
+    directory: PathBuf,
+    spool: RefCell<Spool<DmaPage>>,
+    files: RefCell<BTreeMap<Slot, Rc<DmaFile>>>,
+    handoff: Rc<Handoff>,
+    /// In the order of their appends, which is the order in which the spool tells of them.
+    waiting: RefCell<VecDeque<Waiting>>,
+    wanted: Event,
+    progress: Broadcast,
+    /// The backlog may have grown, or the delivery channel has room.
+    backlog: Event,
+}
+
+impl Disk {
+    /// A log as recovery left it. Nothing runs until [`Disk::run`].
+    pub fn new(
+        directory: PathBuf,
+        recovered: Recovered,
+        segment_size: u32,
+        sync: bool,
+        handoff: Rc<Handoff>,
+    ) -> Rc<Disk> {
+        let config =
+            SpoolConfig { segment_size, sync, page_size: SPOOL_PAGE_SIZE, pages_max: SPOOL_PAGES_MAX };
+        let make_page = Box::new(|| glommio::allocate_dma_buffer(SPOOL_PAGE_SIZE));
+        let entropy = Box::new(super::random);
+        let times = (clock::now(), clock::unix_now());
+        let spool = Spool::new(config, recovered, make_page, entropy, times);
+        Rc::new(Disk {
+            directory,
+            spool: RefCell::new(spool),
+            files: RefCell::default(),
+            handoff,
+            waiting: RefCell::default(),
+            wanted: Event::default(),
+            progress: Broadcast::default(),
+            backlog: Event::default(),
+        })
+    }
+
+    /// The log's part of its message ids.
+    pub fn log(&self) -> u32 {
+        self.spool.borrow().log()
+    }
+
+    /// Messages that are not done.
+    pub fn depth(&self) -> usize {
+        self.spool.borrow().depth()
+    }
+
+    /// Is there room for a message of `size` octets?
+    pub fn has_room(&self, size: u64) -> bool {
+        self.spool.borrow().has_room(size)
+    }
+
+    /// Has the medium not failed for good?
+    pub fn is_accepting(&self) -> bool {
+        self.spool.borrow().is_accepting()
+    }
+
+    /// Serves the log for ever: performs its I/O, wakes at its timeouts, feeds its backlog to the deliveries.
+    pub fn run(self: &Rc<Self>) {
+        glommio::spawn_local(Rc::clone(self).perform_all()).detach();
+        glommio::spawn_local(Rc::clone(self).feed_all()).detach();
+    }
+
+    /// Waits until the first segment is ready.
+    pub async fn ready(&self) {
+        while !self.spool.borrow().is_ready() {
+            self.progress.wait().await;
+        }
+    }
+
+    async fn perform_all(self: Rc<Self>) {
+        let mut timer: Option<(Instant, Timer)> = None;
+        loop {
+            self.turn();
+            let due = self.spool.borrow().poll_timeout();
+            // A timer that fires too early costs one turn; one for each turn would cost more.
+            if let Some(due) = due
+                && timer.as_ref().is_none_or(|(at, _)| *at > due)
+            {
+                timer = Some((due, Timer::new(due.saturating_duration_since(clock::now()))));
+            }
+            poll_fn(|context| {
+                if let Some((_, running)) = &mut timer
+                    && running.poll(context).is_ready()
+                {
+                    timer = None;
+                    self.backlog.set();
+                    return Poll::Ready(());
+                }
+                self.wanted.poll(context)
+            })
+            .await;
+        }
+    }
+
+    /// Takes what the spool has to tell and starts what it wants done.
+    fn turn(self: &Rc<Self>) {
+        let mut spool = self.spool.borrow_mut();
+        while let Some((sequence, is_stored)) = spool.poll_stored() {
+            let waiting = self.waiting.borrow_mut().pop_front().expect("every append waits");
+            assert!(waiting.sequence == sequence, "the spool tells in the order of appends");
+            match waiting.message {
+                message if is_stored => self.handoff.offer(&mut spool, sequence, message),
+                Some(message) => self.handoff.drop_kept(&message),
+                None => {}
+            }
+            waiting.ticket.outcome.set(Some(is_stored));
+            if let Some(waiter) = waiting.ticket.waiter.borrow_mut().take() {
+                waiter.wake();
+            }
+        }
+        if spool.backlog_depth() > 0 {
+            self.backlog.set();
+        }
+        let now = clock::now();
+        while let Some(io) = spool.poll_io(now) {
+            glommio::spawn_local(Rc::clone(self).perform(io)).detach();
+        }
+    }
+
+    async fn perform(self: Rc<Self>, io: Io<DmaPage>) {
+        let completion = match io {
+            Io::Prepare { slot, is_new, size, header } => {
+                let result = self.prepare(slot, is_new, size, header).await;
+                Completion::Prepared { slot, result: self.judge("prepare", slot, result) }
+            }
+            Io::Write { slot, offset, size, page } => {
+                let result = self.write(slot, u64::from(offset), size as usize, page).await;
+                Completion::Written { slot, offset, result: self.judge("write", slot, result) }
+            }
+            Io::Sync { slot } => {
+                let file = self.file(slot);
+                let result = match file {
+                    Some(file) => file.fdatasync().await.map_err(io::Error::from),
+                    None => Err(io::ErrorKind::NotFound.into()),
+                };
+                Completion::Synced { slot, result: self.judge("sync", slot, result) }
+            }
+            Io::Remove { slot } => {
+                self.files.borrow_mut().remove(&slot);
+                let directory = self.directory.clone();
+                let result = blocking(move || segment_file::remove(&directory, slot)).await;
+                Completion::Removed { slot, result: self.judge("remove", slot, result) }
+            }
+        };
+        self.spool.borrow_mut().handle_io(completion, clock::now());
+        self.turn();
+        self.progress.set();
+    }
+
+    fn file(&self, slot: Slot) -> Option<Rc<DmaFile>> {
+        self.files.borrow().get(&slot).cloned()
+    }
+
+    async fn prepare(&self, slot: Slot, is_new: bool, size: u32, header: Vec<u8>) -> io::Result<()> {
+        let directory = self.directory.clone();
+        blocking(move || segment_file::prepare(&directory, slot, is_new, size, &header)).await?;
+        let path = self.directory.join(slot.file_name());
+        // Read-write: glommio probes a file by reading it.
+        let file = OpenOptions::new().read(true).write(true).dma_open(&path).await.map_err(io::Error::from)?;
+        let mut files = self.files.borrow_mut();
+        files.insert(slot, Rc::new(file));
+        // Sealed segments are written no more.
+        let spool = self.spool.borrow();
+        files.retain(|other, _| *other == slot || spool.is_open(*other));
+        Ok(())
+    }
+
+    /// Writes the whole of it, or fails. A short write is gone on with: what is missing is copied, for the page was given away.
+    async fn write(&self, slot: Slot, mut offset: u64, size: usize, mut page: DmaPage) -> io::Result<()> {
+        let file = self.file(slot).ok_or(io::ErrorKind::NotFound)?;
+        page.trim_to_size(size);
+        let mut left = Rc::new(page);
+        loop {
+            let written = file.write_rc_at(left.clone(), offset).await.map_err(io::Error::from)?;
+            let octets = left.as_bytes();
+            if written == octets.len() {
+                return Ok(());
+            }
+            tracing::warn!(file = %slot.file_name(), offset, wanted = octets.len(), written, "short write");
+            // Direct I/O goes on at block boundaries only; rewriting a part of what was just written is harmless, for
+            // nothing of it is acknowledged.
+            let whole = written / BLOCK_SIZE * BLOCK_SIZE;
+            if whole == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            let mut rest = file.alloc_dma_buffer(octets.len() - whole);
+            rest.as_bytes_mut().copy_from_slice(&octets[whole..]);
+            left = Rc::new(rest);
+            offset += whole as u64;
+        }
+    }
+
+    /// Says what failed, here and only here, and as what the spool is to take it.
+    fn judge(&self, what: &str, slot: Slot, result: io::Result<()>) -> Result<(), IoFailure> {
+        result.map_err(|error| {
+            let file = self.directory.join(slot.file_name());
+            let file = file.display();
+            match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    tracing::warn!(%file, %error, "cannot {what} a segment: new mail is deferred until there is room");
+                    IoFailure::NoSpace
+                }
+                _ => {
+                    tracing::error!(%file, %error, "cannot {what} a segment: the log goes on in another");
+                    IoFailure::Failed
+                }
+            }
+        })
+    }
+
+    /// Appends a part of a message's content, waiting for memory as long as it takes.
+    pub async fn append_piece(&self, receiving: &mut Receiving, content: &[u8]) -> Result<(), AppendError> {
+        loop {
+            let appended = self.spool.borrow_mut().append_piece(receiving, content);
+            self.wanted.set();
+            match appended {
+                Err(AppendError::Busy) => self.progress.wait().await,
+                other => return other,
+            }
+        }
+    }
+
+    /// Appends a message and waits until it is durable. This is where a 250 comes from: it is the one way to learn that a
+    /// message was stored.
+    pub async fn store(
+        &self,
+        receiving: &mut Receiving,
+        mut message: JustAccepted,
+        mut write_trace: impl FnMut(MessageId) -> Vec<u8>,
+    ) -> Result<MessageId, AppendError> {
+        let is_small = receiving.is_empty();
+        let id = loop {
+            let incoming =
+                Incoming { envelope: &message.envelope, arrival: &message.arrival, tail: &message.tail };
+            let appended = self.spool.borrow_mut().append_message(receiving, incoming, &mut write_trace);
+            self.wanted.set();
+            match appended {
+                Err(AppendError::Busy) => self.progress.wait().await,
+                Err(error) => return Err(error),
+                Ok((id, trace)) => {
+                    message.trace = trace;
+                    break id;
+                }
+            }
+        };
+        let ticket = Rc::new(Ticket::default());
+        let message = (is_small && self.handoff.keep(&message)).then_some(message);
+        self.waiting.borrow_mut().push_back(Waiting { sequence: id.sequence, ticket: ticket.clone(), message });
+        let is_stored = poll_fn(|context| match ticket.outcome.get() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => {
+                keep_waker(&mut ticket.waiter.borrow_mut(), context);
+                Poll::Pending
+            }
+        })
+        .await;
+        if is_stored { Ok(id) } else { Err(AppendError::Failed) }
+    }
+
+    /// The message will not come.
+    pub fn abandon(&self, receiving: &mut Receiving) {
+        self.spool.borrow_mut().abandon(receiving);
+    }
+
+    /// What an attempt has brought.
+    pub fn handle_report(&self, report: &Report) {
+        let mut spool = self.spool.borrow_mut();
+        let unix_now = clock::unix_now();
+        let outcomes = self.handoff.judge(&spool, report, unix_now);
+        spool.handle_outcome(report.id.sequence, &outcomes, clock::now(), unix_now);
+        self.wanted.set();
+        if spool.backlog_depth() > 0 {
+            self.backlog.set();
+        }
+    }
+
+    /// Reads messages of the backlog back and offers them to the deliveries.
+    async fn feed_all(self: Rc<Self>) {
+        loop {
+            let batch = self.handoff.take_backlog(&mut self.spool.borrow_mut());
+            if batch.is_empty() {
+                self.backlog.wait().await;
+                continue;
+            }
+            let directory = self.directory.clone();
+            let messages = blocking(move || batch.read(&directory)).await;
+            let mut spool = self.spool.borrow_mut();
+            for (sequence, message) in messages {
+                match message {
+                    Ok(message) => self.handoff.offer_again(&mut spool, sequence, message),
+                    Err(error) => {
+                        let id = MessageId { log: spool.log(), sequence };
+                        tracing::error!(message_id = %id, %error, "cannot read a message back");
+                        let unix_now = clock::unix_now();
+                        let outcomes: Vec<RecipientOutcome> = self.handoff.unreadable(&spool, sequence, unix_now);
+                        spool.handle_outcome(sequence, &outcomes, clock::now(), unix_now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes everything appended so far durable, outcomes too, or finds that it cannot be.
+    pub async fn finish(&self) {
+        loop {
+            self.spool.borrow_mut().finish(clock::now());
+            if self.spool.borrow().is_idle() || !self.is_accepting() {
+                return;
+            }
+            self.wanted.set();
+            let retry = async {
+                Timer::new(std::time::Duration::from_millis(20)).await;
+            };
+            self.progress.wait().or(retry).await;
+        }
+    }
+}
+
+/// Runs on the shard's blocking thread.
+async fn blocking<R: Send + 'static>(what: impl FnOnce() -> R + Send + 'static) -> R {
+    glommio::executor().spawn_blocking(what).await
+}

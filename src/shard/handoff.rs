@@ -1,0 +1,226 @@
+//! Durable messages → delivery, and the outcomes back.
+//!
+//! A just-accepted small message is handed over from memory while the bounded cache holds it. What finds no room in the
+//! cache or the channel waits in the spool's backlog, which is on disk, and is read back when there is room: a slow
+//! delivery costs no memory and stops nobody.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::disk::DmaPage;
+use super::segment_file::{SegmentReader, StoredMessage, read_message};
+use crate::delivery::{Content, Job, JobSender, Outcome, OutcomeSender, Recipient, Report, Schedule};
+use crate::mail::{Arrival, Envelope, MessageId};
+use crate::spool::format::{PieceRef, RecipientOutcome};
+use crate::spool::{Location, Slot, Spool};
+
+/// Messages read back at once: enough to pay for the way to the blocking thread, few enough to hold in memory.
+const BATCH_COUNT_MAX: usize = 64;
+/// A message whose record cannot be read is tried again after this many seconds: media sometimes recover, and the message is
+/// not ours to drop.
+const UNREADABLE_RETRY: u64 = 3600;
+
+/// A message as its session gave it.
+pub struct JustAccepted {
+    /// Who gets it.
+    pub envelope: Box<Envelope>,
+    /// How it came.
+    pub arrival: Arrival,
+    /// The trace field; known once it is appended.
+    pub trace: Vec<u8>,
+    /// The content behind what was stored in pieces; all of it for a small message.
+    pub tail: Vec<u8>,
+}
+
+/// The shard's end of the two delivery channels.
+pub struct Handoff {
+    jobs: JobSender,
+    outcomes: OutcomeSender,
+    schedule: Schedule,
+    cache_size: usize,
+    cached: Cell<usize>,
+    /// What each message in the cache costs, by id.
+    costs: RefCell<HashMap<MessageId, usize>>,
+}
+
+impl Handoff {
+    /// `cache_size`: octets of just-accepted messages kept in memory for their first attempt.
+    pub fn new(jobs: JobSender, outcomes: OutcomeSender, schedule: Schedule, cache_size: usize) -> Self {
+        let (cached, costs) = (Cell::new(0), RefCell::default());
+        Handoff { jobs, outcomes, schedule, cache_size, cached, costs }
+    }
+
+    fn cost(message: &JustAccepted) -> usize {
+        message.tail.capacity() + message.trace.capacity() + size_of::<Envelope>()
+    }
+
+    /// Takes room in the cache for the message, if there is some.
+    pub fn keep(&self, message: &JustAccepted) -> bool {
+        let cached = self.cached.get() + Self::cost(message);
+        let has_room = cached <= self.cache_size;
+        if has_room {
+            self.cached.set(cached);
+        }
+        has_room
+    }
+
+    fn forget(&self, cost: usize) {
+        self.cached.set(self.cached.get() - cost);
+    }
+
+    /// A message of the cache will not be durable.
+    pub fn drop_kept(&self, message: &JustAccepted) {
+        self.forget(Self::cost(message));
+    }
+
+    /// The message has become durable: offers it from memory, or leaves it to the backlog.
+    pub fn offer(&self, spool: &mut Spool<DmaPage>, sequence: u64, message: Option<JustAccepted>) {
+        let Some(message) = message else { return };
+        let cost = Self::cost(&message);
+        let id = MessageId { log: spool.log(), sequence };
+        let JustAccepted { envelope, arrival, trace, tail } = message;
+        let recipients = (0..envelope.forward_paths.len() as u32).map(|index| Recipient { index, attempts: 0 });
+        let job = Job {
+            id,
+            recipients: recipients.collect(),
+            envelope: Arc::from(envelope),
+            arrival: Arc::new(arrival),
+            content: Content::Memory(vec![trace, tail]),
+            outcomes: self.outcomes.clone(),
+        };
+        if self.jobs.try_send(job).is_ok() {
+            spool.hand_off(sequence);
+            self.costs.borrow_mut().insert(id, cost);
+        } else {
+            self.forget(cost);
+        }
+    }
+
+    /// Takes messages from the backlog, as many as the channel may have room for.
+    pub fn take_backlog(&self, spool: &mut Spool<DmaPage>) -> Batch {
+        let mut batch = Batch::default();
+        let now = super::clock::now();
+        while batch.messages.len() < BATCH_COUNT_MAX && !self.jobs.is_full() {
+            let Some(sequence) = spool.next_of_backlog(now) else { break };
+            spool.hand_off(sequence);
+            let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
+            let segment = |epoch| spool.segment(epoch).expect("a segment stays while it is needed");
+            let pieces = entry.pieces.iter().map(|piece| (*piece, segment(piece.epoch))).collect();
+            batch.messages.push(Wanted {
+                sequence,
+                location: entry.location,
+                segment: segment(entry.location.epoch),
+                pieces,
+            });
+        }
+        batch
+    }
+
+    /// Offers a message that was read back, or puts it back into the backlog.
+    pub fn offer_again(&self, spool: &mut Spool<DmaPage>, sequence: u64, message: StoredMessage) {
+        let id = MessageId { log: spool.log(), sequence };
+        let job = Job {
+            id,
+            recipients: outstanding(spool, sequence),
+            envelope: Arc::new(message.envelope),
+            arrival: Arc::new(message.arrival),
+            content: Content::Stored(Box::new(message.content)),
+            outcomes: self.outcomes.clone(),
+        };
+        if self.jobs.try_send(job).is_err() {
+            spool.take_back(sequence);
+        }
+    }
+
+    /// What a report means for the spool: attempts counted, the next ones scheduled.
+    pub fn judge(&self, spool: &Spool<DmaPage>, report: &Report, unix_now: u64) -> Vec<RecipientOutcome> {
+        if let Some(cost) = self.costs.borrow_mut().remove(&report.id) {
+            self.forget(cost);
+        }
+        let left = outstanding(spool, report.id.sequence);
+        let judged = report.recipients.iter().map(|(index, outcome)| {
+            let before = left.iter().find(|r| r.index == *index).map_or(0, |r| r.attempts);
+            let attempts = before.saturating_add(1);
+            let is_done = !matches!(outcome, Outcome::Deferred { .. });
+            let seed = report.id.sequence ^ u64::from(report.id.log) << 32 ^ u64::from(*index) << 16;
+            let wait = self.schedule.next_attempt(attempts, seed).as_secs().max(1);
+            RecipientOutcome {
+                index: *index,
+                is_done,
+                attempts,
+                next_attempt: if is_done { 0 } else { unix_now + wait },
+                reason: outcome.reason().unwrap_or_default().into(),
+            }
+        });
+        judged.collect()
+    }
+
+    /// The outcomes of a message whose record cannot be read.
+    pub fn unreadable(&self, spool: &Spool<DmaPage>, sequence: u64, unix_now: u64) -> Vec<RecipientOutcome> {
+        let outcomes = outstanding(spool, sequence).into_iter().map(|recipient| RecipientOutcome {
+            index: recipient.index,
+            is_done: false,
+            attempts: recipient.attempts,
+            next_attempt: unix_now + UNREADABLE_RETRY,
+            reason: "its record in the spool cannot be read".into(),
+        });
+        outcomes.collect()
+    }
+}
+
+/// Who still wants the message.
+fn outstanding(spool: &Spool<DmaPage>, sequence: u64) -> Vec<Recipient> {
+    let Some(entry) = spool.entry(sequence) else { return Vec::new() };
+    match &entry.outstanding {
+        Some(left) => left.iter().map(|o| Recipient { index: o.index, attempts: o.attempts }).collect(),
+        None => (0..entry.recipient_count).map(|index| Recipient { index, attempts: 0 }).collect(),
+    }
+}
+
+type SlotAndLife = (Slot, u64);
+
+struct Wanted {
+    sequence: u64,
+    location: Location,
+    segment: SlotAndLife,
+    pieces: Vec<(PieceRef, SlotAndLife)>,
+}
+
+/// Messages to be read back.
+#[derive(Default)]
+pub struct Batch {
+    messages: Vec<Wanted>,
+}
+
+impl Batch {
+    /// Nothing to be read.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Reads them, with blocking calls.
+    pub fn read(self, directory: &Path) -> Vec<(u64, io::Result<StoredMessage>)> {
+        let mut files: HashMap<Slot, Arc<File>> = HashMap::new();
+        let mut open = |(slot, life): SlotAndLife| {
+            let file = match files.get(&slot) {
+                Some(file) => file.clone(),
+                None => {
+                    let file = Arc::new(File::open(directory.join(slot.file_name()))?);
+                    files.insert(slot, file.clone());
+                    file
+                }
+            };
+            io::Result::Ok(SegmentReader { file, life })
+        };
+        let mut read = |wanted: Wanted| {
+            let segment = open(wanted.segment)?;
+            let pieces = wanted.pieces.into_iter().map(|(piece, segment)| Ok((piece, open(segment)?)));
+            read_message(&segment, wanted.location, pieces.collect::<io::Result<_>>()?)
+        };
+        self.messages.into_iter().map(|wanted| (wanted.sequence, read(wanted))).collect()
+    }
+}
