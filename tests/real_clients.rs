@@ -45,7 +45,10 @@ fn contents() -> Vec<(&'static str, Vec<u8>)> {
         ("nothing but dots", with_header(b".\r\n..\r\n...\r\n.\r\n")),
         ("a first line that is a dot", b".\r\nafter\r\n".to_vec()),
         ("lines with leading dots", with_header(b".a\r\n..b\r\n. c\r\nd.\r\n.\t\r\n")),
-        ("a From line first", b"From someone Thu Jan  1 00:00:00 1970\r\nSubject: mbox\r\n\r\nx\r\n".to_vec()),
+        (
+            "a From line first",
+            b"From someone Thu Jan  1 00:00:00 1970\r\nSubject: mbox\r\n\r\nx\r\n".to_vec(),
+        ),
         ("8-bit octets", with_header(&every_octet_over_127())),
         ("a line of 998 octets", with_header(&long_line(998))),
         ("a line of 999 octets", with_header(&long_line(999))),
@@ -105,7 +108,10 @@ fn assert_same(stored: Vec<Stored>, sent: impl IntoIterator<Item = Vec<u8>>) {
     };
     let (stored, sent) = (multiset(stored.into_iter().map(|s| s.content)), multiset(sent));
     let (unexpected, missing) = (difference(&stored, &sent), difference(&sent, &stored));
-    assert!(unexpected.is_empty() && missing.is_empty(), "delivered {unexpected:#?}\ninstead of {missing:#?}");
+    assert!(
+        unexpected.is_empty() && missing.is_empty(),
+        "delivered {unexpected:#?}\ninstead of {missing:#?}"
+    );
 }
 
 fn excerpt(content: &[u8]) -> String {
@@ -175,7 +181,8 @@ fn smtplib_uses_the_extensions() {
     let output = smtplib(&server, &["extensions"]);
     assert_succeeded(&output);
     let stored = delivered(&setup, 2);
-    let null = stored.iter().find(|s| s.return_path.is_empty()).expect("the message of the null reverse-path");
+    let null =
+        stored.iter().find(|s| s.return_path.is_empty()).expect("the message of the null reverse-path");
     assert_eq!(null.content, b"Subject: a notification\r\n\r\nx\r\n");
     let utf8 = stored.iter().find(|s| s.return_path == "jürgen@client.test").expect("the SMTPUTF8 message");
     assert!(utf8.received.contains("UTF8SMTP"), "RFC 6531 §4.3: {}", utf8.received);
@@ -228,7 +235,11 @@ fn smtp_source_sends_ten_thousand_messages_over_a_hundred_sessions() {
     assert!(stored.iter().all(|s| s.return_path == "a@client.test" && body(&s.content) == first));
     let header = |content: &[u8]| content[..content.len() - first.len()].to_vec();
     let headers = multiset(stored.iter().map(|s| header(&s.content)));
-    assert!(headers.len() > MESSAGES / 2, "{} different headers: messages were merged or copied", headers.len());
+    assert!(
+        headers.len() > MESSAGES / 2,
+        "{} different headers: messages were merged or copied",
+        headers.len()
+    );
 }
 
 #[test]

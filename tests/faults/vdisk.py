@@ -3,6 +3,7 @@
 usage: nbdkit -U SOCK -P PID python vdisk.py file=IMAGE ctrl=DIR [seed=N]      (disk-up does this)
 Switches are files in DIR, looked at on every request:
   flush_eio   flush and FUA fail with EIO             write_eio   every write fails with EIO
+  flush_eio_once and write_eio_once: the next one fails, and the switch is gone
   write_enospc every write fails with ENOSPC          lie         flush says yes and does nothing
   poweroff    from now on everything fails; at the first request after it the cache is decided:
               default: all unflushed 512-octet sectors are lost
@@ -24,6 +25,13 @@ def can_flush(h): return True
 def can_fua(h): return nbdkit.FUA_NATIVE
 def can_multi_conn(h): return True
 def on(name): return os.path.exists(os.path.join(opt['ctrl'], name))
+
+
+def once(name):
+    if on(name):
+        os.unlink(os.path.join(opt['ctrl'], name))
+        return True
+    return False
 
 
 def fail(e):
@@ -69,7 +77,7 @@ def pread(h, buf, off, flags):
 def pwrite(h, buf, off, flags):
     power(h)
     log(f'{"U" if flags & nbdkit.FLAG_FUA else "W"} {off} {len(buf)}')
-    if on('write_eio'):
+    if on('write_eio') or once('write_eio_once'):
         fail(errno.EIO)
     if on('write_enospc'):
         fail(errno.ENOSPC)
@@ -82,7 +90,7 @@ def pwrite(h, buf, off, flags):
 def flush(h, flags):
     power(h)
     log('F')
-    if on('flush_eio'):
+    if on('flush_eio') or once('flush_eio_once'):
         fail(errno.EIO)
     if not on('lie'):
         keep(h)

@@ -36,7 +36,12 @@ impl Reply {
 impl Client {
     /// Connects; the greeting is still to be read.
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, REPLY_TIMEOUT)?;
+        Self::connect_within(address, REPLY_TIMEOUT)
+    }
+
+    /// Connects if the kernel takes the connection within `patience`.
+    pub fn connect_within(address: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, patience)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
         stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
@@ -63,13 +68,24 @@ impl Client {
         self.reader.get_mut().write_all(octets)
     }
 
+    /// Sends octets as they are, for as long as the gateway takes some of them within `patience`.
+    pub fn send_for(&mut self, octets: &[u8], patience: Duration) -> io::Result<()> {
+        self.reader.get_mut().set_write_timeout(Some(patience))?;
+        let sent = self.send(octets);
+        self.reader.get_mut().set_write_timeout(Some(REPLY_TIMEOUT))?;
+        sent
+    }
+
     /// Reads one whole reply.
     pub fn reply(&mut self) -> io::Result<Reply> {
         let mut text = Vec::new();
         loop {
             let mut line = String::new();
             if self.reader.read_line(&mut line)? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the gateway closed the connection"));
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the gateway closed the connection",
+                ));
             }
             let bare = line
                 .strip_suffix("\r\n")

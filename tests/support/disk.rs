@@ -68,15 +68,35 @@ impl Disk {
         let _ = fs::remove_file(self.switch(name));
     }
 
-    /// Takes the power away and gives it back: afterwards the file system is mounted again as its journal recovered it.
-    /// The gateway on it must have been killed.
+    /// Takes the power away, under whoever is using the disk: from now on every request fails.
+    pub fn power_off(&self, cut: Cut) {
+        if cut == Cut::Torn {
+            self.fault("torn");
+        }
+        self.fault("poweroff");
+    }
+
+    /// Gives the power back after [`power_off`](Self::power_off): the file system is mounted again as its journal
+    /// recovered it. The gateway on it must have been killed.
     #[track_caller]
-    pub fn power_cut(&mut self, cut: Cut) {
-        let how = if cut == Cut::Torn { "torn" } else { "cut" };
-        let ended = self.script("disk-down", &[how]);
+    pub fn reboot(&mut self) {
+        let is_down = self.script("disk-down", &["cut"]);
         self.is_up = false;
-        assert!(ended, "disk-down {how} failed");
+        assert!(is_down, "disk-down failed");
         self.up();
+    }
+
+    /// Fills the file system until `left` bytes are free; returns the filler, which can be removed.
+    #[track_caller]
+    pub fn fill(&self, left: u64) -> PathBuf {
+        let mount_point = self.mount_point();
+        let output = tools::run("df", ["--output=avail".as_ref(), "-B1".as_ref(), mount_point.as_os_str()]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let free: u64 = text.lines().nth(1).and_then(|n| n.trim().parse().ok()).expect("a number from df");
+        let filler = mount_point.join("filler");
+        let size = free.saturating_sub(left).to_string();
+        tools::run("fallocate", ["-l".as_ref(), size.as_ref(), filler.as_os_str()]);
+        filler
     }
 
     fn up(&mut self) {

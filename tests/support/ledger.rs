@@ -136,7 +136,8 @@ pub fn content(number: u64) -> Vec<u8> {
         // Every seventh line begins with a dot, so that transparency is at work on every path.
         let dot = if line % 7 == 3 { "." } else { "" };
         let mixed = (number << 32 | line).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        content.extend_from_slice(format!("{dot}{mixed:016x} of message {number}, line {line}\r\n").as_bytes());
+        content
+            .extend_from_slice(format!("{dot}{mixed:016x} of message {number}, line {line}\r\n").as_bytes());
         line += 1;
     }
     content

@@ -52,12 +52,7 @@ impl Stored {
         let return_path = return_path.trim();
         let bare = return_path.strip_prefix('<').and_then(|r| r.strip_suffix('>'));
         let bare = bare.unwrap_or_else(|| panic!("{what}: Return-Path: {return_path}"));
-        Some(Stored {
-            path: file.into(),
-            return_path: bare.into(),
-            received,
-            content: content.to_vec(),
-        })
+        Some(Stored { path: file.into(), return_path: bare.into(), received, content: content.to_vec() })
     }
 }
 

@@ -52,7 +52,7 @@ impl Setup {
 
     /// A deferred delivery is tried again as soon as the gateway knows how.
     pub fn retry_soon(&mut self) -> &mut Self {
-        self.set("delivery.backoff_min", 1).set("delivery.backoff_max", 1)
+        self.set("delivery.backoff_base", 1).set("delivery.backoff_max", 1)
     }
 
     /// Listens on these addresses instead of `127.0.0.1:0`.
@@ -92,6 +92,28 @@ impl Setup {
     /// The Maildir.
     pub fn maildir(&self) -> &Path {
         &self.maildir
+    }
+
+    /// Makes every delivery fail for now: a file stands where the Maildir was. Messages stay in the spool.
+    pub fn hold_deliveries(&self) {
+        if self.maildir.is_dir() {
+            fs::rename(&self.maildir, self.aside()).expect("the Maildir is put aside");
+        }
+        fs::write(&self.maildir, "deliveries are held").expect("a file in the Maildir's place");
+    }
+
+    /// Lets deliveries succeed again.
+    pub fn release_deliveries(&self) {
+        if self.maildir.is_file() {
+            fs::remove_file(&self.maildir).expect("the Maildir's place is free");
+        }
+        if self.aside().is_dir() {
+            fs::rename(self.aside(), &self.maildir).expect("the Maildir is put back");
+        }
+    }
+
+    fn aside(&self) -> PathBuf {
+        self.maildir.with_extension("aside")
     }
 
     /// The configuration as TOML.
