@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use support::ledger::{self, Ledger};
 use support::load::Load;
 use support::maildir;
 use support::server::Refused;
-use support::setup::{Setup, binary};
+use support::setup::{Setup, incoming};
 use support::tools;
 use support::wait;
 
@@ -126,7 +126,7 @@ fn a_fault_in_the_configuration_names_its_place_and_what_would_do() {
         ("smtp.message_size_max", "\"much\"", &["incoming.toml", "message_size_max"]),
         ("smtp.recipients_max", "-1", &["incoming.toml", "recipients_max"]),
         ("spool.durability", "\"maybe\"", &["incoming.toml", "durability", "sync", "none"]),
-        ("spool.queue", "\"tape\"", &["incoming.toml", "queue", "disk", "memory"]),
+        ("spool.queue", "\"tape\"", &["incoming.toml", "queue", "disk"]),
         ("delivery.transport", "\"stork\"", &["incoming.toml", "stork", "store"]),
         ("hostname", "unquoted", &["incoming.toml", "line"]),
     ];
@@ -155,7 +155,7 @@ fn a_public_listener_needs_a_word_about_whose_mail_it_takes() {
 // ---- check
 
 fn check(setup: &Setup, environment: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(binary());
+    let mut command = incoming();
     command.env("NO_COLOR", "1").envs(environment.iter().copied());
     command.arg("check").arg("--config").arg(setup.write()).output().expect("the binary runs")
 }
@@ -174,8 +174,7 @@ fn check_prints_the_effective_configuration() {
     // What it prints is a configuration again, and means the same.
     let file = setup.home().join("effective.toml");
     fs::write(&file, &text).expect("a file");
-    let again =
-        Command::new(binary()).arg("check").arg("--config").arg(&file).output().expect("the binary runs");
+    let again = incoming().arg("check").arg("--config").arg(&file).output().expect("the binary runs");
     assert_eq!(String::from_utf8_lossy(&again.stdout), text);
 }
 
@@ -224,7 +223,8 @@ fn sigint_ends_it_too() {
 #[test]
 fn a_second_signal_ends_it_at_once_and_loses_nothing_acknowledged() {
     let mut setup = Setup::new();
-    setup.retry_soon();
+    // The test ends long before the drain would.
+    setup.retry_soon().set("drain_timeout", "\"10m\"");
     setup.hold_deliveries();
     let mut server = setup.start();
     let ledger = Ledger::default();

@@ -243,15 +243,19 @@ fn smtp_source_sends_ten_thousand_messages_over_a_hundred_sessions() {
 }
 
 #[test]
-fn every_recipient_gets_the_message() {
-    let setup = Setup::new();
-    let server = setup.start();
+fn recipients_of_one_maildir_share_a_copy_and_those_of_their_own_have_one_each() {
     let recipients: Vec<String> = (0..5).map(|i| format!("r{i}@mx.test")).collect();
     let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
     let content = with_header(b"to five\r\n");
-    Client::greet(server.address()).deliver("a@client.test", &recipients, &content);
-    let stored = delivered(&setup, recipients.len());
-    assert_same(stored, vec![content; recipients.len()]);
+    for (template, copies) in [("", 1), ("{recipient}", recipients.len())] {
+        let mut setup = Setup::new();
+        let folder = setup.maildir().to_path_buf();
+        setup.maildir_at(folder.join(template));
+        let server = setup.start();
+        Client::greet(server.address()).deliver("a@client.test", &recipients, &content);
+        setup.maildir_at(folder);
+        assert_same(delivered(&setup, copies), vec![content.clone(); copies]);
+    }
 }
 
 #[test]
@@ -306,13 +310,15 @@ fn the_size_limit_holds_on_both_sides() {
 fn the_hundred_and_first_recipient_is_refused_and_the_hundred_are_served() {
     const LIMIT: usize = 100;
     let mut setup = Setup::new();
-    setup.set("smtp.recipients_max", LIMIT);
+    let folder = setup.maildir().to_path_buf();
+    setup.set("smtp.recipients_max", LIMIT).maildir_at(folder.join("{recipient}"));
     let server = setup.start();
     let mut client = Client::greet(server.address());
     client.expect("MAIL FROM:<a@client.test>", 250);
     for i in 0..LIMIT {
         client.expect(&format!("RCPT TO:<r{i}@mx.test>"), 250);
     }
+    setup.maildir_at(folder);
     assert_eq!(client.say("RCPT TO:<r100@mx.test>").line().get(..9), Some("452 4.5.3"));
     client.expect("DATA", 354);
     let content = with_header(b"to a hundred\r\n");

@@ -52,7 +52,7 @@ impl Setup {
 
     /// A deferred delivery is tried again as soon as the gateway knows how.
     pub fn retry_soon(&mut self) -> &mut Self {
-        self.set("delivery.backoff_base", 1).set("delivery.backoff_max", 1)
+        self.set("delivery.backoff_base", "\"1s\"").set("delivery.backoff_max", "\"1s\"")
     }
 
     /// Listens on these addresses instead of `127.0.0.1:0`.
@@ -155,9 +155,9 @@ impl Setup {
             Some(first) => {
                 let mut command = Command::new(tools::program(first));
                 command.args(words).arg(binary());
-                command
+                without_our_variables(command)
             }
-            None => Command::new(binary()),
+            None => incoming(),
         };
         command.arg("serve").arg("--config").arg(config);
         command
@@ -173,6 +173,17 @@ impl Setup {
     pub fn try_start(&self) -> Result<Server, Refused> {
         Server::start(self.command(), &self.home.path().join("log"))
     }
+}
+
+/// A command of the gateway's binary without arguments.
+pub fn incoming() -> Command {
+    without_our_variables(Command::new(binary()))
+}
+
+/// The gateway refuses variables in its name that it does not know.
+fn without_our_variables(mut command: Command) -> Command {
+    command.env_remove("INCOMING_BIN").env_remove(tools::LONG_VARIABLE);
+    command
 }
 
 /// The gateway's binary: that of the environment's `INCOMING_BIN`, otherwise the one cargo built for the tests.

@@ -51,7 +51,10 @@ pub fn signal(pid: u32, name: &str) {
     run("sh", ["-c".into(), format!("kill -{name} {pid}")]);
 }
 
+/// The variable that asks for the night's long runs.
+pub const LONG_VARIABLE: &str = "INCOMING_TEST_LONG";
+
 /// Whether the night's long runs were asked for (`tests/run --long`).
 pub fn is_long() -> bool {
-    env::var_os("INCOMING_TEST_LONG").is_some()
+    env::var_os(LONG_VARIABLE).is_some()
 }
