@@ -3,8 +3,8 @@
 //! Made of nbdkit, nbdfuse and a loop device by `tests/faults/disk-up`; the disk itself is `tests/faults/vdisk.py`. Each
 //! lives in a temporary folder of its own and is taken down when it is dropped, also by a panic.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::path::PathBuf;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -126,29 +126,53 @@ impl Drop for Disk {
     }
 }
 
-/// A file system of memory, as `tmpfs`, mounted until it is dropped.
+/// A file system mounted until it is dropped.
 pub struct Mount {
     home: TempDir,
 }
 
 impl Mount {
-    /// Mounts `mount ARGUMENTS… FOLDER`.
+    /// Mounts with these arguments, as `-t tmpfs tmpfs`; the mount point is added.
     #[track_caller]
     pub fn new(arguments: &[&str]) -> Self {
-        let home = tempfile::Builder::new().prefix("incoming-mount-").tempdir().expect("a temporary folder");
-        let folder = home.path().as_os_str();
-        tools::run("mount", arguments.iter().map(|a| a.as_ref()).chain([folder]));
-        Mount { home }
+        let mount = Mount::unmounted();
+        let point = mount.path();
+        tools::run("mount", arguments.iter().map(|a| a.as_ref()).chain([point.as_os_str()]));
+        mount
+    }
+
+    /// Makes and mounts an ext4 with a journal in a file of the root file system.
+    #[track_caller]
+    pub fn ext4_in_a_file(size_mb: u32) -> Self {
+        let mount = Mount::unmounted();
+        let image = mount.home.path().join("image");
+        File::create(&image).and_then(|f| f.set_len(u64::from(size_mb) << 20)).expect("an image");
+        tools::run("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), image.as_os_str()]);
+        let point = mount.path();
+        tools::run("mount", ["-o".as_ref(), "loop".as_ref(), image.as_os_str(), point.as_os_str()]);
+        mount
     }
 
     /// The mount point.
-    pub fn path(&self) -> &Path {
-        self.home.path()
+    pub fn path(&self) -> PathBuf {
+        self.home.path().join("mnt")
+    }
+
+    fn unmounted() -> Self {
+        let home = tempfile::Builder::new().prefix("incoming-mount-").tempdir().expect("a temporary folder");
+        let mount = Mount { home };
+        fs::create_dir(mount.path()).expect("a mount point");
+        mount
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = Command::new(tools::program("umount")).arg("-l").arg(self.home.path()).status();
+        let point = self.path();
+        // Clean first: what is still dirty need not be written when the file goes anyway, but the loop device must go.
+        let is_unmounted = Command::new(tools::program("umount")).arg(&point).status();
+        if !is_unmounted.is_ok_and(|status| status.success()) {
+            let _ = Command::new(tools::program("umount")).arg("-l").arg(&point).status();
+        }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -127,11 +126,6 @@ impl Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-
-    /// Its resident memory in bytes.
-    pub fn resident_size(&self) -> io::Result<u64> {
-        status_size(self.pid(), "VmRSS:")
-    }
 }
 
 impl Drop for Server {
@@ -151,14 +145,6 @@ impl Drop for Server {
             self.kill();
         }
     }
-}
-
-/// A size of `/proc/PID/status` in bytes, by its name with the colon.
-pub fn status_size(pid: u32, name: &str) -> io::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")).and_then(|n| n.parse::<u64>().ok());
-    kib.map(|n| n * 1024).ok_or_else(|| io::Error::other(format!("no {name} in /proc/{pid}/status")))
 }
 
 fn is_ready(log: &str) -> bool {
