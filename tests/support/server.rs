@@ -93,7 +93,7 @@ impl Server {
 
     /// Everything it has written so far.
     pub fn log(&self) -> String {
-        let octets = fs::read(&self.log_file).expect("its log");
+        let octets = fs::read(&self.log_file).unwrap_or_default();
         String::from_utf8_lossy(&octets).into_owned()
     }
 
@@ -151,10 +151,16 @@ fn is_ready(log: &str) -> bool {
     log.lines().any(|line| line.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "ready"))
 }
 
+/// The addresses behind each [`LISTENING`], one or a list with commas; each once, in order.
 fn bound_addresses(log: &str) -> Vec<SocketAddr> {
-    log.lines()
-        .filter_map(|line| line.split_once(LISTENING))
-        .filter_map(|(_, rest)| rest.split_whitespace().next())
-        .filter_map(|word| word.trim_end_matches([',', '.', ';']).parse().ok())
-        .collect()
+    let mut addresses = Vec::new();
+    for (_, rest) in log.lines().filter_map(|line| line.split_once(LISTENING)) {
+        let words = rest.split_whitespace().map(|word| word.trim_end_matches([',', '.', ';']));
+        for address in words.map_while(|word| word.parse().ok()) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    addresses
 }
