@@ -1,0 +1,216 @@
+//! What sessions cost in memory: thousands that are idle, and a hundred large uploads at once.
+//!
+//! The server has its core, its folder and its limits to itself; its resident memory is read before and while the
+//! sessions stand. Both figures must not depend on how many octets a message has.
+//!
+//! ```text
+//! cargo bench --bench memory                       both, as the goals are written
+//! cargo bench --bench memory -- --sessions 1000 --uploads 10
+//! ```
+
+#[path = "load/mod.rs"]
+mod load;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{self, ExitCode};
+use std::thread;
+use std::time::Duration;
+
+use clap::Parser;
+
+use load::generator::connect_from;
+use load::target::{self, FileSystem, Options, Target};
+use load::usage;
+use load::wire;
+use support::tools;
+
+/// Idle sessions share these source addresses, so that a bound per address is not what is measured.
+const SOURCES: usize = 64;
+
+/// How long any reply may take.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What an upload writes before the next one has its turn.
+const PIECE_SIZE: usize = 16 << 10;
+
+/// Between two turns in which no upload could write.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Descriptors of this process that are not sessions.
+const DESCRIPTORS_RESERVED: usize = 64;
+
+const KIB: f64 = 1024.0;
+const MIB: f64 = 1024.0 * 1024.0;
+
+#[derive(Parser)]
+#[command(name = "memory")]
+struct Arguments {
+    /// Idle sessions after EHLO; 0 leaves them out.
+    #[arg(long, default_value_t = 19_000)]
+    sessions: usize,
+    /// Concurrent uploads; 0 leaves them out.
+    #[arg(long, default_value_t = 100)]
+    uploads: usize,
+    /// Octets of content of an upload.
+    #[arg(long, default_value_t = 10 << 20)]
+    upload_size: usize,
+    /// Where the spool is.
+    #[arg(long, value_enum, default_value = "root")]
+    file_system: FileSystem,
+    /// The core of the server.
+    #[arg(long, default_value_t = 0)]
+    server_core: usize,
+    /// A further setting of the server, as `spool.memory_max=8388608`.
+    #[arg(long = "set", value_parser = target::setting)]
+    settings: Vec<(String, String)>,
+    /// Measures the server that listens here instead of starting one.
+    #[arg(long, requires = "target_pid")]
+    target: Option<SocketAddr>,
+    /// Its process id.
+    #[arg(long)]
+    target_pid: Option<u32>,
+    /// What cargo adds.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    println!("`{}`: {}\n", target::command_line("memory"), target::machine());
+    println!("| what | idle MiB | with it MiB | difference MiB | each KiB |");
+    println!("|---|---|---|---|---|");
+    let rows = [("idle sessions", arguments.sessions), ("uploads", arguments.uploads)];
+    for (what, count) in rows.into_iter().filter(|(_, count)| *count > 0) {
+        let measured = if what == "uploads" { uploads(&arguments) } else { idle_sessions(&arguments) };
+        match measured {
+            Ok((before, with)) => {
+                let more = with as f64 - before as f64;
+                println!(
+                    "| {count} {what} | {:.1} | {:.1} | {:.1} | {:.2} |",
+                    before as f64 / MIB,
+                    with as f64 / MIB,
+                    more / MIB,
+                    more / KIB / count as f64
+                );
+            }
+            Err(e) => {
+                eprintln!("{count} {what}: {e}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Resident memory without sessions, and with all of them standing idle after EHLO.
+fn idle_sessions(arguments: &Arguments) -> io::Result<(u64, u64)> {
+    allow_descriptors(arguments.sessions + DESCRIPTORS_RESERVED);
+    let (mut target, pid) = start(arguments)?;
+    // The first sessions make what is shared by all.
+    drop(greet_all(target.address, SOURCES)?);
+    let before = usage::size(pid, "VmRSS")?;
+    let sessions = greet_all(target.address, arguments.sessions)?;
+    let with = usage::size(pid, "VmRSS")?;
+    drop(sessions);
+    target.stop();
+    Ok((before, with))
+}
+
+/// Resident memory without sessions, and its peak while all uploads are in flight.
+fn uploads(arguments: &Arguments) -> io::Result<(u64, u64)> {
+    let (mut target, pid) = start(arguments)?;
+    drop(greet_all(target.address, arguments.uploads)?);
+    let before = usage::size(pid, "VmRSS")?;
+    usage::reset_peak(pid)?;
+    let mut octets = wire::content(arguments.upload_size);
+    octets.extend_from_slice(b".\r\n");
+    let mut sessions = greet_all(target.address, arguments.uploads)?;
+    for session in &mut sessions {
+        session.write_all(b"MAIL FROM:<load@load.test>\r\nRCPT TO:<inbox@mx.test>\r\nDATA\r\n")?;
+        read_replies(session, 3, b"354")?;
+        session.set_nonblocking(true)?;
+    }
+    // A piece each in turn, so that all are in flight at any time; one that may not write now is passed over.
+    let mut sent = vec![0; sessions.len()];
+    while sent.iter().any(|sent| *sent < octets.len()) {
+        let mut is_stuck = true;
+        for (session, sent) in sessions.iter_mut().zip(&mut sent) {
+            let piece = &octets[*sent..octets.len().min(*sent + PIECE_SIZE)];
+            match session.write(piece) {
+                Ok(size) => {
+                    is_stuck &= size == 0;
+                    *sent += size;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if is_stuck {
+            thread::sleep(PAUSE);
+        }
+    }
+    for session in &mut sessions {
+        session.set_nonblocking(false)?;
+        read_replies(session, 1, b"250")?;
+    }
+    let peak = usage::size(pid, "VmHWM")?;
+    drop(sessions);
+    target.stop();
+    Ok((before, peak))
+}
+
+fn start(arguments: &Arguments) -> io::Result<(Target, u32)> {
+    let target = match arguments.target {
+        Some(address) => Target::running(address, arguments.target_pid),
+        None => Target::start(&Options {
+            file_system: arguments.file_system,
+            durability: "sync".into(),
+            core: arguments.server_core,
+            settings: arguments.settings.clone(),
+        }),
+    };
+    let pid = target.pid.ok_or_else(|| io::Error::other("--target needs --target-pid"))?;
+    Ok((target, pid))
+}
+
+fn greet_all(address: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
+    (0..count)
+        .map(|i| {
+            let mut session = connect_from(address, (i % SOURCES) as u32)?;
+            session.set_nonblocking(false)?;
+            session.set_read_timeout(Some(REPLY_TIMEOUT))?;
+            session.set_write_timeout(Some(REPLY_TIMEOUT))?;
+            read_replies(&mut session, 1, b"220")?;
+            session.write_all(wire::EHLO)?;
+            read_replies(&mut session, 1, b"250")?;
+            Ok(session)
+        })
+        .collect()
+}
+
+/// Reads this many replies; an error unless the last has this code.
+fn read_replies(session: &mut TcpStream, count: usize, code: &[u8; 3]) -> io::Result<()> {
+    let mut text = Vec::new();
+    let mut octets = [0; 4096];
+    let is_last = |line: &[u8]| line.ends_with(b"\r\n") && line.get(3) != Some(&b'-');
+    while text.split_inclusive(|c| *c == b'\n').filter(|line| is_last(line)).count() < count {
+        let size = session.read(&mut octets)?;
+        if size == 0 {
+            return Err(io::Error::other("the server closed a connection"));
+        }
+        text.extend_from_slice(&octets[..size]);
+    }
+    let last = text.split_inclusive(|c| *c == b'\n').next_back().unwrap_or_default();
+    if last.starts_with(code) {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// Raises this process's own limit, where the hard limit permits it.
+fn allow_descriptors(count: usize) {
+    tools::run("prlimit", [format!("--pid={}", process::id()), format!("--nofile={count}:")]);
+}

@@ -1,0 +1,229 @@
+//! The whole-program figure: accepted messages a second on one core, and what each costs.
+//!
+//! Starts the release binary pinned to one core, with one shard that discards what it delivers, and drives it from
+//! another core over loopback. Only a 250 to an end-of-data counts. Prints a Markdown table and the command that gave it.
+//!
+//! ```text
+//! cargo bench --bench throughput                                            the whole matrix
+//! cargo bench --bench throughput -- --sizes 4096 --modes pipelined          one column of it
+//! cargo bench --bench throughput -- --rate 1000 --sizes 4096 --modes pipelined   latency at a fixed rate
+//! cargo bench --bench throughput -- --target 127.0.0.1:2525                 another server
+//! ```
+//!
+//! An asterisk marks a cell whose load was busy for more than nine tenths of its core: the load may have been the limit.
+
+#[path = "load/mod.rs"]
+mod load;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+use load::generator::{Figures, Generator, Plan};
+use load::target::{self, FileSystem, Options, Target};
+use load::usage;
+
+/// How a connection sends its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// MAIL, RCPT and DATA in one write.
+    Pipelined,
+    /// Each command waits for the reply to the one before.
+    Waiting,
+    /// Pipelined, a connection for each message.
+    Reconnecting,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Mode::Pipelined => "pipelined",
+            Mode::Waiting => "waiting",
+            Mode::Reconnecting => "connection each",
+        })
+    }
+}
+
+#[derive(Parser)]
+#[command(name = "throughput")]
+struct Arguments {
+    /// Octets of content.
+    #[arg(long, value_delimiter = ',', default_values_t = [4096, 65536])]
+    sizes: Vec<usize>,
+    /// How connections send. `reconnecting` is run for the first size only.
+    #[arg(long, value_delimiter = ',', value_enum, default_values = ["pipelined", "waiting", "reconnecting"])]
+    modes: Vec<Mode>,
+    /// Values of spool.durability.
+    #[arg(long, value_delimiter = ',', default_values = ["sync", "none"])]
+    durability: Vec<String>,
+    /// Where the spool is.
+    #[arg(long, value_delimiter = ',', value_enum, default_values = ["root", "ext4"])]
+    file_systems: Vec<FileSystem>,
+    /// Counted time of a cell.
+    #[arg(long, default_value_t = 8.0)]
+    seconds: f64,
+    /// Time before it.
+    #[arg(long, default_value_t = 2.0)]
+    warm_up: f64,
+    /// Connections of the load.
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+    /// Messages a second, whatever the replies do; without it, as many as replies permit.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// The core of the server.
+    #[arg(long, default_value_t = 0)]
+    server_core: usize,
+    /// The core of the load.
+    #[arg(long, default_value_t = 1)]
+    load_core: usize,
+    /// A further setting of the server, as `spool.segment_size=67108864`.
+    #[arg(long = "set", value_parser = target::setting)]
+    settings: Vec<(String, String)>,
+    /// Drives the server that listens here instead of starting one.
+    #[arg(long)]
+    target: Option<SocketAddr>,
+    /// Its process id, for CPU time and memory.
+    #[arg(long, requires = "target")]
+    target_pid: Option<u32>,
+    /// What cargo adds.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What is measured of one cell beside the load's own figures.
+struct Costs {
+    server_cpu: Option<f64>,
+    load_cpu: f64,
+    peak: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let core = core_affinity::CoreId { id: arguments.load_core };
+    if !core_affinity::set_for_current(core) {
+        eprintln!(
+            "core {} is not there to be pinned to: choose another with --load-core",
+            arguments.load_core
+        );
+        return ExitCode::FAILURE;
+    }
+    println!("`{}`: {}", target::command_line("throughput"), target::machine());
+    println!();
+    println!(
+        "| file system | durability | content | mode | msg/s | CPU-s/1000 | p50 ms | p99 ms | peak RSS MiB | load CPU-s/1000 | refused | late |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    let mut refusals = Vec::new();
+    for (options, size, mode) in cells(&arguments) {
+        match measure(&arguments, options.as_ref(), size, mode) {
+            Ok((figures, costs)) => {
+                println!("{}", row(&arguments, options.as_ref(), size, mode, &figures, &costs));
+                refusals.extend(figures.first_refusal);
+            }
+            Err(e) => {
+                eprintln!("{size} octets, {mode}: {e}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    refusals.iter().for_each(|refusal| eprintln!("refused: {refusal}"));
+    ExitCode::SUCCESS
+}
+
+/// Every cell of the matrix; no options where the server is running already.
+fn cells(arguments: &Arguments) -> Vec<(Option<Options>, usize, Mode)> {
+    let mut servers = Vec::new();
+    if arguments.target.is_some() {
+        servers.push(None);
+    } else {
+        for &file_system in &arguments.file_systems {
+            servers.extend(arguments.durability.iter().map(|durability| {
+                let (durability, settings) = (durability.clone(), arguments.settings.clone());
+                Some(Options { file_system, durability, core: arguments.server_core, settings })
+            }));
+        }
+    }
+    let mut cells = Vec::new();
+    for server in servers {
+        for (i, &size) in arguments.sizes.iter().enumerate() {
+            let modes = arguments.modes.iter().filter(|mode| i == 0 || **mode != Mode::Reconnecting);
+            cells.extend(modes.map(|&mode| (server.clone(), size, mode)));
+        }
+    }
+    cells
+}
+
+fn measure(
+    arguments: &Arguments,
+    options: Option<&Options>,
+    size: usize,
+    mode: Mode,
+) -> std::io::Result<(Figures, Costs)> {
+    let mut target = match (options, arguments.target) {
+        (Some(options), _) => Target::start(options),
+        (None, Some(address)) => Target::running(address, arguments.target_pid),
+        (None, None) => unreachable!("a cell has a server"),
+    };
+    let plan = Plan {
+        address: target.address,
+        connections: arguments.connections,
+        size,
+        is_pipelined: mode != Mode::Waiting,
+        is_reconnecting: mode == Mode::Reconnecting,
+        rate: arguments.rate,
+        warm_up: Duration::from_secs_f64(arguments.warm_up),
+        duration: Duration::from_secs_f64(arguments.seconds),
+    };
+    let pid = target.pid;
+    let sample = || (pid.and_then(|pid| usage::cpu_seconds(pid).ok()), own_cpu());
+    let (mut before, mut after) = ((None, 0.0), (None, 0.0));
+    let figures = Generator::new(plan)?.run(|| before = sample(), || after = sample())?;
+    let costs = Costs {
+        server_cpu: after.0.zip(before.0).map(|(after, before)| after - before),
+        load_cpu: after.1 - before.1,
+        peak: pid.and_then(|pid| usage::size(pid, "VmHWM").ok()),
+    };
+    target.stop();
+    Ok((figures, costs))
+}
+
+fn own_cpu() -> f64 {
+    usage::cpu_seconds(std::process::id()).expect("/proc/self")
+}
+
+fn row(
+    arguments: &Arguments,
+    options: Option<&Options>,
+    size: usize,
+    mode: Mode,
+    figures: &Figures,
+    costs: &Costs,
+) -> String {
+    let (file_system, durability) = match options {
+        Some(options) => (options.file_system.to_string(), options.durability.as_str()),
+        None => ("–".into(), "–"),
+    };
+    let per_thousand = |seconds: f64| seconds * 1000.0 / figures.accepted as f64;
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".into());
+    let milliseconds = |quantile: f64| figures.latency.value_at_quantile(quantile) as f64 / 1e6;
+    // At a fixed rate the load spins; its time says nothing.
+    let is_load_busy = arguments.rate.is_none() && costs.load_cpu > 0.9 * figures.elapsed.as_secs_f64();
+    format!(
+        "| {file_system} | {durability} | {size} | {mode} | {:.0}{} | {} | {:.3} | {:.3} | {} | {:.4} | {} | {} |",
+        figures.rate(),
+        if is_load_busy { "*" } else { "" },
+        or_dash(costs.server_cpu.map(|cpu| format!("{:.4}", per_thousand(cpu)))),
+        milliseconds(0.5),
+        milliseconds(0.99),
+        or_dash(costs.peak.map(|bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 20)))),
+        per_thousand(costs.load_cpu),
+        figures.refused,
+        figures.late,
+    )
+}

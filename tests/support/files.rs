@@ -1,0 +1,79 @@
+//! A folder whose files fail on request: `tests/faults/passfs.py` passes another folder through.
+//!
+//! The only way to have short writes: block devices do not do them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::tools;
+use super::wait;
+
+/// A mounted pass-through folder. Dropped, it is unmounted.
+pub struct Passed {
+    home: TempDir,
+    child: Child,
+}
+
+impl Passed {
+    /// Mounts one.
+    #[track_caller]
+    pub fn new() -> Self {
+        tools::program("fusermount");
+        let home = tempfile::Builder::new().prefix("incoming-pass-").tempdir().expect("a temporary folder");
+        let [source, mount, switches] = ["source", "mnt", "ctrl"].map(|name| home.path().join(name));
+        for folder in [&source, &mount, &switches] {
+            fs::create_dir(folder).expect("a folder");
+        }
+        let child = Command::new(tools::program(tools::PYTHON))
+            .arg(tools::test_file("faults/passfs.py"))
+            .args([&source, &mount, &switches])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("passfs.py is started");
+        let mut passed = Passed { home, child };
+        wait::until("passfs.py is mounted", || {
+            let ended = passed.child.try_wait().expect("its status");
+            assert!(ended.is_none(), "passfs.py ended: are python3-fusepy and libfuse2 installed?");
+            is_mounted(&mount)
+        });
+        passed
+    }
+
+    /// The mount point.
+    pub fn mount_point(&self) -> PathBuf {
+        self.home.path().join("mnt")
+    }
+
+    /// Turns a fault of `passfs.py` on, as `short`.
+    pub fn fault(&self, name: &str) {
+        fs::write(self.switch(name), "").expect("a switch");
+    }
+
+    /// Turns a fault off.
+    pub fn heal(&self, name: &str) {
+        let _ = fs::remove_file(self.switch(name));
+    }
+
+    fn switch(&self, name: &str) -> PathBuf {
+        self.home.path().join("ctrl").join(name)
+    }
+}
+
+impl Drop for Passed {
+    fn drop(&mut self) {
+        let mount = self.mount_point();
+        let _ = Command::new(tools::program("fusermount")).arg("-uz").arg(&mount).status();
+        if wait::poll(wait::PATIENCE, || self.child.try_wait().ok().flatten()).is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn is_mounted(folder: &std::path::Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
+    mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| folder.as_os_str() == at))
+}

@@ -1,0 +1,23 @@
+//! The test lab: a real server in a temporary folder, clients that speak to it, and the ledger that judges it.
+//!
+//! - [`setup`] writes a configuration and starts the binary on a port of the kernel's choice; [`server`] is the running
+//!   process, which is stopped when it is dropped, also by a panic;
+//! - [`client`] is one SMTP session, command by command; [`load`] is many of them at once;
+//! - [`ledger`] remembers what was acknowledged; [`maildir`] reads what was delivered;
+//! - [`disk`] and [`files`] are storage that fails when it is told to.
+//!
+//! Nothing here waits for a fixed time: [`wait`] polls a condition until it holds or its deadline has passed.
+//!
+//! Knows nothing of the library's inside: it sees the program as an operator does.
+#![allow(dead_code)] // every test program compiles this module and uses a part of it
+
+pub mod client;
+pub mod disk;
+pub mod files;
+pub mod ledger;
+pub mod load;
+pub mod maildir;
+pub mod server;
+pub mod setup;
+pub mod tools;
+pub mod wait;
