@@ -67,7 +67,8 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     check_ring()?;
     check_locked_memory()?;
     let _lock = shard::lock(&config.data)?;
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| Error(format!("cannot handle signals: {e}")))?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT]).map_err(|e| Error(format!("cannot handle signals: {e}")))?;
     let blocked = BlockedSignals::block();
     let count = config.cores.shards_count();
     let sockets = bind_all(&mut config.listeners, count)?;
@@ -290,9 +291,16 @@ fn start(
     let session = Arc::new(session_config(config, &policies));
     let normalised: Arc<[_]> = config.smtp.normalise_bare_line_ends_from.clone().into();
     let (progress, progress_end) = unbounded();
-    let mut running =
-        Running { shards: Vec::new(), controls: Vec::new(), progress: progress_end, workers, _jobs: jobs.clone() };
-    for (n, ((listeners, logs), placement)) in sockets.into_iter().zip(logs).zip(placements(config)).enumerate() {
+    let mut running = Running {
+        shards: Vec::new(),
+        controls: Vec::new(),
+        progress: progress_end,
+        workers,
+        _jobs: jobs.clone(),
+    };
+    for (n, ((listeners, logs), placement)) in
+        sockets.into_iter().zip(logs).zip(placements(config)).enumerate()
+    {
         let control = Arc::new(Control::default());
         let bell = control.clone();
         // Every job in the channel and with a worker has room for its report.
@@ -355,7 +363,11 @@ impl Running {
         let (signalled, signal) = bounded(2);
         std::thread::Builder::new()
             .name("signals".into())
-            .spawn(move || signals.forever().for_each(|number| drop(signalled.send(number))))
+            .spawn(move || {
+                signals.forever().for_each(|number| {
+                    let _ = signalled.send(number);
+                })
+            })
             .map_err(|e| Error(format!("cannot wait for signals: {e}")))?;
         let Ok(number) = signal.recv() else { return Err(Error("no signals can be had".into())) };
         tracing::info!(signal = number, "stopping: sessions may finish, a second signal ends at once");

@@ -66,8 +66,7 @@ pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, bare: 
     });
     let key = shard.connections.borrow_mut().insert(connection.clone());
     let mut replies = shard.take_buffer();
-    let session =
-        Session::new(shard.session_config.clone(), peer, bare, clock::now(), &mut replies);
+    let session = Session::new(shard.session_config.clone(), peer, bare, clock::now(), &mut replies);
     let mut served = Served {
         shard,
         connection,

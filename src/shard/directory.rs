@@ -46,7 +46,9 @@ pub enum DirectoryError {
     #[error("{0} is in use by another process: stop it, or name another folder with --data")]
     InUse(String),
     /// The layout is of another version.
-    #[error("{path} says {found:?}, and this program knows only {VERSION:?}: it was written by another version of incoming. Nothing was touched")]
+    #[error(
+        "{path} says {found:?}, and this program knows only {VERSION:?}: it was written by another version of incoming. Nothing was touched"
+    )]
     UnknownVersion {
         /// The version file.
         path: String,
@@ -54,7 +56,9 @@ pub enum DirectoryError {
         found: String,
     },
     /// A segment of another version.
-    #[error("{path} has format version {version}, which this program does not know: it was written by another version of incoming. Nothing was touched")]
+    #[error(
+        "{path} has format version {version}, which this program does not know: it was written by another version of incoming. Nothing was touched"
+    )]
     UnknownSegmentVersion {
         /// The segment.
         path: String,
@@ -62,7 +66,9 @@ pub enum DirectoryError {
         version: u32,
     },
     /// The file system keeps nothing.
-    #[error("{0} is on a file system in memory: what is stored there does not survive a restart. Put --data on a disk, or set spool.durability = \"none\"")]
+    #[error(
+        "{0} is on a file system in memory: what is stored there does not survive a restart. Put --data on a disk, or set spool.durability = \"none\""
+    )]
     Volatile(String),
     /// The file system has no direct I/O.
     #[error("{0} is on a file system without O_DIRECT, which the spool needs: put --data on ext4 or xfs")]
@@ -167,7 +173,8 @@ fn check_file_system(spool: &Path, is_durable: bool) -> Result<(), DirectoryErro
         return Err(DirectoryError::Volatile(name()));
     }
     let probe = spool.join("probe");
-    let opened = OpenOptions::new().create(true).write(true).truncate(true).custom_flags(libc::O_DIRECT).open(&probe);
+    let opened =
+        OpenOptions::new().create(true).write(true).truncate(true).custom_flags(libc::O_DIRECT).open(&probe);
     let _ = fs::remove_file(&probe);
     match opened {
         Ok(_) => Ok(()),
@@ -186,7 +193,8 @@ fn read_log(directory: &Path) -> Result<Recovered, DirectoryError> {
         let path = entry.map_err(failed("read the folder", directory))?.path();
         let slot = path.file_name().and_then(|name| name.to_str()).and_then(Slot::from_file_name);
         let Some(slot) = slot else { continue };
-        let mut file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?;
         file.sync_all().map_err(failed("sync", &path))?;
         segment.clear();
         file.read_to_end(&mut segment).map_err(failed("read", &path))?;

@@ -25,7 +25,9 @@ use crate::limits::{SPOOL_PAGE_SIZE, SPOOL_PAGES_MAX};
 use crate::mail::MessageId;
 use crate::spool::format::{BLOCK_SIZE, RecipientOutcome};
 use crate::spool::recovery::Recovered;
-use crate::spool::{AppendError, Completion, Incoming, Io, IoFailure, Page, Receiving, Slot, Spool, SpoolConfig};
+use crate::spool::{
+    AppendError, Completion, Incoming, Io, IoFailure, Page, Receiving, Slot, Spool, SpoolConfig,
+};
 
 /// Memory that the ring knows and the device can read from.
 pub type DmaPage = glommio::io::DmaBuffer;
@@ -218,7 +220,8 @@ impl Disk {
         blocking(move || segment_file::prepare(&directory, slot, is_new, size, &header)).await?;
         let path = self.directory.join(slot.file_name());
         // Read-write: glommio probes a file by reading it.
-        let file = OpenOptions::new().read(true).write(true).dma_open(&path).await.map_err(io::Error::from)?;
+        let file =
+            OpenOptions::new().read(true).write(true).dma_open(&path).await.map_err(io::Error::from)?;
         let mut files = self.files.borrow_mut();
         files.insert(slot, Rc::new(file));
         // Sealed segments are written no more.
@@ -307,7 +310,11 @@ impl Disk {
         };
         let ticket = Rc::new(Ticket::default());
         let message = (is_small && self.handoff.keep(&message)).then_some(message);
-        self.waiting.borrow_mut().push_back(Waiting { sequence: id.sequence, ticket: ticket.clone(), message });
+        self.waiting.borrow_mut().push_back(Waiting {
+            sequence: id.sequence,
+            ticket: ticket.clone(),
+            message,
+        });
         let is_stored = poll_fn(|context| match ticket.outcome.get() {
             Some(outcome) => Poll::Ready(outcome),
             None => {
@@ -354,7 +361,8 @@ impl Disk {
                         let id = MessageId { log: spool.log(), sequence };
                         tracing::error!(message_id = %id, %error, "cannot read a message back");
                         let unix_now = clock::unix_now();
-                        let outcomes: Vec<RecipientOutcome> = self.handoff.unreadable(&spool, sequence, unix_now);
+                        let outcomes: Vec<RecipientOutcome> =
+                            self.handoff.unreadable(&spool, sequence, unix_now);
                         spool.handle_outcome(sequence, &outcomes, clock::now(), unix_now);
                     }
                 }

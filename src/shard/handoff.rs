@@ -83,7 +83,8 @@ impl Handoff {
         let cost = Self::cost(&message);
         let id = MessageId { log: spool.log(), sequence };
         let JustAccepted { envelope, arrival, trace, tail } = message;
-        let recipients = (0..envelope.forward_paths.len() as u32).map(|index| Recipient { index, attempts: 0 });
+        let recipients =
+            (0..envelope.forward_paths.len() as u32).map(|index| Recipient { index, attempts: 0 });
         let job = Job {
             id,
             recipients: recipients.collect(),

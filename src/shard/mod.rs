@@ -222,9 +222,8 @@ pub fn random() -> u64 {
 pub async fn run(plan: Plan) {
     let cache_size = plan.cache_size;
     let handoff = Rc::new(Handoff::new(plan.jobs, plan.outcomes, plan.schedule, cache_size));
-    let open = |log: OpenedLog| {
-        Disk::new(log.path, log.recovered, plan.segment_size, plan.sync, handoff.clone())
-    };
+    let open =
+        |log: OpenedLog| Disk::new(log.path, log.recovered, plan.segment_size, plan.sync, handoff.clone());
     let shard = Rc::new(Shard {
         session_config: plan.session,
         policies: plan.policies,

@@ -103,7 +103,8 @@ pub fn read_message(
     location: Location,
     segments: Vec<(PieceRef, SegmentReader)>,
 ) -> io::Result<StoredMessage> {
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a message record does not follow the format");
+    let malformed =
+        || io::Error::new(io::ErrorKind::InvalidData, "a message record does not follow the format");
     let record = segment.read(location.offset, location.size as usize)?;
     let (_, payload) = format::decode_record(&record, segment.life).ok_or_else(malformed)?;
     let message = MessagePayload::decode(payload).ok_or_else(malformed)?;

@@ -631,7 +631,8 @@ impl<P: Page> Spool<P> {
 
     /// Is the file of this slot being appended to, or about to be?
     pub fn is_open(&self, slot: Slot) -> bool {
-        let is_ready = matches!(&self.spare, Spare::Ready(spare) | Spare::Preparing(spare, _) if spare.slot == slot);
+        let is_ready =
+            matches!(&self.spare, Spare::Ready(spare) | Spare::Preparing(spare, _) if spare.slot == slot);
         is_ready || [&self.sealing, &self.active].into_iter().flatten().any(|open| open.tail.slot() == slot)
     }
 
