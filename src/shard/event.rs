@@ -2,7 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+
+use slab::Slab;
 
 /// Something one task waits for. Set before or during the wait; a wait takes it back.
 #[derive(Default)]
@@ -47,26 +50,54 @@ pub fn keep_waker(waiter: &mut Option<Waker>, context: &Context<'_>) {
 #[derive(Default)]
 pub struct Broadcast {
     generation: Cell<u64>,
-    waiters: RefCell<Vec<Waker>>,
+    waiters: RefCell<Slab<Waker>>,
 }
 
 impl Broadcast {
     /// It happened: everybody who waits goes on.
     pub fn set(&self) {
         self.generation.set(self.generation.get() + 1);
-        self.waiters.borrow_mut().drain(..).for_each(Waker::wake);
+        self.waiters.borrow().iter().for_each(|(_, waker)| waker.wake_by_ref());
     }
 
     /// Waits until it happens again.
-    pub async fn wait(&self) {
-        let seen = self.generation.get();
-        poll_fn(|context| {
-            if self.generation.get() != seen {
-                return Poll::Ready(());
+    pub fn wait(&self) -> Wait<'_> {
+        Wait { broadcast: self, seen: self.generation.get(), key: None }
+    }
+}
+
+/// One task's wait. It has one place among the waiters, given back when it ends: glommio counts the wakers of a task in
+/// 16 bits, so none may be left behind.
+pub struct Wait<'a> {
+    broadcast: &'a Broadcast,
+    seen: u64,
+    key: Option<usize>,
+}
+
+impl Future for Wait<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.broadcast.generation.get() != self.seen {
+            return Poll::Ready(());
+        }
+        let mut waiters = self.broadcast.waiters.borrow_mut();
+        match self.key {
+            Some(key) => waiters[key].clone_from(context.waker()),
+            None => {
+                let key = waiters.insert(context.waker().clone());
+                drop(waiters);
+                self.key = Some(key);
             }
-            self.waiters.borrow_mut().push(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.broadcast.waiters.borrow_mut().remove(key);
+        }
     }
 }
