@@ -3,13 +3,12 @@
 //! Jobs go through one bounded channel shared by all queues. Offering never waits: a full channel gives the job back, for the queue
 //! is what holds the messages and the channel only a window on it.
 //!
-//! Reports come back through one channel per queue, with a wake for a receiver that sleeps. A receiver that is busy costs its
-//! senders no system call: it is woken only after it announced that it sleeps, and once.
+//! Reports come back through one channel per queue. Sending one wakes nobody: whoever has sent some rings
+//! ([`OutcomeSender::ring`]) when it has nothing better to do, and only a receiver that announced that it sleeps is woken then,
+//! once. Nobody waits for a report, so many share one wake, and on a shared core one change of threads.
 //!
 //! Why sending a report never waits for ever: the receiver never waits for a worker ([`JobSender::try_send`] does not block), so
-//! it always comes back to take reports; and it sleeps only after it found its channel empty, from when on the first report wakes
-//! it. A full channel therefore has a receiver that is awake or being woken. When `capacity` is at least the size of the job
-//! channel plus the number of workers, a receiver that takes all reports between two offers never sees a sender wait at all.
+//! it always comes back to take reports; and a sender that finds the channel full rings before it waits.
 //!
 //! Knows nothing of what waits for a wake: it is a closure.
 
@@ -75,23 +74,33 @@ pub struct OutcomeSender {
 }
 
 impl OutcomeSender {
-    /// Gives the report to the receiver and wakes it if it sleeps. Where the receiver is gone the report is dropped: the queue that
-    /// would have noted it has ended, and starts again with what it noted before.
+    /// Gives the report to the receiver, who may learn of it only after [`OutcomeSender::ring`]. Where the receiver is gone the report
+    /// is dropped: the queue that would have noted it has ended, and starts again with what it noted before.
+    pub fn send(&self, report: Report) {
+        if let Err(TrySendError::Full(report)) = self.sender.try_send(report) {
+            self.ring();
+            let _ = self.sender.send(report);
+        }
+    }
+
+    /// Wakes the receiver if it sleeps.
     ///
     /// The race: a report sent just as the receiver falls asleep.
     /// 1. the receiver sets `asleep`, then looks into the channel;
-    /// 2. the sender puts the report into the channel, then looks at `asleep`.
+    /// 2. the sender has put the report into the channel, then looks at `asleep`.
     ///
     /// With a full fence between both steps of each, one of them sees the other: the receiver the report, and does not sleep; or
     /// the sender the flag, and wakes. Swap the steps of either and both can miss, and the report waits for the next event.
-    pub fn send(&self, report: Report) {
-        if self.sender.send(report).is_err() {
-            return;
-        }
+    pub fn ring(&self) {
         fence(Ordering::SeqCst);
         if self.bell.asleep.load(Ordering::Relaxed) && self.bell.asleep.swap(false, Ordering::AcqRel) {
             (self.bell.wake)();
         }
+    }
+
+    /// Do both lead to the same receiver?
+    pub fn is_same(&self, other: &OutcomeSender) -> bool {
+        Arc::ptr_eq(&self.bell, &other.bell)
     }
 }
 
@@ -171,21 +180,25 @@ mod tests {
         );
         let wakes = || wakes.load(Ordering::SeqCst);
 
-        sender.send(report(0));
+        let send = |sequence| {
+            sender.send(report(sequence));
+            sender.ring();
+        };
+        send(0);
         assert_eq!(wakes(), 0, "awake");
         assert!(receiver.prepare_to_sleep(), "something is there");
-        sender.send(report(1));
+        send(1);
         assert_eq!(wakes(), 0, "the announcement was taken back");
         assert_eq!((receiver.try_recv(), receiver.try_recv()), (Some(report(0)), Some(report(1))));
         assert!(!receiver.prepare_to_sleep());
-        sender.send(report(2));
-        sender.send(report(3));
+        send(2);
+        send(3);
         assert_eq!(wakes(), 1, "once for one sleep");
         assert_eq!(receiver.try_recv(), Some(report(2)));
         assert_eq!(receiver.try_recv(), Some(report(3)));
         assert!(!receiver.prepare_to_sleep());
         assert_eq!(receiver.try_recv(), None);
-        sender.send(report(4));
+        send(4);
         assert_eq!(wakes(), 1, "awake for another reason");
     }
 
@@ -211,7 +224,14 @@ mod tests {
         let senders: Vec<_> = (0..2)
             .map(|_| {
                 let sender = sender.clone();
-                thread::spawn(move || (0..PER_SENDER).for_each(|i| sender.send(report(i))))
+                thread::spawn(move || {
+                    for i in 0..PER_SENDER {
+                        sender.send(report(i));
+                        if i % 3 == 2 || i == PER_SENDER - 1 {
+                            sender.ring();
+                        }
+                    }
+                })
             })
             .collect();
         let mut taken = 0;

@@ -6,6 +6,9 @@
 //! - a panic in a [`Delivery`] defers the job's recipients. With `panic = "abort"`, as the release build has it, the process ends
 //!   instead; nothing was reported, so the queue offers the job again after the restart.
 //!
+//! Workers never pre-empt a shard that has the same core: they are batch threads to the scheduler, and ring for their reports
+//! when they run out of jobs, not after each.
+//!
 //! Signals must be blocked in the thread that starts the workers: they inherit it.
 
 use std::io;
@@ -17,8 +20,13 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
 use tracing::{Level, enabled, error, info};
 
-use super::{Attempt, DeadLetters, Delivery, Job, JobReceiver, Outcome, Report, Schedule};
+use super::{Attempt, DeadLetters, Delivery, Job, JobReceiver, Outcome, OutcomeSender, Report, Schedule};
 use crate::telemetry::Escaped;
+
+/// Reports that may wait for company before their receiver is woken, and for how long while jobs keep coming. A receiver should
+/// look by itself now and then: an attempt that hangs keeps the reports before it waiting.
+const UNRUNG_COUNT_MAX: usize = 64;
+const UNRUNG_TIME_MAX: Duration = Duration::from_millis(1);
 
 /// Threads that deliver.
 pub struct Workers {
@@ -75,6 +83,41 @@ fn join(threads: Vec<JoinHandle<()>>) {
     }
 }
 
+/// Makes this thread one that is not run before a shard that has just become ready. Failing costs speed only.
+fn yield_to_shards() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the call reads `parameters` and changes nothing but how this thread is scheduled.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) };
+}
+
+/// Receivers that have reports they may not know of.
+#[derive(Default)]
+struct Unrung {
+    receivers: Vec<OutcomeSender>,
+    report_count: usize,
+    since: Option<Instant>,
+}
+
+impl Unrung {
+    /// A report was sent there. Rings by itself when there are many, or when attempts are slow.
+    fn add(&mut self, receiver: OutcomeSender) {
+        if !self.receivers.iter().any(|other| other.is_same(&receiver)) {
+            self.receivers.push(receiver);
+        }
+        self.report_count += 1;
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if self.report_count >= UNRUNG_COUNT_MAX || since.elapsed() >= UNRUNG_TIME_MAX {
+            self.ring();
+        }
+    }
+
+    fn ring(&mut self) {
+        self.receivers.drain(..).for_each(|receiver| receiver.ring());
+        self.report_count = 0;
+        self.since = None;
+    }
+}
+
 struct Worker {
     jobs: Receiver<Job>,
     stop: Receiver<()>,
@@ -85,27 +128,35 @@ struct Worker {
 
 impl Worker {
     fn run(&self) {
-        while let Some(job) = self.next_job() {
+        yield_to_shards();
+        let mut unrung = Unrung::default();
+        while let Some(job) = self.next_job(&mut unrung) {
             let report = self.attempt(&job);
             let outcomes = job.outcomes.clone();
             // The content goes first: the report may make its room free.
             drop(job);
             outcomes.send(report);
+            unrung.add(outcomes);
         }
+        unrung.ring();
     }
 
-    /// The next job; `None` when there will be none. Waiting on two channels is paid for only when there is nothing to do.
-    fn next_job(&self) -> Option<Job> {
+    /// The next job; `None` when there will be none. Waiting on two channels, and ringing, is paid for only when there is nothing
+    /// to do.
+    fn next_job(&self, unrung: &mut Unrung) -> Option<Job> {
         if let Err(TryRecvError::Disconnected) = self.stop.try_recv() {
             return None;
         }
         match self.jobs.try_recv() {
             Ok(job) => Some(job),
             Err(TryRecvError::Disconnected) => None,
-            Err(TryRecvError::Empty) => select! {
-                recv(self.jobs) -> job => job.ok(),
-                recv(self.stop) -> _ => None,
-            },
+            Err(TryRecvError::Empty) => {
+                unrung.ring();
+                select! {
+                    recv(self.jobs) -> job => job.ok(),
+                    recv(self.stop) -> _ => None,
+                }
+            }
         }
     }
 
@@ -197,7 +248,7 @@ pub(super) mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::delivery::{Content, OutcomeReceiver, OutcomeSender, Recipient, job_channel, outcome_channel};
+    use crate::delivery::{Content, OutcomeReceiver, Recipient, job_channel, outcome_channel};
     use crate::mail::{Arrival, Body, Envelope, ForwardPath, MessageId, Protocol, ReversePath};
 
     /// A job for three recipients, the second of which has one attempt behind it.

@@ -242,7 +242,7 @@ pub async fn run(plan: Plan) {
         dates: clock::Dates::default(),
     });
     shard.disks.iter().for_each(Disk::run);
-    glommio::spawn_local(watch_deadlines(shard.clone())).detach();
+    glommio::spawn_local(watch_deadlines(shard.clone(), plan.control.clone())).detach();
     shard.disk().ready().await;
     let accepting: Vec<_> = plan
         .listeners
@@ -299,11 +299,13 @@ async fn serve_mailboxes(
     .await;
 }
 
-/// Wakes connections whose time is over. Twenty thousand take some fifty microseconds, four times a second.
-async fn watch_deadlines(shard: Rc<Shard>) {
+/// Wakes connections whose time is over. Twenty thousand take some fifty microseconds, four times a second. The mailboxes are
+/// looked at too: a worker that hangs in an attempt has not rung for the reports before it.
+async fn watch_deadlines(shard: Rc<Shard>, control: Arc<Control>) {
     loop {
         Timer::new(DEADLINES_INTERVAL).await;
         let now = clock::now();
         shard.connections.borrow().iter().for_each(|(_, connection)| connection.handle_time(now));
+        control.ring();
     }
 }
