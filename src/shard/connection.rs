@@ -33,6 +33,9 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(300);
 /// reset the connection and might take the reply with it.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What a trace field usually fits in, octets.
+const TRACE_SIZE: usize = 256;
+
 /// What the rest of the shard knows of a connection.
 pub struct Connection {
     /// When it wants to be woken.
@@ -58,7 +61,14 @@ impl Connection {
 }
 
 /// Serves one peer until the session or the connection ends.
-pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, bare: BareLineEnds) {
+///
+/// Not an `async fn`: that would keep room for its arguments beside the state they are moved into, in every idle session.
+pub fn serve(
+    shard: Rc<Shard>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    bare: BareLineEnds,
+) -> impl Future<Output = ()> {
     let connection = Rc::new(Connection {
         deadline: Cell::new(clock::now()),
         waker: RefCell::default(),
@@ -70,6 +80,7 @@ pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, bare: 
     let mut served = Served {
         shard,
         connection,
+        key,
         stream,
         session,
         receiving: Receiving::default(),
@@ -77,18 +88,17 @@ pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, bare: 
         input: Vec::new(),
         counted: 0,
     };
-    // A connection that breaks is the peer's affair; what it had sent is not mail before its end-of-data.
-    let _ = served.run().await;
-    let Served { shard, .. } = &served;
-    shard.connections.borrow_mut().remove(key);
-    if shard.connections.borrow().is_empty() {
-        shard.emptied.set();
+    async move {
+        // A connection that breaks is the peer's affair; what it had sent is not mail before its end-of-data.
+        let _ = served.run().await;
     }
 }
 
 struct Served {
     shard: Rc<Shard>,
     connection: Rc<Connection>,
+    /// Its place among the shard's connections.
+    key: usize,
     stream: TcpStream,
     session: Session,
     /// What of the content is in the spool.
@@ -112,10 +122,17 @@ impl Served {
     async fn run(&mut self) -> io::Result<()> {
         loop {
             while let Some(effect) = self.session.poll_effect() {
-                if matches!(effect, Effect::Close) {
-                    return self.close().await;
+                match effect {
+                    Effect::Check(phase) => {
+                        let verdict = self.check(phase);
+                        self.session.handle_verdict(verdict, clock::now(), &mut self.replies);
+                    }
+                    Effect::Abandon => self.shard.disk().abandon(&mut self.receiving),
+                    // Boxed: an idle session has no room for what only these need.
+                    Effect::Piece(piece) => Box::pin(self.append(piece)).await?,
+                    Effect::Store(submission) => Box::pin(self.store(submission)).await?,
+                    Effect::Close => return self.close().await,
                 }
-                self.perform(effect).await?;
             }
             if !self.input.is_empty() && self.take_input() {
                 continue;
@@ -209,34 +226,17 @@ impl Served {
         Ok(())
     }
 
-    async fn perform(&mut self, effect: Effect) -> io::Result<()> {
-        match effect {
-            Effect::Check(phase) => {
-                let verdict = self.check(phase);
-                self.session.handle_verdict(verdict, clock::now(), &mut self.replies);
-            }
-            Effect::Piece(piece) => {
-                self.write_replies().await?;
-                match self.shard.disk().append_piece(&mut self.receiving, &piece).await {
-                    Ok(()) => self.session.handle_piece_taken(piece, clock::now()),
-                    Err(error) => self.session.handle_not_stored(not_stored(error), clock::now()),
-                }
-            }
-            Effect::Abandon => self.shard.disk().abandon(&mut self.receiving),
-            Effect::Store(submission) => {
-                self.write_replies().await?;
-                let outcome = self.store(submission).await;
-                if self.replies.capacity() == 0 {
-                    self.replies = self.shard.take_buffer();
-                }
-                self.session.handle_stored(outcome, clock::now(), &mut self.replies);
-            }
-            Effect::Close => unreachable!("the loop takes it"),
+    async fn append(&mut self, piece: Vec<u8>) -> io::Result<()> {
+        self.write_replies().await?;
+        match self.shard.disk().append_piece(&mut self.receiving, &piece).await {
+            Ok(()) => self.session.handle_piece_taken(piece, clock::now()),
+            Err(error) => self.session.handle_not_stored(not_stored(error), clock::now()),
         }
         Ok(())
     }
 
-    async fn store(&mut self, submission: Submission) -> Result<crate::mail::MessageId, NotStored> {
+    async fn store(&mut self, submission: Submission) -> io::Result<()> {
+        self.write_replies().await?;
         let Submission { envelope, tail, content_size } = submission;
         let unix_time = clock::unix_now();
         let arrival = self.session.arrival(unix_time);
@@ -245,12 +245,11 @@ impl Served {
         let message = JustAccepted { envelope, arrival, trace: Vec::new(), tail };
         let (shard, session) = (&self.shard, &self.session);
         let write_trace = |id| {
-            let mut trace = Vec::with_capacity(256);
+            let mut trace = Vec::with_capacity(TRACE_SIZE);
             shard.dates.with(unix_time, |date| session.write_received(id, date, &mut trace));
             trace
         };
-        let stored = shard.disk().store(&mut self.receiving, message, write_trace).await;
-        match stored {
+        let outcome = match shard.disk().store(&mut self.receiving, message, write_trace).await {
             Ok(id) => {
                 if let Some((from, recipients)) = log_line {
                     let from = Escaped(from.as_str().as_bytes());
@@ -262,7 +261,12 @@ impl Served {
                 self.shard.disk().abandon(&mut self.receiving);
                 Err(not_stored(error))
             }
+        };
+        if self.replies.capacity() == 0 {
+            self.replies = self.shard.take_buffer();
         }
+        self.session.handle_stored(outcome, clock::now(), &mut self.replies);
+        Ok(())
     }
 
     /// The verdict of everybody who may refuse: admission first, then the policies.
@@ -328,6 +332,12 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
+        let mut connections = self.shard.connections.borrow_mut();
+        connections.remove(self.key);
+        if connections.is_empty() {
+            self.shard.emptied.set();
+        }
+        drop(connections);
         self.shard.disk().abandon(&mut self.receiving);
         self.shard.content_memory.set(self.shard.content_memory.get() - self.counted);
         self.shard.give_buffer(std::mem::take(&mut self.replies));
