@@ -19,7 +19,7 @@ pub struct SessionConfig {
     pub command_size_max: usize,
     /// `Received:` fields a message may carry before it is taken to loop; at least 100 (RFC 5321 §6.3).
     pub hops_max: usize,
-    /// The largest header section in octets, up to and with its empty line.
+    /// The largest header section in octets, up to its end.
     pub header_size_max: usize,
     /// Content is handed over in pieces of about this many octets.
     pub piece_size: usize,
