@@ -121,14 +121,14 @@ fn a_fault_in_the_configuration_names_its_place_and_what_would_do() {
         (
             "smtp.message_size_maximum",
             "1000000",
-            &["incoming.toml", "line", "message_size_maximum", "message_size_max"],
+            &["incoming.toml:", "message_size_maximum", "message_size_max"],
         ),
         ("smtp.message_size_max", "\"much\"", &["incoming.toml", "message_size_max"]),
         ("smtp.recipients_max", "-1", &["incoming.toml", "recipients_max"]),
         ("spool.durability", "\"maybe\"", &["incoming.toml", "durability", "sync", "none"]),
         ("spool.queue", "\"tape\"", &["incoming.toml", "queue", "disk"]),
         ("delivery.transport", "\"stork\"", &["incoming.toml", "stork", "store"]),
-        ("hostname", "unquoted", &["incoming.toml", "line"]),
+        ("hostname", "unquoted", &["incoming.toml:2", "quoted"]),
     ];
     for (setting, value, names) in table {
         let mut setup = Setup::new();

@@ -10,7 +10,7 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
 use glommio::io::{DmaFile, OpenOptions};
@@ -28,6 +28,9 @@ use crate::spool::recovery::Recovered;
 use crate::spool::{
     AppendError, Completion, Incoming, Io, IoFailure, Page, Receiving, Slot, Spool, SpoolConfig,
 };
+
+/// The shortest wait for something that is due.
+const TIMER_MIN: Duration = Duration::from_millis(1);
 
 /// Memory that the ring knows and the device can read from.
 pub type DmaPage = glommio::io::DmaBuffer;
@@ -135,7 +138,10 @@ impl Disk {
         let mut timer: Option<(Instant, Timer)> = None;
         loop {
             self.turn();
-            let due = self.spool.borrow().poll_timeout();
+            // What is overdue may wait for something else than time, memory or a segment: it is asked for again soon, not at
+            // once, or this task would never let another run.
+            let soonest = clock::now() + TIMER_MIN;
+            let due = self.spool.borrow().poll_timeout().map(|due| due.max(soonest));
             // A timer that fires too early costs one turn; one for each turn would cost more.
             if let Some(due) = due
                 && timer.as_ref().is_none_or(|(at, _)| *at > due)
@@ -379,7 +385,7 @@ impl Disk {
             }
             self.wanted.set();
             let retry = async {
-                Timer::new(std::time::Duration::from_millis(20)).await;
+                Timer::new(Duration::from_millis(20)).await;
             };
             self.progress.wait().or(retry).await;
         }

@@ -47,7 +47,7 @@ impl Setup {
 
     /// Small segments, so that a small file system holds several of them.
     pub fn small_segments(&mut self) -> &mut Self {
-        self.set("spool.segment_size", 4 << 20)
+        self.set("spool.segment_size", 8 << 20)
     }
 
     /// A deferred delivery is tried again as soon as the gateway knows how.
