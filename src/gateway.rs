@@ -1,7 +1,7 @@
 //! The gateway's life: built, started, drained, ended.
 //!
-//! One thread for each shard, some for deliveries, and this one, which waits for signals. Signals are blocked everywhere
-//! else: a shard's ring must not be interrupted.
+//! One thread for each shard, some for deliveries, and this one, which waits for signals. Signals are blocked in
+//! shards and workers: a ring must not be interrupted.
 //!
 //! The end, in this order:
 //! 1. shards stop accepting; sessions finish their transactions, within `drain_timeout`;

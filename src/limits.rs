@@ -17,10 +17,14 @@ pub const SCRATCH_SIZE: usize = 64 << 10;
 /// The largest piece of content a session hands on at once, in octets. What a session in DATA costs beyond its state.
 pub const PIECE_SIZE_MAX: usize = 64 << 10;
 
+/// The smallest piece a session hands on when its shard is short of memory, in octets. Smaller ones would make the list of a
+/// message's pieces longer than a record may be.
+pub const PIECE_SIZE_MIN: usize = 8 << 10;
+
 /// A page of the spool, in octets: the largest single write. Full pages are written at once, so that a large message does not
 /// wait for the next group commit.
 pub const SPOOL_PAGE_SIZE: usize = 256 << 10;
-/// Pages of a shard between append and completed write: several batches of full sessions, and the largest record.
+/// Pages of a log between append and completed write: several batches of full sessions, and the largest record.
 pub const SPOOL_PAGES_MAX: usize = 20;
 /// The ring's own memory, in octets per shard: the pages, twice over because its allocator rounds to powers of two.
 pub const RING_MEMORY_SIZE: usize = 2 * SPOOL_PAGE_SIZE * SPOOL_PAGES_MAX;
@@ -28,7 +32,7 @@ pub const RING_MEMORY_SIZE: usize = 2 * SPOOL_PAGE_SIZE * SPOOL_PAGES_MAX;
 /// `smtp.message_size_max` at least, in octets: every server takes messages of 64 K octets (RFC 5321 §4.5.3.1.7).
 pub const MESSAGE_SIZE_MAX_LOW: u64 = 64 * KIB;
 /// `smtp.message_size_max` at most, in octets: a message's record names all of its pieces and must fit a segment.
-pub const MESSAGE_SIZE_MAX_HIGH: u64 = 4 * GIB;
+pub const MESSAGE_SIZE_MAX_HIGH: u64 = GIB;
 
 /// `smtp.recipients_max` at least (RFC 5321 §4.5.3.1.8).
 pub const RECIPIENTS_MAX_LOW: u64 = 100;
@@ -101,7 +105,7 @@ pub fn sessions_max_for(descriptors: u64, shards: u64, workers: u64) -> u64 {
 
 /// The largest Message record, in octets: each recipient's path and each piece's place, one piece of content, and the rest.
 const MESSAGE_RECORD_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * 260
-    + MESSAGE_SIZE_MAX_HIGH / (PIECE_SIZE_MAX as u64 / 2) * 16
+    + MESSAGE_SIZE_MAX_HIGH / PIECE_SIZE_MIN as u64 * 16
     + PIECE_SIZE_MAX as u64
     + 16 * KIB;
 

@@ -200,7 +200,7 @@ fn what_check_prints_is_the_same_configuration() {
         normalise_bare_line_ends_from = ['192.0.2.0/24', '2001:db8::1']
         [spool]
         durability = 'none'
-        segment_size = '1.5 MiB'
+        segment_size = '9.5 MiB'
         [delivery]
         transport = 'per-user'
         queue_lifetime = '2days 3h'

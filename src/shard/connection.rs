@@ -20,6 +20,7 @@ use super::clock;
 use super::event::keep_waker;
 use super::handoff::JustAccepted;
 use super::{Ending, Shard};
+use crate::limits::PIECE_SIZE_MIN;
 use crate::mail::{Phase, Refusal, Status};
 use crate::policy::Facts;
 use crate::smtp::{BareLineEnds, Effect, NotStored, Session, Submission};
@@ -138,12 +139,13 @@ impl Served {
                 continue;
             }
             self.write_replies().await?;
-            self.keep_budget();
-            let now = clock::now();
+            if self.exceeds_budget() && self.session.hand_over_early(PIECE_SIZE_MIN) {
+                continue;
+            }
             match self.receive().await? {
                 Input::Octets => {}
                 Input::End => self.session.handle_end_of_input(&mut self.replies),
-                Input::Time => self.session.handle_timeout(clock::now().max(now), &mut self.replies),
+                Input::Time => self.session.handle_timeout(clock::now(), &mut self.replies),
                 Input::Ending(Ending::Abort) => self.session.handle_abort(&mut self.replies),
                 Input::Ending(_) => self.session.handle_drain(&mut self.replies),
             }
@@ -293,14 +295,13 @@ impl Served {
         }
     }
 
-    /// Keeps within the shard's memory budget: what was gathered goes to the spool before more is received.
-    fn keep_budget(&mut self) {
+    /// Counts what this connection holds, and tells if the shard holds more content than it may. Then what was gathered goes
+    /// to the spool before more is received.
+    fn exceeds_budget(&mut self) -> bool {
         let held = self.session.content_buffer_size() + self.input.capacity();
         self.shard.content_memory.set(self.shard.content_memory.get() + held - self.counted);
         self.counted = held;
-        if self.shard.content_memory.get() > self.shard.content_memory_max {
-            self.session.hand_over_early();
-        }
+        self.shard.content_memory.get() > self.shard.content_memory_max
     }
 
     /// The session has ended: the last replies, then the end of the connection.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A log belongs to the shard of its number; where there are fewer shards now, the others' logs are spread over those there
-//! are, delivered and removed.
+//! are and delivered. One that holds nothing any more is removed at the next start.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -143,6 +143,10 @@ pub fn open(
         let path = spool.join(format!("{number:03}"));
         fs::create_dir_all(&path).map_err(failed("make the folder", &path))?;
         let mut recovered = read_log(&path)?;
+        if number >= shards && recovered.messages.is_empty() {
+            retire(&path, &recovered).map_err(failed("remove", &path))?;
+            continue;
+        }
         if recovered.log == 0 {
             recovered.log = new_log();
         }
@@ -152,14 +156,32 @@ pub fn open(
     Ok(logs)
 }
 
+/// Removes a log that nobody appends to and that holds nothing any more. Oldest segment first, each durably: what was delivered
+/// must not come back without the record that says so.
+fn retire(directory: &Path, recovered: &Recovered) -> io::Result<()> {
+    let segments = recovered.segments.iter().map(|segment| segment.slot);
+    for slot in segments
+        .chain(recovered.free.iter().map(|(slot, _)| *slot))
+        .chain(recovered.unfinished.iter().copied())
+    {
+        super::segment_file::remove(directory, slot)?;
+    }
+    fs::remove_dir(directory)
+}
+
 fn check_version(spool: &Path) -> Result<(), DirectoryError> {
     let path = spool.join("VERSION");
     match fs::read_to_string(&path) {
         Ok(found) if found == VERSION => Ok(()),
         Ok(found) => Err(DirectoryError::UnknownVersion { path: path.display().to_string(), found }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => fs::write(&path, VERSION)
-            .and_then(|()| File::open(&path)?.sync_all())
-            .map_err(failed("write", &path)),
+        // Written aside and renamed: a crash leaves the whole file or none.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let aside = spool.join("VERSION.new");
+            fs::write(&aside, VERSION)
+                .and_then(|()| File::open(&aside)?.sync_all())
+                .and_then(|()| fs::rename(&aside, &path))
+                .map_err(failed("write", &path))
+        }
         Err(e) => Err(failed("read", &path)(e)),
     }
 }

@@ -270,12 +270,13 @@ async fn serve_mailboxes(
     std::future::poll_fn(|context| {
         loop {
             control.bell.register(context.waker());
+            // Before the reports: whoever orders to finish has sent the last of them before.
+            let ending = control.ending();
             while let Some(report) = reports.try_recv() {
                 if let Some(disk) = shard.disks.iter().find(|disk| disk.log() == report.id.log) {
                     disk.handle_report(&report);
                 }
             }
-            let ending = control.ending();
             if ending != shard.ending.get() {
                 shard.ending.set(ending);
                 shard.stop_accepting.set();

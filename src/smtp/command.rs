@@ -43,9 +43,10 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// Whether the command brings no message nearer, so that too many of them are a nuisance.
+    /// Whether the command brings no message nearer, so that too many of them are a nuisance. RSET is not among them: RFC 5321
+    /// §4.1.1.5 forbids to close a connection because of it.
     pub fn is_idle(self) -> bool {
-        matches!(self, Verb::Ehlo | Verb::Helo | Verb::Rset | Verb::Noop | Verb::Vrfy | Verb::Help)
+        matches!(self, Verb::Ehlo | Verb::Helo | Verb::Noop | Verb::Vrfy | Verb::Help)
     }
 }
 

@@ -34,7 +34,7 @@ pub struct SessionConfig {
     pub content_rate_min: u32,
     /// Commands that may be refused since the last accepted message; the next refused one is answered 421.
     pub errors_max: u32,
-    /// HELO, EHLO, RSET, NOOP, VRFY and HELP permitted since the last accepted message; the next is answered
+    /// HELO, EHLO, NOOP, VRFY and HELP permitted since the last accepted message; the next is answered
     /// 421.
     pub idle_commands_max: u32,
     /// At which phases the driver is asked; at the others everything is accepted.

@@ -162,7 +162,7 @@ pub fn write_helo(config: &SessionConfig, replies: &mut Vec<u8>) {
 pub fn write_ehlo(config: &SessionConfig, replies: &mut Vec<u8>) {
     write_all(&[b"250-", config.hostname.as_bytes(), b"\r\n250-PIPELINING\r\n250-SIZE "], replies);
     push_number(config.message_size_max, replies);
-    replies.extend_from_slice(b"\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES\r\n");
+    replies.extend_from_slice(b"\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-ENHANCEDSTATUSCODES\r\n250 HELP\r\n");
 }
 
 /// The answer to QUIT (RFC 5321 §4.2.2: 221 names us).

@@ -136,7 +136,7 @@ impl Ledger {
         self.phase(epoch, Phase::Sealed);
     }
 
-    /// A write or sync of the segment failed.
+    /// A write or sync of the segment failed, or its file is of no use: it stays as long as it is needed, then it is removed.
     pub fn poison(&mut self, epoch: u64) {
         self.phase(epoch, Phase::Poisoned);
     }

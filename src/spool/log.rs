@@ -164,7 +164,14 @@ impl<P: Page> Spool<P> {
             let due = (wait > 0).then(|| now + Duration::from_secs(wait));
             ledger.adopt(sequence, message.entry, due);
         }
-        recovered.segments.iter().for_each(|segment| ledger.seal(segment.epoch));
+        for segment in &recovered.segments {
+            match segment.size == config.segment_size {
+                true => ledger.seal(segment.epoch),
+                // Of another size since the configuration changed: not used again.
+                false => ledger.poison(segment.epoch),
+            }
+        }
+        recovered.unfinished.iter().for_each(|slot| ledger.add_free(*slot, false));
         for (slot, size) in &recovered.free {
             ledger.add_free(*slot, *size == u64::from(config.segment_size));
         }

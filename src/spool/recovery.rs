@@ -160,6 +160,8 @@ pub struct RecoveredSegment {
     pub slot: Slot,
     /// The life of its records.
     pub life: u64,
+    /// The file's size, octets.
+    pub size: u32,
 }
 
 /// A message that is not done.
@@ -227,8 +229,8 @@ pub fn merge(mut scans: Vec<Scan>) -> Recovered {
         if scan.records.is_empty() && scan.damaged.is_empty() {
             recovered.free.push((scan.slot, u64::from(scan.header.size)));
         } else {
-            let SegmentHeader { epoch, life, .. } = scan.header;
-            recovered.segments.push(RecoveredSegment { epoch, slot: scan.slot, life });
+            let SegmentHeader { epoch, life, size, .. } = scan.header;
+            recovered.segments.push(RecoveredSegment { epoch, slot: scan.slot, life, size });
         }
     }
     let records: Vec<Record> = scans.into_iter().flat_map(|scan| scan.records).collect();

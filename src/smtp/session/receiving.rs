@@ -27,11 +27,14 @@ impl Session {
     }
 
     /// Hands over the content that has been gathered, though it is less than a piece: the driver is short of memory.
-    /// Nothing happens where there is none, or while something else is pending.
-    pub fn hand_over_early(&mut self) {
-        if self.takes_input() && self.content().is_some_and(|content| !content.buffer.is_empty()) {
+    /// False where it is less than `size_min` octets, or while something else is pending: then nothing happens.
+    pub fn hand_over_early(&mut self, size_min: usize) -> bool {
+        let is_enough = |content: &mut Content| content.refusal.is_none() && content.buffer.len() >= size_min;
+        let hands_over = self.takes_input() && self.content().is_some_and(is_enough);
+        if hands_over {
             self.hand_over_piece();
         }
+        hands_over
     }
 
     fn hand_over_piece(&mut self) {
