@@ -40,6 +40,8 @@ const LOCKED_MEMORY_MIN: u64 = 512 << 10;
 /// How long sessions have to take their 421 when the time to drain is over.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long attempts that are being made may take to end: a transport that hangs must not hold the process.
+const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a start that takes long looks for a signal.
 const SIGNALS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -387,7 +389,17 @@ impl Running {
             self.end(Ending::Abort);
             self.wait_until_drained(ABORT_TIMEOUT);
         }
-        self.workers.stop();
+        let (stopped, workers_stopped) = bounded::<()>(1);
+        std::thread::Builder::new()
+            .name("stop-workers".into())
+            .spawn(move || {
+                self.workers.stop();
+                drop(stopped);
+            })
+            .map_err(|e| Error(format!("cannot wait for the delivery workers: {e}")))?;
+        if workers_stopped.recv_timeout(WORKERS_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("deliveries did not end in time: they are made again after the next start");
+        }
         self.controls.iter().for_each(|control| control.end(Ending::Finish));
         for shard in self.shards {
             shard.join().map_err(|e| Error(format!("a shard failed: {e}")))?;

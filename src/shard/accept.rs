@@ -26,7 +26,7 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener) {
     // SAFETY: `fd` is a listening socket that nobody else owns; glommio's listener owns it from here on and closes it.
     let listener = unsafe { TcpListener::from_raw_fd(fd) };
     let mut reserve = File::open("/dev/null").ok();
-    loop {
+    while shard.ending.get() == Ending::No {
         let stop = async {
             shard.stop_accepting.wait().await;
             None

@@ -231,7 +231,11 @@ impl Served {
     async fn append(&mut self, piece: Vec<u8>) -> io::Result<()> {
         self.write_replies().await?;
         match self.shard.disk().append_piece(&mut self.receiving, &piece).await {
-            Ok(()) => self.session.handle_piece_taken(piece, clock::now()),
+            Ok(()) => {
+                // Its memory is used again, unless the shard is short of it.
+                let buffer = if self.exceeds_budget() { Vec::new() } else { piece };
+                self.session.handle_piece_taken(buffer, clock::now());
+            }
             Err(error) => self.session.handle_not_stored(not_stored(error), clock::now()),
         }
         Ok(())

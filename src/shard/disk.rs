@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use glommio::timer::Timer;
 
 use super::clock;
 use super::event::{Broadcast, Event, keep_waker};
-use super::handoff::{Handoff, JustAccepted};
+use super::handoff::{Handoff, JustAccepted, Readers};
 use super::segment_file;
 use crate::delivery::Report;
 use crate::limits::{SPOOL_PAGE_SIZE, SPOOL_PAGES_MAX};
@@ -31,6 +32,12 @@ use crate::spool::{
 
 /// The shortest wait for something that is due.
 const TIMER_MIN: Duration = Duration::from_millis(1);
+
+/// Reading back pauses for this long when the process lacks descriptors or memory.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+/// How long a clean end may take to make the last outcomes durable. A disk that does not answer would hold the process for ever; the
+/// price of going is a second delivery.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Memory that the ring knows and the device can read from.
 pub type DmaPage = glommio::io::DmaBuffer;
@@ -65,6 +72,8 @@ pub struct Disk {
     directory: PathBuf,
     spool: RefCell<Spool<DmaPage>>,
     files: RefCell<BTreeMap<Slot, Rc<DmaFile>>>,
+    /// Files that deliveries read from, as long as one does.
+    readers: Arc<Readers>,
     handoff: Rc<Handoff>,
     /// In the order of their appends, which is the order in which the spool tells of them.
     waiting: RefCell<VecDeque<Waiting>>,
@@ -93,6 +102,7 @@ impl Disk {
             directory,
             spool: RefCell::new(spool),
             files: RefCell::default(),
+            readers: Arc::default(),
             handoff,
             waiting: RefCell::default(),
             wanted: Event::default(),
@@ -178,13 +188,12 @@ impl Disk {
                 waiter.wake();
             }
         }
-        if spool.backlog_depth() > 0 {
-            self.backlog.set();
-        }
         let now = clock::now();
         while let Some(io) = spool.poll_io(now) {
             glommio::spawn_local(Rc::clone(self).perform(io)).detach();
         }
+        drop(spool);
+        self.feed();
     }
 
     async fn perform(self: Rc<Self>, io: Io<DmaPage>) {
@@ -343,8 +352,14 @@ impl Disk {
         let unix_now = clock::unix_now();
         let outcomes = self.handoff.judge(&spool, report, unix_now);
         spool.handle_outcome(report.id.sequence, &outcomes, clock::now(), unix_now);
+        drop(spool);
         self.wanted.set();
-        if spool.backlog_depth() > 0 {
+        self.feed();
+    }
+
+    /// Looks whether the backlog can go on.
+    pub fn feed(&self) {
+        if self.spool.borrow().backlog_depth() > 0 {
             self.backlog.set();
         }
     }
@@ -357,12 +372,17 @@ impl Disk {
                 self.backlog.wait().await;
                 continue;
             }
-            let directory = self.directory.clone();
-            let messages = blocking(move || batch.read(&directory)).await;
+            let (directory, files) = (self.directory.clone(), self.readers.clone());
+            let messages = blocking(move || batch.read(&directory, &files)).await;
+            let mut is_short = false;
             let mut spool = self.spool.borrow_mut();
             for (sequence, message) in messages {
                 match message {
                     Ok(message) => self.handoff.offer_again(&mut spool, sequence, message),
+                    Err(error) if is_shortage(&error) => {
+                        is_short = true;
+                        self.handoff.take_back(&mut spool, sequence);
+                    }
                     Err(error) => {
                         let id = MessageId { log: spool.log(), sequence };
                         tracing::error!(message_id = %id, %error, "cannot read a message back");
@@ -373,14 +393,24 @@ impl Disk {
                     }
                 }
             }
+            drop(spool);
+            self.wanted.set();
+            if is_short {
+                Timer::new(SHORTAGE_PAUSE).await;
+            }
         }
     }
 
     /// Makes everything appended so far durable, outcomes too, or finds that it cannot be.
     pub async fn finish(&self) {
+        let until = clock::now() + FINISH_TIMEOUT;
         loop {
             self.spool.borrow_mut().finish(clock::now());
             if self.spool.borrow().is_idle() || !self.is_accepting() {
+                return;
+            }
+            if clock::now() >= until {
+                tracing::warn!(log = %self.directory.display(), "the last outcomes could not be made durable: they may be delivered again");
                 return;
             }
             self.wanted.set();
@@ -390,6 +420,11 @@ impl Disk {
             self.progress.wait().or(retry).await;
         }
     }
+}
+
+/// Does the process lack something that others will give back?
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// Runs on the shard's blocking thread.

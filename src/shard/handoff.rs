@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use super::disk::DmaPage;
 use super::segment_file::{SegmentReader, StoredMessage, read_message};
@@ -24,6 +24,11 @@ const BATCH_COUNT_MAX: usize = 64;
 /// A message whose record cannot be read is tried again after this many seconds: media sometimes recover, and the message is
 /// not ours to drop.
 const UNREADABLE_RETRY: u64 = 3600;
+
+/// Messages read back may take this much memory at least, in octets, however small the cache is.
+const READ_BACK_SIZE_MIN: usize = 4 << 20;
+/// What a forward-path usually costs in memory, octets: the enum and its text.
+const PATH_COST: usize = 96;
 
 /// A message as its session gave it.
 pub struct JustAccepted {
@@ -56,7 +61,8 @@ impl Handoff {
     }
 
     fn cost(message: &JustAccepted) -> usize {
-        message.tail.capacity() + message.trace.capacity() + size_of::<Envelope>()
+        let paths = message.envelope.forward_paths.len() * PATH_COST;
+        message.tail.capacity() + message.trace.capacity() + size_of::<Envelope>() + paths
     }
 
     /// Takes room in the cache for the message, if there is some.
@@ -106,12 +112,17 @@ impl Handoff {
     pub fn take_backlog(&self, spool: &mut Spool<DmaPage>) -> Batch {
         let mut batch = Batch::default();
         let now = super::clock::now();
-        while batch.messages.len() < BATCH_COUNT_MAX && !self.jobs.is_full() {
+        let memory_max = self.cache_size.max(READ_BACK_SIZE_MIN);
+        while batch.messages.len() < BATCH_COUNT_MAX && self.cached.get() < memory_max && !self.jobs.is_full()
+        {
             let Some(sequence) = spool.next_of_backlog(now) else { break };
             spool.hand_off(sequence);
             let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
             let segment = |epoch| spool.segment(epoch).expect("a segment stays while it is needed");
             let pieces = entry.pieces.iter().map(|piece| (*piece, segment(piece.epoch))).collect();
+            let cost = entry.location.size as usize;
+            self.cached.set(self.cached.get() + cost);
+            self.costs.borrow_mut().insert(MessageId { log: spool.log(), sequence }, cost);
             batch.messages.push(Wanted {
                 sequence,
                 location: entry.location,
@@ -134,15 +145,26 @@ impl Handoff {
             outcomes: self.outcomes.clone(),
         };
         if self.jobs.try_send(job).is_err() {
-            spool.take_back(sequence);
+            self.take_back(spool, sequence);
+        }
+    }
+
+    /// The message goes back into the backlog.
+    pub fn take_back(&self, spool: &mut Spool<DmaPage>, sequence: u64) {
+        self.forget_job(MessageId { log: spool.log(), sequence });
+        spool.take_back(sequence);
+    }
+
+    /// No job holds the message in memory any more.
+    fn forget_job(&self, id: MessageId) {
+        if let Some(cost) = self.costs.borrow_mut().remove(&id) {
+            self.forget(cost);
         }
     }
 
     /// What a report means for the spool: attempts counted, the next ones scheduled.
     pub fn judge(&self, spool: &Spool<DmaPage>, report: &Report, unix_now: u64) -> Vec<RecipientOutcome> {
-        if let Some(cost) = self.costs.borrow_mut().remove(&report.id) {
-            self.forget(cost);
-        }
+        self.forget_job(report.id);
         let left = outstanding(spool, report.id.sequence);
         let judged = report.recipients.iter().map(|(index, outcome)| {
             let before = left.iter().find(|r| r.index == *index).map_or(0, |r| r.attempts);
@@ -163,6 +185,7 @@ impl Handoff {
 
     /// The outcomes of a message whose record cannot be read.
     pub fn unreadable(&self, spool: &Spool<DmaPage>, sequence: u64, unix_now: u64) -> Vec<RecipientOutcome> {
+        self.forget_job(MessageId { log: spool.log(), sequence });
         let outcomes = outstanding(spool, sequence).into_iter().map(|recipient| RecipientOutcome {
             index: recipient.index,
             is_done: false,
@@ -180,6 +203,23 @@ fn outstanding(spool: &Spool<DmaPage>, sequence: u64) -> Vec<Recipient> {
     match &entry.outstanding {
         Some(left) => left.iter().map(|o| Recipient { index: o.index, attempts: o.attempts }).collect(),
         None => (0..entry.recipient_count).map(|index| Recipient { index, attempts: 0 }).collect(),
+    }
+}
+
+/// Segment files opened for reading: one descriptor each, however many jobs read from it.
+#[derive(Default)]
+pub struct Readers(Mutex<HashMap<Slot, Weak<File>>>);
+
+impl Readers {
+    fn open(&self, directory: &Path, slot: Slot) -> io::Result<Arc<File>> {
+        let mut files = self.0.lock().expect("nobody panics while it is held");
+        if let Some(file) = files.get(&slot).and_then(Weak::upgrade) {
+            return Ok(file);
+        }
+        files.retain(|_, file| file.strong_count() > 0);
+        let file = Arc::new(File::open(directory.join(slot.file_name()))?);
+        files.insert(slot, Arc::downgrade(&file));
+        Ok(file)
     }
 }
 
@@ -205,20 +245,12 @@ impl Batch {
     }
 
     /// Reads them, with blocking calls.
-    pub fn read(self, directory: &Path) -> Vec<(u64, io::Result<StoredMessage>)> {
-        let mut files: HashMap<Slot, Arc<File>> = HashMap::new();
-        let mut open = |(slot, life): SlotAndLife| {
-            let file = match files.get(&slot) {
-                Some(file) => file.clone(),
-                None => {
-                    let file = Arc::new(File::open(directory.join(slot.file_name()))?);
-                    files.insert(slot, file.clone());
-                    file
-                }
-            };
+    pub fn read(self, directory: &Path, readers: &Readers) -> Vec<(u64, io::Result<StoredMessage>)> {
+        let open = |(slot, life): SlotAndLife| {
+            let file = readers.open(directory, slot)?;
             io::Result::Ok(SegmentReader { file, life })
         };
-        let mut read = |wanted: Wanted| {
+        let read = |wanted: Wanted| {
             let segment = open(wanted.segment)?;
             let pieces = wanted.pieces.into_iter().map(|(piece, segment)| Ok((piece, open(segment)?)));
             read_message(&segment, wanted.location, pieces.collect::<io::Result<_>>()?)

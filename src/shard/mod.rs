@@ -301,12 +301,14 @@ async fn serve_mailboxes(
 }
 
 /// Wakes connections whose time is over. Twenty thousand take some fifty microseconds, four times a second. The mailboxes are
-/// looked at too: a worker that hangs in an attempt has not rung for the reports before it.
+/// looked at too: a worker that hangs in an attempt has not rung for the reports before it; and backlogs, for the channel they
+/// wait for is shared with other shards.
 async fn watch_deadlines(shard: Rc<Shard>, control: Arc<Control>) {
     loop {
         Timer::new(DEADLINES_INTERVAL).await;
         let now = clock::now();
         shard.connections.borrow().iter().for_each(|(_, connection)| connection.handle_time(now));
+        shard.disks.iter().for_each(|disk| disk.feed());
         control.ring();
     }
 }

@@ -22,6 +22,8 @@ use crate::mail::{Arrival, Envelope, MessageId};
 const OUTCOMES_DELAY: Duration = Duration::from_millis(20);
 /// Outcomes are written at once when they are this many octets.
 const OUTCOMES_SIZE: usize = 32 * 1024;
+/// Recipients in one entry of outcomes: with the longest reasons they are half of [`OUTCOMES_SIZE`].
+const OUTCOME_RECIPIENTS_MAX: usize = 16;
 /// A failed preparation or removal is tried again after this.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// This many segments poisoned without one completed sync between them, and the log takes no more.
@@ -131,14 +133,16 @@ pub struct Spool<P> {
     horizon: u64,
     /// Where the next segment's Open record voids from.
     void_from: u64,
+    /// The last preparation found no space. Until one succeeds, messages leave the reserve to outcomes.
+    is_full: bool,
     removing: Option<Slot>,
     removal_failed: Option<Instant>,
     /// Poisoned segments and how far they are durable: a piece that ends beyond is lost.
     lost: Vec<(u64, u32)>,
     poisoned_count: u32,
     stored: VecDeque<(u64, bool)>,
-    /// Not yet appended.
-    outcomes: OutcomesBatch,
+    /// Not yet appended, oldest first; each fits a record.
+    outcomes: VecDeque<OutcomesBatch>,
     outcomes_since: Option<Instant>,
     /// Appended and not yet durable, by the sequence of the record.
     outcomes_appended: VecDeque<(u64, OutcomesBatch)>,
@@ -173,7 +177,7 @@ impl<P: Page> Spool<P> {
         }
         recovered.unfinished.iter().for_each(|slot| ledger.add_free(*slot, false));
         for (slot, size) in &recovered.free {
-            ledger.add_free(*slot, *size == u64::from(config.segment_size));
+            ledger.add_free(*slot, *size == config.segment_size);
         }
         Spool {
             config,
@@ -189,12 +193,13 @@ impl<P: Page> Spool<P> {
             next_sequence: recovered.next_sequence,
             horizon: recovered.void_from,
             void_from: recovered.void_from,
+            is_full: false,
             removing: None,
             removal_failed: None,
             lost: Vec::new(),
             poisoned_count: 0,
             stored: VecDeque::new(),
-            outcomes: OutcomesBatch::default(),
+            outcomes: VecDeque::new(),
             outcomes_since: None,
             outcomes_appended: VecDeque::new(),
             head: Vec::new(),
@@ -217,14 +222,14 @@ impl<P: Page> Spool<P> {
         self.poisoned_count < POISONED_MAX
     }
 
-    /// A segment is open or ready: the first append will not wait.
+    /// The first append will not wait: a segment is open or ready, or it is known that there is none.
     pub fn is_ready(&self) -> bool {
-        self.active.is_some() || matches!(self.spare, Spare::Ready(_))
+        self.active.is_some() || matches!(self.spare, Spare::Ready(_) | Spare::Failed { .. })
     }
 
     /// Is there, as far as is known, room for a message of `size` octets?
     pub fn has_room(&self, size: u64) -> bool {
-        if !matches!(self.spare, Spare::Failed { why: IoFailure::NoSpace, .. }) {
+        if !self.is_full {
             return true;
         }
         let left = self.active.as_ref().map_or(0, |active| active.tail.room()) as u64;
@@ -294,6 +299,12 @@ impl<P: Page> Spool<P> {
         self.ledger.release(Needs { message: None, pieces });
     }
 
+    /// What fits a segment, and the pages though one of them is being filled. More would wait for ever.
+    fn record_size_max(&self) -> usize {
+        let segment = self.config.segment_size as usize - RECORDS_OFFSET as usize;
+        segment.min((self.config.pages_max - 1) * self.config.page_size) - OPEN_SIZE
+    }
+
     fn check_pieces(&self, receiving: &Receiving) -> Result<(), AppendError> {
         let is_lost = |piece: &PieceRef| {
             let end = piece.offset as usize + format::record_size(piece.size as usize);
@@ -307,19 +318,18 @@ impl<P: Page> Spool<P> {
 
     /// Makes the active segment have room and memory for a record of `size` octets.
     fn make_room(&mut self, size: usize, is_mail: bool) -> Result<(), AppendError> {
-        if !self.is_accepting() {
+        if !self.is_accepting() || size > self.record_size_max() {
             return Err(AppendError::Failed);
         }
         if let Some(active) = &self.active {
-            let is_last = matches!(self.spare, Spare::Failed { .. });
-            let reserve = if is_mail && is_last { self.reserve() as usize } else { 0 };
+            let reserve = if is_mail && self.is_full { self.reserve() as usize } else { 0 };
             if active.tail.room() >= size + reserve {
                 let has_memory = active.tail.has_memory(size, &self.pages);
                 return if has_memory { Ok(()) } else { Err(AppendError::Busy) };
             }
         }
-        assert!(size + OPEN_SIZE <= self.config.segment_size as usize - RECORDS_OFFSET as usize);
         match &self.spare {
+            Spare::None if self.removal_failed.is_some() => return Err(AppendError::Failed),
             Spare::Failed { why: IoFailure::NoSpace, .. } => return Err(AppendError::NoRoom),
             Spare::Failed { why: IoFailure::Failed, .. } => return Err(AppendError::Failed),
             Spare::None | Spare::Preparing(..) => return Err(AppendError::Busy),
@@ -336,6 +346,18 @@ impl<P: Page> Spool<P> {
         let Spare::Ready(spare) = std::mem::replace(&mut self.spare, Spare::None) else { unreachable!() };
         self.roll(spare, tail);
         Ok(())
+    }
+
+    /// Numbers are to be voided: the record that says so is written at once, for their peers were refused.
+    fn roll_to_void(&mut self) {
+        if self.active.is_some() || self.sealing.is_some() || self.void_from >= self.next_sequence {
+            return;
+        }
+        if self.make_room(OPEN_SIZE, false).is_ok()
+            && let Some(active) = &mut self.active
+        {
+            active.tail.want_durable();
+        }
     }
 
     fn roll(&mut self, spare: Prepared, tail: Tail<P>) {
@@ -415,6 +437,7 @@ impl<P: Page> Spool<P> {
         if let Some(io) = self.poll_removal(now).or_else(|| self.poll_prepare(now)) {
             return Some(io);
         }
+        self.ledger.handle_due(now);
         // May roll, so it comes before the question which segment may be written.
         self.append_outcomes(now);
         self.sealing.as_mut().or(self.active.as_mut())?.tail.poll_io()
@@ -459,27 +482,29 @@ impl<P: Page> Spool<P> {
     /// Appends the outcomes that have gathered, if they have waited long enough or a batch is about to be closed anyway.
     fn append_outcomes(&mut self, now: Instant) {
         let Some(since) = self.outcomes_since else { return };
-        let is_due = now >= since + OUTCOMES_DELAY || self.outcomes.payload.len() >= OUTCOMES_SIZE;
+        let is_due = now >= since + OUTCOMES_DELAY || self.outcomes.len() > 1;
         let has_company = self.active.as_ref().is_some_and(|active| active.tail.is_closing());
         if !is_due && !has_company {
             return;
         }
-        let batch = std::mem::take(&mut self.outcomes);
-        match self.append(Kind::Outcomes, &[&batch.payload], false) {
-            Ok(_) => {
-                let ticket = self.next_sequence - 1;
-                self.outcomes_appended.push_back((ticket, batch));
-                self.active.as_mut().expect("it was appended to").tail.wait(ticket);
-            }
-            // A failed medium keeps what it holds: nothing is freed that a crash could miss.
-            Err(AppendError::Busy | AppendError::Failed) => {
-                self.outcomes = batch;
-                return;
-            }
-            // They are not recorded: the price is a second delivery after a crash. To wait for room instead would be to
-            // wait for ever, for only deliveries make room.
-            Err(AppendError::NoRoom) => {
-                batch.done.into_iter().for_each(|needs| self.ledger.release(needs));
+        while let Some(batch) = self.outcomes.pop_front() {
+            match self.append(Kind::Outcomes, &[&batch.payload], false) {
+                Ok(_) => {
+                    let ticket = self.next_sequence - 1;
+                    self.outcomes_appended.push_back((ticket, batch));
+                    self.active.as_mut().expect("it was appended to").tail.wait(ticket);
+                }
+                // A failed medium keeps what it holds: nothing is freed that a crash could miss.
+                Err(AppendError::Busy | AppendError::Failed) => {
+                    self.outcomes.push_front(batch);
+                    self.outcomes_since = Some(now);
+                    return;
+                }
+                // They are not recorded: the price is a second delivery after a crash. To wait for room instead would be
+                // to wait for ever, for only deliveries make room.
+                Err(AppendError::NoRoom) => {
+                    batch.done.into_iter().for_each(|needs| self.ledger.release(needs))
+                }
             }
         }
         self.outcomes_since = None;
@@ -489,7 +514,9 @@ impl<P: Page> Spool<P> {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let outcomes = self.outcomes_since.map(|since| since + OUTCOMES_DELAY);
         let prepare = match self.spare {
-            Spare::Failed { since, .. } => Some(since + RETRY_INTERVAL),
+            Spare::Failed { since, .. } if self.removing.is_none() && self.is_accepting() => {
+                Some(since + RETRY_INTERVAL)
+            }
             _ => None,
         };
         let removal = self.removal_failed.map(|since| since + RETRY_INTERVAL);
@@ -545,8 +572,13 @@ impl<P: Page> Spool<P> {
         };
         assert!(prepared.slot == slot);
         match result {
-            Ok(()) => self.spare = Spare::Ready(prepared),
+            Ok(()) => {
+                self.spare = Spare::Ready(prepared);
+                self.is_full = false;
+                self.roll_to_void();
+            }
             Err(why) => {
+                self.is_full = why == IoFailure::NoSpace;
                 // What is left of it is not used again: its header may be of the old life, of the new one, or torn.
                 debug_assert!(
                     is_new || why == IoFailure::Failed,
@@ -589,9 +621,8 @@ impl<P: Page> Spool<P> {
             gone.extend(active.tail.give_up(&mut self.pages));
             self.ledger.poison(active.epoch);
         }
-        for (_, mut batch) in std::mem::take(&mut self.outcomes_appended) {
-            self.outcomes.payload.append(&mut batch.payload);
-            self.outcomes.done.append(&mut batch.done);
+        while let Some((_, batch)) = self.outcomes_appended.pop_back() {
+            self.outcomes.push_front(batch);
             self.outcomes_since.get_or_insert(now);
         }
         for sequence in gone {
@@ -603,6 +634,7 @@ impl<P: Page> Spool<P> {
             }
         }
         self.ledger.poison(failed.epoch);
+        self.roll_to_void();
     }
 
     /// The oldest durable message that has not been handed off, if any. Messages whose retry is due are among them.
@@ -656,13 +688,24 @@ impl<P: Page> Spool<P> {
             return;
         }
         let needs = self.ledger.handle_outcome(sequence, outcomes, (now, unix_now));
-        format::encode_outcome(
-            sequence,
-            if needs.is_some() { &[] } else { outcomes },
-            &mut self.outcomes.payload,
-        );
-        self.outcomes.done.extend(needs);
+        if needs.is_some() {
+            format::encode_outcome(sequence, &[], &mut self.outcomes_batch().payload);
+        } else {
+            // In parts, so that each fits a record whatever the reasons are.
+            for part in outcomes.chunks(OUTCOME_RECIPIENTS_MAX) {
+                format::encode_outcome(sequence, part, &mut self.outcomes_batch().payload);
+            }
+        }
+        self.outcomes_batch().done.extend(needs);
         self.outcomes_since.get_or_insert(now);
+    }
+
+    /// The batch that outcomes go into now.
+    fn outcomes_batch(&mut self) -> &mut OutcomesBatch {
+        if self.outcomes.back().is_none_or(|batch| batch.payload.len() >= OUTCOMES_SIZE) {
+            self.outcomes.push_back(OutcomesBatch::default());
+        }
+        self.outcomes.back_mut().expect("there is one now")
     }
 
     /// Makes everything that was appended durable, outcomes too, as soon as may be: before a clean end.

@@ -36,6 +36,8 @@ pub struct Scan {
     /// Its header.
     pub header: SegmentHeader,
     records: Vec<Record>,
+    /// The file is as long as its header says: it can be used again.
+    is_whole: bool,
     /// Octets that should be records of this life and are not. The end of the last batch is not among them.
     pub damaged: Vec<Range<u32>>,
 }
@@ -58,7 +60,8 @@ enum Fact {
 
 /// Finds every valid record of the segment's present life.
 pub fn scan(slot: Slot, header: SegmentHeader, segment: &[u8]) -> Scan {
-    let mut scan = Scan { slot, header, records: Vec::new(), damaged: Vec::new() };
+    let is_whole = segment.len() == header.size as usize;
+    let mut scan = Scan { slot, header, records: Vec::new(), is_whole, damaged: Vec::new() };
     let mut at = RECORDS_OFFSET as usize;
     while at < segment.len() {
         if let Some((record, size)) = read(&segment[at..], &header, at) {
@@ -123,8 +126,8 @@ pub struct Recovered {
     pub log: u32,
     /// Segments with records, oldest first.
     pub segments: Vec<RecoveredSegment>,
-    /// Files without records of their present life, and their sizes, octets.
-    pub free: Vec<(Slot, u64)>,
+    /// Files without records of their present life, and their sizes, octets; 0: not what its header says.
+    pub free: Vec<(Slot, u32)>,
     /// Files that never became a segment: to be removed.
     pub unfinished: Vec<Slot>,
     /// What is not done, by message sequence.
@@ -160,7 +163,7 @@ pub struct RecoveredSegment {
     pub slot: Slot,
     /// The life of its records.
     pub life: u64,
-    /// The file's size, octets.
+    /// The file's size, octets; 0: not what its header says.
     pub size: u32,
 }
 
@@ -226,10 +229,11 @@ pub fn merge(mut scans: Vec<Scan>) -> Recovered {
         recovered.log = scan.header.log;
         recovered.next_epoch = recovered.next_epoch.max(scan.header.epoch + 1);
         recovered.next_slot = recovered.next_slot.max(scan.slot.0 + 1);
+        let size = if scan.is_whole { scan.header.size } else { 0 };
         if scan.records.is_empty() && scan.damaged.is_empty() {
-            recovered.free.push((scan.slot, u64::from(scan.header.size)));
+            recovered.free.push((scan.slot, size));
         } else {
-            let SegmentHeader { epoch, life, size, .. } = scan.header;
+            let SegmentHeader { epoch, life, .. } = scan.header;
             recovered.segments.push(RecoveredSegment { epoch, slot: scan.slot, life, size });
         }
     }
