@@ -332,6 +332,8 @@ impl<P: Page> Spool<P> {
             Spare::None if self.removal_failed.is_some() => return Err(AppendError::Failed),
             Spare::Failed { why: IoFailure::NoSpace, .. } => return Err(AppendError::NoRoom),
             Spare::Failed { why: IoFailure::Failed, .. } => return Err(AppendError::Failed),
+            // Tried again just now: most likely the disk is as full as it was.
+            Spare::Preparing(..) if is_mail && self.is_full => return Err(AppendError::NoRoom),
             Spare::None | Spare::Preparing(..) => return Err(AppendError::Busy),
             Spare::Ready(_) if self.sealing.is_some() => return Err(AppendError::Busy),
             Spare::Ready(_) => {}
