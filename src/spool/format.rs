@@ -129,30 +129,35 @@ impl SegmentHeader {
         block
     }
 
-    /// Reads the header from the start of a segment: the first block that is one.
+    /// Reads the header of a segment: a block of the first two that is one. Where they differ (another segment's header
+    /// was written over one of them), it is the one whose life the first record has.
     pub fn decode(segment: &[u8]) -> Result<Self, BadHeader> {
-        for block in segment.chunks(BLOCK_SIZE).take(2) {
-            let Some(header) = block.get(..SEGMENT_HEADER_SIZE) else { break };
-            let mut fields = Fields(header);
-            if fields.take(8) != Some(SEGMENT_MAGIC)
-                || crc32c::crc32c(&header[..36]).to_le_bytes() != header[36..40]
-            {
-                continue;
+        let read = |n: usize| Self::decode_block(segment.get(n * BLOCK_SIZE..)?);
+        match (read(0), read(1)) {
+            (Some(Ok(first)), Some(Ok(second))) if first != second => {
+                let record = segment.get(RECORDS_OFFSET as usize..).and_then(RecordHeader::decode);
+                let is_second = record.is_some_and(|record| record.life == second.life);
+                Ok(if is_second { second } else { first })
             }
-            let read = |fields: &mut Fields<'_>| {
-                let version = fields.u32()?;
-                let header = SegmentHeader {
-                    log: fields.u32()?,
-                    epoch: fields.u64()?,
-                    life: fields.u64()?,
-                    size: fields.u32()?,
-                };
-                Some((version, header))
-            };
-            let (version, header) = read(&mut fields).expect("the header's size was checked");
-            return if version == VERSION { Ok(header) } else { Err(BadHeader::UnknownVersion(version)) };
+            (Some(header), _) | (None, Some(header)) => header,
+            (None, None) => Err(BadHeader::NotAHeader),
         }
-        Err(BadHeader::NotAHeader)
+    }
+
+    fn decode_block(block: &[u8]) -> Option<Result<Self, BadHeader>> {
+        let header = block.get(..SEGMENT_HEADER_SIZE)?;
+        let mut fields = Fields(header);
+        if fields.take(8)? != SEGMENT_MAGIC || crc32c::crc32c(&header[..36]).to_le_bytes() != header[36..40] {
+            return None;
+        }
+        let version = fields.u32()?;
+        let header = SegmentHeader {
+            log: fields.u32()?,
+            epoch: fields.u64()?,
+            life: fields.u64()?,
+            size: fields.u32()?,
+        };
+        Some(if version == VERSION { Ok(header) } else { Err(BadHeader::UnknownVersion(version)) })
     }
 }
 
