@@ -19,7 +19,7 @@ pub const PIECE_SIZE_MAX: usize = 64 << 10;
 
 /// The smallest piece a session hands on when its shard is short of memory, in octets. Smaller ones would make the list of a
 /// message's pieces longer than a record may be.
-pub const PIECE_SIZE_MIN: usize = 8 << 10;
+pub const PIECE_SIZE_MIN: usize = 16 << 10;
 
 /// A page of the spool, in octets: the largest single write. Full pages are written at once, so that a large message does not
 /// wait for the next group commit.
@@ -105,7 +105,7 @@ pub fn sessions_max_for(descriptors: u64, shards: u64, workers: u64) -> u64 {
 
 /// The largest Message record, in octets: each recipient's path and each piece's place, one piece of content, and the rest.
 const MESSAGE_RECORD_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * 260
-    + MESSAGE_SIZE_MAX_HIGH / PIECE_SIZE_MIN as u64 * 16
+    + MESSAGE_SIZE_MAX_HIGH / PIECE_SIZE_MIN as u64 * 24
     + PIECE_SIZE_MAX as u64
     + 16 * KIB;
 

@@ -5,12 +5,17 @@
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz <target>`.
 
 use incoming::smtp::fuzzing;
+use incoming::spool;
 
 type Body = fn(&[u8]);
 
 /// Every target: its folder in `tests/fuzz/corpus` and its body.
-const TARGETS: &[(&str, Body)] =
-    &[("command", fuzzing::command), ("content", fuzzing::content), ("session", fuzzing::session)];
+const TARGETS: &[(&str, Body)] = &[
+    ("command", fuzzing::command),
+    ("content", fuzzing::content),
+    ("session", fuzzing::session),
+    ("recovery", spool::fuzzing::recovery),
+];
 
 #[test]
 fn every_stored_input_keeps_the_promises() {

@@ -253,7 +253,7 @@ impl Batch {
         let read = |wanted: Wanted| {
             let segment = open(wanted.segment)?;
             let pieces = wanted.pieces.into_iter().map(|(piece, segment)| Ok((piece, open(segment)?)));
-            read_message(&segment, wanted.location, pieces.collect::<io::Result<_>>()?)
+            read_message(wanted.sequence, &segment, wanted.location, pieces.collect::<io::Result<_>>()?)
         };
         self.messages.into_iter().map(|wanted| (wanted.sequence, read(wanted))).collect()
     }

@@ -75,11 +75,13 @@ pub struct SegmentReader {
 }
 
 impl SegmentReader {
-    /// The record at `offset`: its header and payload, all conditions of validity checked.
-    fn read(&self, offset: u32, size: usize) -> io::Result<Vec<u8>> {
+    /// The record at `offset`: its header and payload, all conditions of validity checked. `sequence`: its number, where that is
+    /// known.
+    fn read(&self, offset: u32, size: usize, sequence: Option<u64>) -> io::Result<Vec<u8>> {
         let mut record = vec![0; size];
         self.file.read_exact_at(&mut record, u64::from(offset))?;
-        if format::decode_record(&record, self.life).is_none() {
+        let header = format::decode_record(&record, self.life).map(|(header, _)| header);
+        if header.is_none_or(|header| sequence.is_some_and(|sequence| header.sequence != sequence)) {
             let what = format!("the record at offset {offset} is damaged");
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
@@ -97,17 +99,22 @@ pub struct StoredMessage {
     pub content: StoredMessageContent,
 }
 
-/// Reads a message's record; its pieces stay where they are. `segments` gives the reader of each piece, in order.
+/// Reads the record of the message with this sequence; its pieces stay where they are. `segments` gives the reader of each piece,
+/// in order.
 pub fn read_message(
+    sequence: u64,
     segment: &SegmentReader,
     location: Location,
     segments: Vec<(PieceRef, SegmentReader)>,
 ) -> io::Result<StoredMessage> {
     let malformed =
         || io::Error::new(io::ErrorKind::InvalidData, "a message record does not follow the format");
-    let record = segment.read(location.offset, location.size as usize)?;
+    let record = segment.read(location.offset, location.size as usize, None)?;
     let (_, payload) = format::decode_record(&record, segment.life).ok_or_else(malformed)?;
     let message = MessagePayload::decode(payload).ok_or_else(malformed)?;
+    if message.sequence != sequence {
+        return Err(malformed());
+    }
     let (envelope, arrival) = format::decode_envelope(message.envelope).ok_or_else(malformed)?;
     let content = StoredMessageContent {
         size: message.content_size + message.trace.len() as u64,
@@ -161,7 +168,8 @@ impl Reader<'_> {
             Part::Piece(i) => {
                 let (piece, segment) = &self.content.pieces[i];
                 let size = piece.size as usize;
-                let mut record = segment.read(piece.offset, format::record_size(size))?;
+                let mut record =
+                    segment.read(piece.offset, format::record_size(size), Some(piece.sequence))?;
                 record.drain(..format::RECORD_HEADER_SIZE);
                 record.truncate(size);
                 (record, after(i + 1))

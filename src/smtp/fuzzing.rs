@@ -60,6 +60,12 @@ pub fn content(data: &[u8]) {
     }
 }
 
+/// Decodes content up to its end-of-data, at once: for measuring.
+pub fn decode_whole(stream: &[u8], out: &mut Vec<u8>) {
+    let (taken, found) = Decoder::new(BareLineEnds::Refuse).decode(stream, out);
+    assert_eq!((taken, found), (stream.len(), Found::EndOfData));
+}
+
 /// A whole session under a driver that answers, refuses, waits and ends it as the data says.
 ///
 /// The data is read as instructions: an octet that chooses what happens, and for input another that says how

@@ -51,7 +51,8 @@
 //!               20  4  envelope size
 //!               24  4  trace size
 //!               28  4  tail size
-//!               32     pieces, 16 octets each: epoch (8), offset of the Piece record in its segment (4), its payload size (4)
+//!               32     pieces, 24 octets each: epoch (8), sequence of the Piece record (8), its offset in the segment (4), its
+//!                      payload size (4)
 //!                      envelope: fields, each tag (1), size (2), octets; see below
 //!                      trace: the Received: field; the message is trace, pieces, tail
 //!                      tail: the rest of the content, all of it for a small message
@@ -85,7 +86,7 @@ const SEGMENT_MAGIC: &[u8; 8] = b"INCOMSEG";
 pub const RECORD_MAGIC: &[u8; 4] = b"iRec";
 const SEGMENT_HEADER_SIZE: usize = 40;
 const MESSAGE_FIXED_SIZE: usize = 32;
-const PIECE_REF_SIZE: usize = 16;
+const PIECE_REF_SIZE: usize = 24;
 
 const _: () = assert!(RECORD_HEADER_SIZE.is_multiple_of(RECORD_ALIGNMENT));
 const _: () = assert!(BLOCK_SIZE.is_multiple_of(RECORD_ALIGNMENT));
@@ -129,30 +130,35 @@ impl SegmentHeader {
         block
     }
 
-    /// Reads the header from the start of a segment: the first block that is one.
+    /// Reads the header of a segment: a block of the first two that is one. Where they differ (another segment's header
+    /// was written over one of them), it is the one whose life the first record has.
     pub fn decode(segment: &[u8]) -> Result<Self, BadHeader> {
-        for block in segment.chunks(BLOCK_SIZE).take(2) {
-            let Some(header) = block.get(..SEGMENT_HEADER_SIZE) else { break };
-            let mut fields = Fields(header);
-            if fields.take(8) != Some(SEGMENT_MAGIC)
-                || crc32c::crc32c(&header[..36]).to_le_bytes() != header[36..40]
-            {
-                continue;
+        let read = |n: usize| Self::decode_block(segment.get(n * BLOCK_SIZE..)?);
+        match (read(0), read(1)) {
+            (Some(Ok(first)), Some(Ok(second))) if first != second => {
+                let record = segment.get(RECORDS_OFFSET as usize..).and_then(RecordHeader::decode);
+                let is_second = record.is_some_and(|record| record.life == second.life);
+                Ok(if is_second { second } else { first })
             }
-            let read = |fields: &mut Fields<'_>| {
-                let version = fields.u32()?;
-                let header = SegmentHeader {
-                    log: fields.u32()?,
-                    epoch: fields.u64()?,
-                    life: fields.u64()?,
-                    size: fields.u32()?,
-                };
-                Some((version, header))
-            };
-            let (version, header) = read(&mut fields).expect("the header's size was checked");
-            return if version == VERSION { Ok(header) } else { Err(BadHeader::UnknownVersion(version)) };
+            (Some(header), _) | (None, Some(header)) => header,
+            (None, None) => Err(BadHeader::NotAHeader),
         }
-        Err(BadHeader::NotAHeader)
+    }
+
+    fn decode_block(block: &[u8]) -> Option<Result<Self, BadHeader>> {
+        let header = block.get(..SEGMENT_HEADER_SIZE)?;
+        let mut fields = Fields(header);
+        if fields.take(8)? != SEGMENT_MAGIC || crc32c::crc32c(&header[..36]).to_le_bytes() != header[36..40] {
+            return None;
+        }
+        let version = fields.u32()?;
+        let header = SegmentHeader {
+            log: fields.u32()?,
+            epoch: fields.u64()?,
+            life: fields.u64()?,
+            size: fields.u32()?,
+        };
+        Some(if version == VERSION { Ok(header) } else { Err(BadHeader::UnknownVersion(version)) })
     }
 }
 
@@ -252,7 +258,9 @@ pub fn decode_record(octets: &[u8], life: u64) -> Option<(RecordHeader, &[u8])> 
 pub struct PieceRef {
     /// The segment.
     pub epoch: u64,
-    /// The record's offset in it.
+    /// The record's number: another piece that came to stand in its place is not taken for it.
+    pub sequence: u64,
+    /// The record's offset in its segment.
     pub offset: u32,
     /// Octets of content in it.
     pub size: u32,
@@ -291,6 +299,7 @@ pub fn encode_message_head(
     out.extend_from_slice(&size_field(tail_size));
     for piece in pieces {
         out.extend_from_slice(&piece.epoch.to_le_bytes());
+        out.extend_from_slice(&piece.sequence.to_le_bytes());
         out.extend_from_slice(&piece.offset.to_le_bytes());
         out.extend_from_slice(&piece.size.to_le_bytes());
     }
@@ -327,7 +336,12 @@ impl<'a> MessagePayload<'a> {
         let pieces = fields.take(piece_count.checked_mul(PIECE_REF_SIZE)?)?;
         let pieces = pieces.chunks_exact(PIECE_REF_SIZE).map(|octets| {
             let mut fields = Fields(octets);
-            Some(PieceRef { epoch: fields.u64()?, offset: fields.u32()?, size: fields.u32()? })
+            Some(PieceRef {
+                epoch: fields.u64()?,
+                sequence: fields.u64()?,
+                offset: fields.u32()?,
+                size: fields.u32()?,
+            })
         });
         let pieces = pieces.collect::<Option<Vec<_>>>()?;
         let message = MessagePayload {
@@ -579,8 +593,12 @@ mod tests {
         assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
 
         let (envelope, arrival) = envelope();
-        let pieces =
-            [PieceRef { epoch: 3, offset: 8192, size: 100 }, PieceRef { epoch: 4, offset: 16384, size: 50 }];
+        let pieces = [(3, 8192, 100), (4, 16384, 50)].map(|(epoch, offset, size)| PieceRef {
+            epoch,
+            sequence: epoch,
+            offset,
+            size,
+        });
         let mut payload = Vec::new();
         encode_message_head(5, 154, &pieces, (&envelope, &arrival), (5, 4), &mut payload);
         payload.extend_from_slice(b"tracetail");

@@ -388,7 +388,7 @@ mod tests {
         ledger.hold(1);
         ledger.seal(1);
         assert!(!ledger.has_free(), "a piece is being received");
-        let piece = PieceRef { epoch: 1, offset: 8192, size: 10 };
+        let piece = PieceRef { epoch: 1, sequence: 1, offset: 8192, size: 10 };
         ledger.add(1, location(2), [piece].into(), 1);
         assert!(deliver(&mut ledger, 1, now));
         assert_eq!(ledger.take_free(), Some(Slot(1)));

@@ -251,7 +251,8 @@ impl<P: Page> Spool<P> {
         let location = self.append(Kind::Piece, &[content], true)?;
         self.ledger.hold(location.epoch);
         let size = content.len() as u32;
-        receiving.pieces.push(PieceRef { epoch: location.epoch, offset: location.offset, size });
+        let Location { epoch, offset, .. } = location;
+        receiving.pieces.push(PieceRef { epoch, sequence: self.next_sequence - 1, offset, size });
         receiving.content_size += u64::from(size);
         Ok(())
     }

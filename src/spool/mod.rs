@@ -27,9 +27,13 @@
 
 mod commit;
 pub mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod io;
 mod ledger;
 mod log;
+#[doc(hidden)]
+pub mod memory_disk;
 pub mod recovery;
 
 pub use io::{Completion, Io, IoFailure, Page, Slot};

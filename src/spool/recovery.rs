@@ -18,6 +18,7 @@
 //! Nothing is written here: the next life of the log begins in a new segment, whose Open record says from where on numbers
 //! are void.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
@@ -76,13 +77,13 @@ pub fn scan(slot: Slot, header: SegmentHeader, segment: &[u8]) -> Scan {
         }
         // Here a batch begins, or there is damage. What follows may be unused, or a former life: look for a header of this
         // one. Its payload need not be intact for it to end the search.
-        let next = find_header(segment, at + format::RECORD_ALIGNMENT, header.life);
+        // It ends a damaged record too: content cannot look like one, so what looks like one is there because the header in
+        // front is a copy of one from elsewhere.
         let own = format::RecordHeader::decode(&segment[at..]).filter(|h| h.life == header.life);
-        let end = match own {
-            Some(own) => Some((at + own.record_size()).min(segment.len())),
-            None => next,
-        };
-        let Some(end) = end else { break };
+        let own_end = own.map(|own| (at + own.record_size()).min(segment.len()));
+        let before = own_end.unwrap_or(segment.len());
+        let next = find_header(segment, at + format::RECORD_ALIGNMENT..before, header.life);
+        let Some(end) = next.or(own_end) else { break };
         scan.damaged.push(at as u32..end as u32);
         at = end;
     }
@@ -111,9 +112,11 @@ fn read(octets: &[u8], segment: &SegmentHeader, offset: usize) -> Option<(Record
     Some((Record { sequence: header.sequence, horizon: header.horizon, location, fact }, size))
 }
 
-fn find_header(segment: &[u8], from: usize, life: u64) -> Option<usize> {
-    let rest = segment.get(from..)?;
-    memchr::memmem::find_iter(rest, format::RECORD_MAGIC).map(|found| from + found).find(|at| {
+/// The first header of this life that begins in `range`.
+fn find_header(segment: &[u8], range: Range<usize>, life: u64) -> Option<usize> {
+    let octets = segment.get(range.start..(range.end + format::RECORD_MAGIC.len()).min(segment.len()))?;
+    let found = memchr::memmem::find_iter(octets, format::RECORD_MAGIC).map(|found| range.start + found);
+    found.take_while(|at| *at < range.end).find(|at| {
         at.is_multiple_of(format::RECORD_ALIGNMENT)
             && format::RecordHeader::decode(&segment[*at..]).is_some_and(|header| header.life == life)
     })
@@ -189,6 +192,11 @@ pub enum Finding {
         /// Of the message id.
         sequence: u64,
     },
+    /// A file says it is a segment that another one is, and has no more of its records: a copy. It is left alone.
+    SegmentTwice {
+        /// The file that is not read.
+        slot: Slot,
+    },
     /// The log was cut: what followed had not been acknowledged.
     TailCut {
         /// The first number cut.
@@ -211,6 +219,9 @@ impl fmt::Display for Finding {
                     "message {sequence} had been acknowledged and a piece of its content is damaged or missing"
                 )
             }
+            Finding::SegmentTwice { slot } => {
+                write!(f, "{} is a copy of another segment and is not read", slot.file_name())
+            }
             Finding::TailCut { from, record_count } => {
                 write!(
                     f,
@@ -223,12 +234,20 @@ impl fmt::Display for Finding {
 
 /// Decides what is kept, what is corrupt and where the log ends. `scans` are all segments of one log.
 pub fn merge(mut scans: Vec<Scan>) -> Recovered {
-    scans.sort_by_key(|scan| scan.header.epoch);
+    // Of several files that say they are one segment, the one with the most records comes first and is believed.
+    scans.sort_by_key(|scan| (scan.header.epoch, Reverse(scan.records.len()), scan.slot));
     let mut recovered = Recovered { next_epoch: 1, next_sequence: 1, void_from: 1, ..Recovered::default() };
+    recovered.next_slot = scans.iter().map(|scan| scan.slot.0 + 1).max().unwrap_or(0);
+    scans.dedup_by(|scan, first| {
+        let is_copy = scan.header.epoch == first.header.epoch;
+        if is_copy {
+            recovered.findings.push(Finding::SegmentTwice { slot: scan.slot });
+        }
+        is_copy
+    });
     for scan in &scans {
         recovered.log = scan.header.log;
-        recovered.next_epoch = recovered.next_epoch.max(scan.header.epoch + 1);
-        recovered.next_slot = recovered.next_slot.max(scan.slot.0 + 1);
+        recovered.next_epoch = recovered.next_epoch.max(scan.header.epoch.saturating_add(1));
         let size = if scan.is_whole { scan.header.size } else { 0 };
         if scan.records.is_empty() && scan.damaged.is_empty() {
             recovered.free.push((scan.slot, size));
@@ -237,7 +256,9 @@ pub fn merge(mut scans: Vec<Scan>) -> Recovered {
             recovered.segments.push(RecoveredSegment { epoch, slot: scan.slot, life, size });
         }
     }
-    let records: Vec<Record> = scans.into_iter().flat_map(|scan| scan.records).collect();
+    let mut records: Vec<Record> = scans.into_iter().flat_map(|scan| scan.records).collect();
+    // Blocks that changed places are out of order, and a copied one is there twice.
+    records.sort_by_key(|record| record.sequence);
     let (void, void_from) = judge_gaps(&records, &mut recovered);
     let is_kept = |record: &&Record| {
         record.sequence < void_from && !void.iter().any(|range| range.contains(&record.sequence))
@@ -260,11 +281,11 @@ fn judge_gaps(records: &[Record], recovered: &mut Recovered) -> (Vec<Range<u64>>
     // number before; nothing older says how much more.
     let mut expected = records.first().map_or(1, |record| match record.fact {
         Fact::Open { .. } => record.sequence,
-        _ => record.sequence - 1,
+        _ => record.sequence.saturating_sub(1),
     });
     let mut cut = None;
     for (i, record) in records.iter().enumerate() {
-        recovered.next_sequence = recovered.next_sequence.max(record.sequence + 1);
+        recovered.next_sequence = recovered.next_sequence.max(record.sequence.saturating_add(1));
         if cut.is_some() {
             continue;
         }
@@ -281,7 +302,7 @@ fn judge_gaps(records: &[Record], recovered: &mut Recovered) -> (Vec<Range<u64>>
                 break;
             }
         }
-        expected = expected.max(record.sequence + 1);
+        expected = expected.max(record.sequence.saturating_add(1));
     }
     recovered.void_from = cut.unwrap_or(recovered.next_sequence);
     (void, recovered.void_from)
@@ -308,7 +329,7 @@ fn collect<'a>(records: impl Iterator<Item = &'a Record>, recovered: &mut Recove
             Fact::Open { .. } => {}
             Fact::Piece { size } => {
                 let Location { epoch, offset, .. } = record.location;
-                pieces.insert(PieceRef { epoch, offset, size: *size });
+                pieces.insert(PieceRef { epoch, sequence: record.sequence, offset, size: *size });
             }
             Fact::Message { sequence, pieces, recipient_count } => {
                 let entry = RecoveredEntry {
@@ -342,3 +363,6 @@ fn apply(outcome: &OutcomeEntry, messages: &mut BTreeMap<u64, RecoveredMessage>)
     let times = outcome.recipients.iter().filter(|r| !r.is_done).map(|r| r.next_attempt);
     message.next_attempt = times.min().unwrap_or(0);
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+//! A disk of vectors that performs what the spool asks for at once: for tests, benches and the fuzz target.
+//!
+//! It keeps every promise `io` assumes and loses nothing; who wants damage does it to [`MemoryDisk::files`]. Not part of
+//! the API.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::format::{self, MessagePayload, SegmentHeader};
+use super::recovery::{self, Recovered};
+use super::{Completion, Io, Page, Slot, Spool};
+
+/// The files of one log.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryDisk {
+    /// By slot: the octets of each.
+    pub files: BTreeMap<Slot, Vec<u8>>,
+}
+
+impl MemoryDisk {
+    /// Performs one I/O.
+    pub fn perform<P: Page>(&mut self, io: Io<P>) -> Completion {
+        let result = Ok(());
+        match io {
+            Io::Prepare { slot, is_new, size, header } => {
+                let file = self.files.entry(slot).or_default();
+                if is_new {
+                    *file = vec![0; size as usize];
+                }
+                file[..header.len()].copy_from_slice(&header);
+                Completion::Prepared { slot, result }
+            }
+            Io::Write { slot, offset, size, page } => {
+                let file = self.files.get_mut(&slot).expect("only prepared files are written");
+                file[offset as usize..][..size as usize].copy_from_slice(&page.octets()[..size as usize]);
+                Completion::Written { slot, offset, result }
+            }
+            Io::Sync { slot } => Completion::Synced { slot, result },
+            Io::Remove { slot } => {
+                self.files.remove(&slot);
+                Completion::Removed { slot, result }
+            }
+        }
+    }
+
+    /// Performs everything the spool wants until it wants nothing more.
+    pub fn settle<P: Page>(&mut self, spool: &mut Spool<P>, now: Instant) {
+        while let Some(io) = spool.poll_io(now) {
+            let completion = self.perform(io);
+            spool.handle_io(completion, now);
+        }
+    }
+
+    /// What recovery makes of the files.
+    pub fn recover(&self) -> Recovered {
+        let (mut scans, mut unfinished) = (Vec::new(), Vec::new());
+        for (slot, file) in &self.files {
+            match SegmentHeader::decode(file) {
+                Ok(header) => scans.push(recovery::scan(*slot, header, file)),
+                Err(_) => unfinished.push(*slot),
+            }
+        }
+        let mut recovered = recovery::merge(scans);
+        recovered.add_unfinished(unfinished);
+        recovered
+    }
+
+    /// A recovered message as it would be delivered: trace, pieces, tail. `None` if a record of it is not valid.
+    pub fn message(&self, recovered: &Recovered, sequence: u64) -> Option<Vec<u8>> {
+        let record = |epoch: u64, offset: u32| {
+            let segment = recovered.segments.iter().find(|segment| segment.epoch == epoch)?;
+            let octets = self.files.get(&segment.slot)?.get(offset as usize..)?;
+            format::decode_record(octets, segment.life).map(|(_, payload)| payload)
+        };
+        let location = recovered.messages.get(&sequence)?.entry.location;
+        let message = MessagePayload::decode(record(location.epoch, location.offset)?)?;
+        let mut content = message.trace.to_vec();
+        for piece in &message.pieces {
+            content.extend_from_slice(record(piece.epoch, piece.offset)?);
+        }
+        content.extend_from_slice(message.tail);
+        Some(content)
+    }
+}

@@ -1,0 +1,310 @@
+//! The bytes on disk do not change: what version 1 wrote is read, and what is written is version 1.
+//!
+//! `tests/format/*.hex` are records written out by hand from the description in `spool::format`, not by its code. And a
+//! small segment is damaged in every way one block or octet can be: exactly what was damaged is lost, and it is said so.
+
+#[path = "support/log.rs"]
+mod log;
+
+use std::time::Duration;
+
+use incoming::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
+use incoming::spool::format::{
+    self, BLOCK_SIZE, Kind, MessagePayload, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader,
+    SegmentHeader,
+};
+use incoming::spool::memory_disk::MemoryDisk;
+use incoming::spool::recovery::{Finding, Recovered};
+use incoming::spool::{Slot, SpoolConfig};
+use log::Log;
+
+const LIFE: u64 = 0x0123_4567_89ab_cdef;
+
+/// The octets of a golden file.
+fn golden(name: &str) -> Vec<u8> {
+    let path = format!("{}/tests/format/{name}.v1.hex", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let octets = text.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let octets = octets.flat_map(|line| line.split_whitespace());
+    octets
+        .map(|octet| u8::from_str_radix(octet, 16).unwrap_or_else(|e| panic!("{path}: {octet}: {e}")))
+        .collect()
+}
+
+/// A golden record's payload, after its header was compared with these fields and written again.
+#[track_caller]
+fn golden_payload(name: &str, kind: Kind, sequence: u64, horizon: u64) -> Vec<u8> {
+    let octets = golden(name);
+    let (header, payload) = format::decode_record(&octets, LIFE).expect("a valid record");
+    let payload_crc = crc32c::crc32c(payload);
+    let payload_size = payload.len() as u32;
+    let expected = RecordHeader { life: LIFE, sequence, horizon, payload_size, payload_crc, kind };
+    assert_eq!(header, expected);
+    let mut written = [&header.encode()[..], payload].concat();
+    written.resize(header.record_size(), 0);
+    assert_eq!(written, octets);
+    payload.to_vec()
+}
+
+#[test]
+fn the_segment_header_of_version_1() {
+    let mut block = golden("segment_header");
+    block.resize(BLOCK_SIZE, 0);
+    let octets = block.repeat(2);
+    let header = SegmentHeader { log: 7, epoch: 8, life: LIFE, size: 1 << 20 };
+    assert_eq!(SegmentHeader::decode(&octets), Ok(header));
+    assert_eq!(header.encode(), octets);
+}
+
+#[test]
+fn the_open_record_of_version_1() {
+    let payload = golden_payload("open", Kind::Open, 11, 9);
+    assert_eq!(format::decode_open(&payload), Some(9));
+    assert_eq!(format::encode_open(8, 9)[..], payload);
+}
+
+#[test]
+fn the_piece_record_of_version_1() {
+    assert_eq!(golden_payload("piece", Kind::Piece, 12, 11), b"From: a\r\n\r\nhello");
+}
+
+#[test]
+fn the_message_record_of_version_1() {
+    let payload = golden_payload("message", Kind::Message, 13, 12);
+    let envelope = Envelope {
+        reverse_path: ReversePath::parse("a@e.org", false).unwrap(),
+        forward_paths: ["b@example.com", "postmaster"].map(|p| ForwardPath::parse(p, false).unwrap()).into(),
+        body: Body::EightBit,
+        smtputf8: true,
+    };
+    let arrival = Arrival {
+        peer: "[2001:db8::1]:25".parse().unwrap(),
+        hello: "c.example".into(),
+        protocol: Protocol::Utf8Smtp,
+        unix_time: 1_700_000_000,
+    };
+    let pieces = [PieceRef { epoch: 8, sequence: 11, offset: 8192, size: 16 }];
+    let (trace, tail) = (&b"Received: by mx\r\n"[..], &b"world\r\n"[..]);
+    let message = MessagePayload::decode(&payload).expect("a Message payload");
+    assert_eq!((message.sequence, message.content_size, &message.pieces[..]), (13, 23, &pieces[..]));
+    assert_eq!((message.trace, message.tail), (trace, tail));
+    assert_eq!(format::decode_envelope(message.envelope), Some((envelope.clone(), arrival.clone())));
+    let mut written = Vec::new();
+    let sizes = (trace.len(), tail.len());
+    format::encode_message_head(13, 23, &pieces, (&envelope, &arrival), sizes, &mut written);
+    assert_eq!([&written, trace, tail].concat(), payload);
+}
+
+#[test]
+fn the_outcomes_record_of_version_1() {
+    let payload = golden_payload("outcomes", Kind::Outcomes, 14, 14);
+    let done = RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+    let reason = "451 busy".into();
+    let deferred =
+        RecipientOutcome { index: 1, is_done: false, attempts: 3, next_attempt: 1_700_000_060, reason };
+    let entries = format::decode_outcomes(&payload).expect("an Outcomes payload");
+    let entries: Vec<_> = entries.into_iter().map(|entry| (entry.sequence, entry.recipients)).collect();
+    assert_eq!(entries, [(5, vec![]), (13, vec![done, deferred])]);
+    let mut written = Vec::new();
+    entries.iter().for_each(|(sequence, left)| format::encode_outcome(*sequence, left, &mut written));
+    assert_eq!(written, payload);
+}
+
+const CONFIG: SpoolConfig =
+    SpoolConfig { segment_size: 64 << 10, sync: true, page_size: 16 << 10, pages_max: 4 };
+const SLOT: Slot = Slot(0);
+
+/// A segment of three acknowledged messages, and a fourth that was appended after they were durable.
+struct Segment {
+    disk: MemoryDisk,
+    undamaged: Recovered,
+    /// The first three and the fourth.
+    sequences: Vec<u64>,
+    last: u64,
+    contents: Vec<Vec<u8>>,
+}
+
+impl Segment {
+    fn new(size: usize) -> Self {
+        let mut log = Log::new(CONFIG);
+        let mut sequences = Vec::new();
+        for i in 0..4_u8 {
+            let content: Vec<u8> = (0..size).map(|at| (at as u8).wrapping_mul(2 * i + 1)).collect();
+            sequences.push(log.append(&content));
+            assert_eq!(log.settle(), sequences[i as usize..], "acknowledged before the next is appended");
+        }
+        // The file that is prepared for what comes next is not looked at here.
+        log.disk.files.retain(|slot, _| *slot == SLOT);
+        let undamaged = log.disk.recover();
+        assert_eq!(undamaged.findings, []);
+        let contents =
+            sequences.iter().map(|s| log.disk.message(&undamaged, *s).expect("a message")).collect();
+        let last = sequences.pop().expect("four messages");
+        Segment { disk: log.disk, undamaged, sequences, last, contents }
+    }
+
+    /// Octets of the message's record: header and payload.
+    fn record(&self, sequence: u64) -> std::ops::Range<usize> {
+        let offset = self.undamaged.messages[&sequence].entry.location.offset as usize;
+        let header = RecordHeader::decode(&self.disk.files[&SLOT][offset..]).expect("a record");
+        offset..offset + format::RECORD_HEADER_SIZE + header.payload_size as usize
+    }
+
+    /// Octets up to the end of the last record's batch.
+    fn used(&self) -> usize {
+        self.record(self.last).end.next_multiple_of(BLOCK_SIZE)
+    }
+
+    fn block(&self, n: usize) -> Vec<u8> {
+        self.disk.files[&SLOT][n * BLOCK_SIZE..][..BLOCK_SIZE].to_vec()
+    }
+
+    /// Recovers with `blocks` in place of those there are, and checks: lost is what has an octet in one of them that
+    /// is not its own any more, and it is reported; the rest is recovered octet for octet.
+    #[track_caller]
+    fn check_blocks(&self, what: &str, blocks: &[(usize, Vec<u8>)], is_moved: bool) {
+        let mut disk = self.disk.clone();
+        let file = disk.files.get_mut(&SLOT).expect("the segment");
+        for (n, block) in blocks {
+            file[n * BLOCK_SIZE..][..BLOCK_SIZE].copy_from_slice(block);
+        }
+        let lost: Vec<u64> = self
+            .all()
+            .filter(|s| disk.files[&SLOT][self.record(*s)] != self.disk.files[&SLOT][self.record(*s)])
+            .collect();
+        self.check(what, &disk, &lost, is_moved);
+    }
+
+    /// `may_move`: of what is lost at its place, some may have been found elsewhere.
+    #[track_caller]
+    fn check(&self, what: &str, disk: &MemoryDisk, lost: &[u64], may_move: bool) {
+        let recovered = disk.recover();
+        for (sequence, content) in self.all().zip(&self.contents) {
+            match disk.message(&recovered, sequence) {
+                Some(found) => {
+                    assert!(
+                        may_move || !lost.contains(&sequence),
+                        "{what}: {sequence} is there all the same"
+                    );
+                    assert_eq!(&found, content, "{what}: {sequence}");
+                }
+                None => assert!(lost.contains(&sequence), "{what}: {sequence} is lost"),
+            }
+        }
+        // What is lost at the very end cannot be told from what was never acknowledged.
+        let is_missing =
+            |sequence: &&u64| !recovered.messages.contains_key(sequence) && **sequence != self.last;
+        let is_reported = |sequence: &u64| {
+            let is_it =
+                |f: &Finding| matches!(f, Finding::Corrupt { sequences } if sequences.contains(sequence));
+            recovered.findings.iter().any(is_it)
+        };
+        if !lost.contains(&self.last) {
+            let silent: Vec<_> = lost.iter().filter(is_missing).filter(|s| !is_reported(s)).collect();
+            assert!(silent.is_empty(), "{what}: {silent:?} are lost in silence: {:?}", recovered.findings);
+        }
+        let is_false = |sequence: &u64| is_reported(sequence) && recovered.messages.contains_key(sequence);
+        assert!(!self.all().any(|s| is_false(&s)), "{what}: {:?}", recovered.findings);
+    }
+
+    fn all(&self) -> impl Iterator<Item = u64> {
+        self.sequences.iter().copied().chain([self.last])
+    }
+}
+
+/// Messages of less than a block, and of several.
+const SIZES: [usize; 2] = [500, 9000];
+
+#[test]
+fn any_octet_flipped_loses_and_reports_the_message_it_is_in_and_no_other() {
+    for size in SIZES {
+        let segment = Segment::new(size);
+        let mut disk = segment.disk.clone();
+        let mut count = 0;
+        for at in 0..segment.used() {
+            for flip in [0x01, 0xff] {
+                disk.files.get_mut(&SLOT).expect("the segment")[at] ^= flip;
+                let lost: Vec<u64> = segment.all().filter(|s| segment.record(*s).contains(&at)).collect();
+                segment.check(&format!("octet {at} ^ {flip:#x} of {size}"), &disk, &lost, false);
+                disk.files.get_mut(&SLOT).expect("the segment")[at] ^= flip;
+                count += lost.len();
+            }
+        }
+        assert!(count > 2 * 4 * size, "the records were reached");
+    }
+}
+
+#[test]
+fn a_block_zeroed_or_overwritten_by_another_loses_what_was_in_it_and_no_more() {
+    for size in SIZES {
+        let segment = Segment::new(size);
+        let first = RECORDS_OFFSET as usize / BLOCK_SIZE;
+        let blocks = first..segment.used() / BLOCK_SIZE;
+        for n in blocks.clone() {
+            segment.check_blocks(&format!("{n} zeroed of {size}"), &[(n, vec![0; BLOCK_SIZE])], false);
+            for other in 0..blocks.end {
+                // The last message's block over another's takes the other's place in nothing but its number.
+                segment.check_blocks(
+                    &format!("{other} over {n} of {size}"),
+                    &[(n, segment.block(other))],
+                    false,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_that_changed_places_lose_no_message_of_one_block() {
+    for size in SIZES {
+        let segment = Segment::new(size);
+        let first = RECORDS_OFFSET as usize / BLOCK_SIZE;
+        // One unused block too.
+        let blocks = first..segment.used() / BLOCK_SIZE + 1;
+        for (a, b) in blocks.clone().flat_map(|a| (a + 1..blocks.end).map(move |b| (a, b))) {
+            let swapped = [(a, segment.block(b)), (b, segment.block(a))];
+            segment.check_blocks(&format!("{a} and {b} of {size} swapped"), &swapped, true);
+            if size < BLOCK_SIZE {
+                let mut disk = segment.disk.clone();
+                let file = disk.files.get_mut(&SLOT).expect("the segment");
+                swapped
+                    .iter()
+                    .for_each(|(n, block)| file[n * BLOCK_SIZE..][..BLOCK_SIZE].copy_from_slice(block));
+                segment.check(&format!("{a} and {b} swapped"), &disk, &[], true);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_header_block_is_enough_whatever_the_other_holds() {
+    let segment = Segment::new(500);
+    let other = SegmentHeader { log: 7, epoch: 99, life: 5, size: CONFIG.segment_size }.encode();
+    for n in [0, 1] {
+        for block in
+            [vec![0; BLOCK_SIZE], vec![0xff; BLOCK_SIZE], other[..BLOCK_SIZE].to_vec(), segment.block(2)]
+        {
+            segment.check_blocks(&format!("header {n}"), &[(n, block)], false);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_outcome_brings_its_message_back_and_is_reported() {
+    let mut log = Log::new(CONFIG);
+    let first = log.append(b"first");
+    log.settle();
+    log.deliver(first);
+    log.pass(Duration::from_secs(1));
+    let second = log.append(b"second");
+    log.settle();
+    assert!(log.disk.recover().messages.keys().eq([&second]));
+    let file = log.disk.files.get_mut(&SLOT).expect("the segment");
+    let is_outcomes =
+        |at: &usize| RecordHeader::decode(&file[*at..]).is_some_and(|header| header.kind == Kind::Outcomes);
+    let at = (0..file.len()).step_by(BLOCK_SIZE).find(is_outcomes).expect("an Outcomes record");
+    file[at + format::RECORD_HEADER_SIZE] ^= 1;
+    let recovered = log.disk.recover();
+    assert!(recovered.messages.keys().eq([&first, &second]), "at least once, so it is delivered again");
+    assert!(matches!(recovered.findings[..], [Finding::Corrupt { .. }]));
+}
