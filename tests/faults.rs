@@ -235,8 +235,8 @@ fn a_full_xfs_is_answered_452_and_recovers() {
 
 /// Short writes and errors of single files, as only a file system in user space has them.
 #[test]
-fn a_write_that_was_not_whole_is_never_acknowledged() {
-    for fault in ["short", "eio", "enospc", "fsync_eio"] {
+fn a_write_or_sync_that_fails_is_never_acknowledged() {
+    for fault in ["eio", "enospc", "fsync_eio"] {
         let passed = Passed::new();
         let setup = setup_on(passed.mount_point());
         let ledger = Arc::new(Ledger::default());
@@ -245,12 +245,7 @@ fn a_write_that_was_not_whole_is_never_acknowledged() {
         let load = Load::start(server.address(), &ledger, SESSIONS);
         wait_for_more(&ledger, &mut server, 20);
         passed.fault(fault);
-        // A short write may be completed and acknowledged, or refused; an error is refused.
-        let before = ledger.acknowledged_count();
-        wait::until("the fault is answered", || {
-            let answered = !ledger.refusals().is_empty();
-            answered || fault == "short" && ledger.acknowledged_count() > before + 20
-        });
+        wait::until("the fault is answered", || !ledger.refusals().is_empty());
         load.stop();
         let refusals = ledger.refusals();
         assert!(refusals.keys().all(|key| key.starts_with('4')), "{fault}: {refusals:?}");
@@ -260,6 +255,37 @@ fn a_write_that_was_not_whole_is_never_acknowledged() {
         let balance = settle(&setup, &ledger);
         println!("{fault}: {refusals:?}, {balance}");
     }
+}
+
+/// Over FUSE, the ring of Linux 6.18 goes on with a short write by itself and reports the whole length, and not all of the octets
+/// arrive: a medium that says more than it did. The gateway cannot know at the 250; it must find out when it reads, say so, and
+/// deliver nothing altered.
+#[test]
+fn a_medium_that_calls_a_short_write_whole_is_found_out() {
+    let passed = Passed::new();
+    let setup = setup_on(passed.mount_point());
+    let ledger = Arc::new(Ledger::default());
+    setup.hold_deliveries();
+    let mut server = setup.start();
+    let load = Load::start(server.address(), &ledger, SESSIONS);
+    wait_for_more(&ledger, &mut server, 20);
+    passed.fault("short");
+    let before = ledger.acknowledged_count();
+    wait::until("the fault is answered", || {
+        !ledger.refusals().is_empty() || ledger.acknowledged_count() > before + 20
+    });
+    load.stop();
+    assert!(ledger.refusals().keys().all(|key| key.starts_with('4')), "{:?}", ledger.refusals());
+    server.kill();
+    passed.heal("short");
+    setup.release_deliveries();
+    let server = setup.start();
+    // Everything from before the fault arrives; the balance refuses whatever was altered.
+    wait::until("what is intact is delivered", || maildir::count(setup.maildir()) >= before);
+    let balance = ledger.balance(setup.maildir());
+    let is_told = server.log().contains("damaged");
+    assert!(balance.missing.is_empty() || is_told, "lost in silence: {balance}\n{}", server.log());
+    println!("short: {balance}");
 }
 
 /// The spool's folder goes away under a running gateway: no panic, no false acknowledgement.
