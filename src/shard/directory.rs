@@ -19,7 +19,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::spool::Slot;
-use crate::spool::format::{BadHeader, SegmentHeader};
+use crate::spool::format::{BadHeader, RECORD_MAGIC, SegmentHeader};
 use crate::spool::recovery::{self, Recovered};
 
 /// What `VERSION` says for the layout described here.
@@ -210,6 +210,7 @@ fn check_file_system(spool: &Path, is_durable: bool) -> Result<(), DirectoryErro
 fn read_log(directory: &Path) -> Result<Recovered, DirectoryError> {
     let mut scans = Vec::new();
     let mut unfinished = Vec::new();
+    let mut left_alone = Vec::new();
     let mut segment = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("read the folder", directory))? {
         let path = entry.map_err(failed("read the folder", directory))?.path();
@@ -222,6 +223,10 @@ fn read_log(directory: &Path) -> Result<Recovered, DirectoryError> {
         file.read_to_end(&mut segment).map_err(failed("read", &path))?;
         match SegmentHeader::decode(&segment) {
             Ok(header) => scans.push(recovery::scan(slot, header, &segment)),
+            Err(BadHeader::NotAHeader) if memchr::memmem::find(&segment, RECORD_MAGIC).is_some() => {
+                tracing::error!(file = %path.display(), "both header blocks are damaged and there are records: the file is left as it is");
+                left_alone.push(slot);
+            }
             Err(BadHeader::NotAHeader) => unfinished.push(slot),
             Err(BadHeader::UnknownVersion(version)) => {
                 let path = path.display().to_string();
@@ -238,6 +243,7 @@ fn read_log(directory: &Path) -> Result<Recovered, DirectoryError> {
     }
     let mut recovered = recovery::merge(scans);
     recovered.add_unfinished(unfinished);
+    recovered.avoid(left_alone);
     for finding in &recovered.findings {
         match finding {
             recovery::Finding::TailCut { .. } => tracing::info!(log = %directory.display(), "{finding}"),

@@ -20,11 +20,11 @@ use glommio::timer::Timer;
 use super::clock;
 use super::event::{Broadcast, Event, keep_waker};
 use super::handoff::{Handoff, JustAccepted, Readers};
-use super::segment_file;
+use super::segment_file::{self, StoredMessage};
 use crate::delivery::Report;
 use crate::limits::{SPOOL_PAGE_SIZE, SPOOL_PAGES_MAX};
 use crate::mail::MessageId;
-use crate::spool::format::{BLOCK_SIZE, RecipientOutcome};
+use crate::spool::format::BLOCK_SIZE;
 use crate::spool::recovery::Recovered;
 use crate::spool::{
     AppendError, Completion, Incoming, Io, IoFailure, Page, Receiving, Slot, Spool, SpoolConfig,
@@ -374,31 +374,35 @@ impl Disk {
             }
             let (directory, files) = (self.directory.clone(), self.readers.clone());
             let messages = blocking(move || batch.read(&directory, &files)).await;
-            let mut is_short = false;
-            let mut spool = self.spool.borrow_mut();
-            for (sequence, message) in messages {
-                match message {
-                    Ok(message) => self.handoff.offer_again(&mut spool, sequence, message),
-                    Err(error) if is_shortage(&error) => {
-                        is_short = true;
-                        self.handoff.take_back(&mut spool, sequence);
-                    }
-                    Err(error) => {
-                        let id = MessageId { log: spool.log(), sequence };
-                        tracing::error!(message_id = %id, %error, "cannot read a message back");
-                        let unix_now = clock::unix_now();
-                        let outcomes: Vec<RecipientOutcome> =
-                            self.handoff.unreadable(&spool, sequence, unix_now);
-                        spool.handle_outcome(sequence, &outcomes, clock::now(), unix_now);
-                    }
-                }
-            }
-            drop(spool);
+            let is_short = self.offer_again(messages);
             self.wanted.set();
             if is_short {
                 Timer::new(SHORTAGE_PAUSE).await;
             }
         }
+    }
+
+    /// Offers what was read back; true if some could not be read for lack of descriptors or memory.
+    fn offer_again(&self, messages: Vec<(u64, io::Result<StoredMessage>)>) -> bool {
+        let mut is_short = false;
+        let mut spool = self.spool.borrow_mut();
+        for (sequence, message) in messages {
+            match message {
+                Ok(message) => self.handoff.offer_again(&mut spool, sequence, message),
+                Err(error) if is_shortage(&error) => {
+                    is_short = true;
+                    self.handoff.take_back(&mut spool, sequence);
+                }
+                Err(error) => {
+                    let id = MessageId { log: spool.log(), sequence };
+                    tracing::error!(message_id = %id, %error, "cannot read a message back");
+                    let unix_now = clock::unix_now();
+                    let outcomes = self.handoff.unreadable(&spool, sequence, unix_now);
+                    spool.handle_outcome(sequence, &outcomes, clock::now(), unix_now);
+                }
+            }
+        }
+        is_short
     }
 
     /// Makes everything appended so far durable, outcomes too, or finds that it cannot be.

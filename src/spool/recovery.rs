@@ -148,12 +148,15 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// Adds files that have no header: their preparation was cut off, or they are damaged. They are not used as they are.
+    /// Adds files that have neither a header nor records: their preparation was cut off. They are removed.
     pub fn add_unfinished(&mut self, files: impl IntoIterator<Item = Slot>) {
-        for slot in files {
-            self.next_slot = self.next_slot.max(slot.0 + 1);
-            self.unfinished.push(slot);
-        }
+        self.unfinished.extend(files);
+        self.avoid(self.unfinished.clone());
+    }
+
+    /// No new file gets the name of one of these.
+    pub fn avoid(&mut self, files: impl IntoIterator<Item = Slot>) {
+        self.next_slot = files.into_iter().map(|slot| slot.0 + 1).fold(self.next_slot, u32::max);
     }
 }
 
