@@ -1,4 +1,4 @@
-//! What a review of the spool claims, each as a test that fails until it is put right.
+//! Trouble the spool must get over: media that fail for good, records of the largest size, disks that stay full, files of another size.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
