@@ -277,6 +277,31 @@ fn every_acknowledged_message_survives_kill_9() {
 }
 
 #[test]
+fn mail_survives_a_restart_with_another_number_of_shards() {
+    let mut setup = Setup::new();
+    setup.small_segments().retry_soon();
+    setup.hold_deliveries();
+    let ledger = Arc::new(Ledger::default());
+    for shards in [3, 1, 2] {
+        let mut server = setup.set("shards", shards).start();
+        let wanted = ledger.acknowledged_count() + 50;
+        let load = Load::start(server.address(), &ledger, 8);
+        wait::until("the load has its acknowledgements", || ledger.acknowledged_count() >= wanted);
+        server.kill();
+        load.stop();
+    }
+    setup.release_deliveries();
+    let mut server = setup.set("shards", 1).start();
+    println!("shards 3, 1, 2, 1: {}", ledger.assert_kept(setup.maildir()));
+    assert!(server.stop().success());
+    // Logs that belong to no shard and hold nothing are removed at the next start.
+    let mut server = setup.start();
+    let logs = |name: &str| setup.data().join("spool").join(name).is_dir();
+    assert!(logs("000") && !logs("001") && !logs("002"));
+    assert!(server.stop().success());
+}
+
+#[test]
 fn a_transaction_that_is_cut_off_is_never_delivered() {
     let setup = Setup::new();
     let mut server = setup.start();
