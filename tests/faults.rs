@@ -270,9 +270,8 @@ fn a_write_or_sync_that_fails_is_never_acknowledged() {
     }
 }
 
-/// Over FUSE, the ring of Linux 6.18 goes on with a short write by itself and reports the whole length, and not all of the octets
-/// arrive: a medium that says more than it did. The gateway cannot know at the 250; it must find out when it reads, say so, and
-/// deliver nothing altered.
+/// While this file system stores half of each write, completions of the whole length were seen, and damaged records: a medium that says
+/// more than it did. The gateway does not know it at the 250; it must find out when it reads, say so, and deliver nothing altered.
 #[test]
 fn a_medium_that_calls_a_short_write_whole_is_found_out() {
     let passed = Passed::new();
