@@ -15,7 +15,8 @@ mod directory;
 mod disk;
 mod event;
 mod handoff;
-mod segment_file;
+mod medium;
+mod read_back;
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -30,7 +31,7 @@ use glommio::timer::Timer;
 use ipnet::IpNet;
 use slab::Slab;
 
-pub use directory::{DataLock, DirectoryError, OpenedLog, lock, open};
+pub use directory::{DataLock, DirectoryError, OpenedLog, count_segments, lock, open, open_in_memory};
 
 use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
 use crate::limits::SCRATCH_SIZE;
@@ -63,7 +64,7 @@ pub struct Plan {
     pub sessions_max: usize,
     /// The shard's own log first, then the logs it adopts. Never empty.
     pub logs: Vec<OpenedLog>,
-    /// Octets of a segment file.
+    /// Octets of a segment.
     pub segment_size: u32,
     /// Sync before 250.
     pub sync: bool,
@@ -218,12 +219,12 @@ pub fn random() -> u64 {
     u64::from_ne_bytes(octets)
 }
 
-/// Runs a shard to its end, inside its executor.
-pub async fn run(plan: Plan) {
+/// Runs a shard to its end, inside its executor. Returns how many messages are left in its queue.
+pub async fn run(plan: Plan) -> usize {
     let cache_size = plan.cache_size;
     let handoff = Rc::new(Handoff::new(plan.jobs, plan.outcomes, plan.schedule, cache_size));
     let open =
-        |log: OpenedLog| Disk::new(log.path, log.recovered, plan.segment_size, plan.sync, handoff.clone());
+        |log: OpenedLog| Disk::new(log.place, log.recovered, plan.segment_size, plan.sync, handoff.clone());
     let shard = Rc::new(Shard {
         session_config: plan.session,
         policies: plan.policies,
@@ -257,6 +258,12 @@ pub async fn run(plan: Plan) {
     for disk in &shard.disks {
         disk.finish().await;
     }
+    shard.disks.iter().map(|disk| disk.depth()).sum()
+}
+
+/// Runs on the shard's blocking thread.
+async fn blocking<R: Send + 'static>(what: impl FnOnce() -> R + Send + 'static) -> R {
+    glommio::executor().spawn_blocking(what).await
 }
 
 /// Takes reports and orders as they come, until the order to finish.
