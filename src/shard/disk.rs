@@ -165,11 +165,14 @@ impl Disk {
                 waiter.wake();
             }
         }
+        drop(spool);
         let now = clock::now();
-        while let Some(io) = spool.poll_io(now) {
+        // A task runs at once when it is spawned, up to its first wait: an I/O that fails before that is told to the spool.
+        loop {
+            let io = self.spool.borrow_mut().poll_io(now);
+            let Some(io) = io else { break };
             glommio::spawn_local(Rc::clone(self).perform(io)).detach();
         }
-        drop(spool);
         self.feed();
     }
 

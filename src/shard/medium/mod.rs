@@ -6,6 +6,7 @@
 //! Promises, of both:
 //! - a write is done whole or is an error;
 //! - want of space is `StorageFull` or `QuotaExceeded` and shows in [`Medium::prepare`], never in a write;
+//! - other tasks of the shard run before an I/O that succeeds is over, in memory too: so appends made meanwhile share the next;
 //! - octets written stay as they are for whoever has opened the segment, until its next life.
 //!
 //! Only files keep what a sync was asked for: see [`files`] and [`memory`].
@@ -21,6 +22,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use futures_lite::future::yield_now;
 
 use crate::spool::{Page, Slot};
 
@@ -71,7 +74,10 @@ impl Medium {
     pub async fn prepare(&self, slot: Slot, is_new: bool, size: u32, header: Vec<u8>) -> io::Result<()> {
         match self {
             Medium::Files(files) => files.prepare(slot, is_new, size, header).await,
-            Medium::Memory(memory) => memory.prepare(slot, size, &header),
+            Medium::Memory(memory) => {
+                yield_now().await;
+                memory.prepare(slot, size, &header)
+            }
         }
     }
 
@@ -79,7 +85,10 @@ impl Medium {
     pub async fn write(&self, slot: Slot, offset: u32, size: u32, page: DmaPage) -> io::Result<()> {
         match self {
             Medium::Files(files) => files.write(slot, offset, size, page).await,
-            Medium::Memory(memory) => memory.write(slot, offset, &page.as_bytes()[..size as usize]),
+            Medium::Memory(memory) => {
+                yield_now().await;
+                memory.write(slot, offset, &page.as_bytes()[..size as usize])
+            }
         }
     }
 
@@ -87,7 +96,10 @@ impl Medium {
     pub async fn sync(&self, slot: Slot) -> io::Result<()> {
         match self {
             Medium::Files(files) => files.sync(slot).await,
-            Medium::Memory(_) => Ok(()),
+            Medium::Memory(_) => {
+                yield_now().await;
+                Ok(())
+            }
         }
     }
 
@@ -96,6 +108,7 @@ impl Medium {
         match self {
             Medium::Files(files) => files.remove(slot).await,
             Medium::Memory(memory) => {
+                yield_now().await;
                 memory.remove(slot);
                 Ok(())
             }
