@@ -121,6 +121,8 @@ impl Segment {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     const SIZE: u32 = 16 * BLOCK_SIZE as u32;
@@ -213,11 +215,19 @@ mod tests {
         let slot = Slot(0);
         let memory = memory_with(slot);
         let segment = memory.segments().open(slot).unwrap();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let was_over = is_over.clone();
         let reader = std::thread::spawn(move || {
             let mut read = vec![0; BLOCK_SIZE];
             for block in 2..16u64 {
-                while segment.read_exact_at(&mut read, block * BLOCK_SIZE as u64).is_err() {
-                    std::hint::spin_loop();
+                loop {
+                    // Looked at before the attempt: behind the last write every attempt succeeds.
+                    let is_last = was_over.load(Ordering::Acquire);
+                    let found = segment.read_exact_at(&mut read, block * BLOCK_SIZE as u64);
+                    if found.is_ok() {
+                        break;
+                    }
+                    assert!(!is_last, "block {block} is not there");
                 }
                 assert!(read == blocks(block as u8, 1), "block {block}");
             }
@@ -225,6 +235,7 @@ mod tests {
         for block in 2..16u32 {
             memory.write(slot, block * BLOCK_SIZE as u32, &blocks(block as u8, 1)).unwrap();
         }
+        is_over.store(true, Ordering::Release);
         reader.join().unwrap();
     }
 }
