@@ -219,8 +219,12 @@ fn check_memory_queue(spool: &Spool, message_size_max: u64, shards: usize) -> Re
         false => ("twice smtp.message_size_max".to_string(), ", lower smtp.message_size_max"),
     };
     let least = share_min * shards as u64 / MIB;
+    let (whose, fewer) = match shards {
+        1 => ("the shard".to_string(), ""),
+        _ => (format!("each of {shards} shards"), ", run fewer shards"),
+    };
     let words = format!(
-        "expected at least {least} MiB, not {}: each of {shards} shards needs {why}. Raise it{or}, or run fewer shards",
+        "expected at least {least} MiB, not {}: {whose} needs {why}. Raise it{or}{fewer}, or use spool.queue = \"disk\"",
         size_text(spool.memory_queue_size),
     );
     Err(Fault::new("spool.memory_queue_size", words))

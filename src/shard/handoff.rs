@@ -1,7 +1,7 @@
 //! Durable messages → delivery, and the outcomes back.
 //!
 //! A just-accepted small message is handed over from memory while the bounded cache holds it. What finds no room in the
-//! cache or the channel waits in the spool's backlog, which is on disk, and is read back when there is room: a slow
+//! cache or the channel waits in the spool's backlog, which is in the log, and is read back when there is room: a slow
 //! delivery stops nobody, and costs no more memory than the channel's jobs: each holds one record, of a small message or of the
 //! end of a large one.
 
