@@ -22,7 +22,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use load::generator::connect_from;
-use load::target::{self, FileSystem, Options, Target};
+use load::target::{self, FileSystem, Keeping, Options, Target};
 use load::usage;
 use load::wire;
 use support::tools;
@@ -167,7 +167,7 @@ fn start(arguments: &Arguments) -> io::Result<(Target, u32)> {
         Some(address) => Target::running(address, arguments.target_pid),
         None => Target::start(&Options {
             file_system: arguments.file_system,
-            durability: "sync".into(),
+            keeping: Keeping::Sync,
             core: arguments.server_core,
             settings: arguments.settings.clone(),
         }),

@@ -10,6 +10,9 @@
 //! cargo bench --bench throughput -- --target 127.0.0.1:2525                 another server
 //! ```
 //!
+//! With `memory`, the same binary with its queue in memory, the rate of each other cell is told as a part of that one's: what
+//! durability costs, within one run.
+//!
 //! An asterisk marks a cell whose load was busy for more than nine tenths of its core: the load may have been the limit.
 
 #[path = "load/mod.rs"]
@@ -17,6 +20,7 @@ mod load;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -25,11 +29,11 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use load::generator::{Figures, Generator, Plan};
-use load::target::{self, FileSystem, Options, Target};
+use load::target::{self, FileSystem, Keeping, Options, Target};
 use load::usage;
 
 /// How a connection sends its messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 enum Mode {
     /// MAIL, RCPT and DATA in one write.
     Pipelined,
@@ -58,9 +62,9 @@ struct Arguments {
     /// How connections send. `reconnecting` is run for the first size only.
     #[arg(long, value_delimiter = ',', value_enum, default_values = ["pipelined", "waiting", "reconnecting"])]
     modes: Vec<Mode>,
-    /// Values of spool.durability.
-    #[arg(long, value_delimiter = ',', default_values = ["sync", "none"])]
-    durability: Vec<String>,
+    /// What is kept before 250.
+    #[arg(long, value_delimiter = ',', value_enum, default_values = ["memory", "sync", "none"])]
+    durability: Vec<Keeping>,
     /// Where the spool is.
     #[arg(long, value_delimiter = ',', value_enum, default_values = ["root", "ext4"])]
     file_systems: Vec<FileSystem>,
@@ -116,14 +120,20 @@ fn main() -> ExitCode {
     println!("`{}`: {}", target::command_line("throughput"), target::machine());
     println!();
     println!(
-        "| file system | durability | content | mode | msg/s | CPU-s/1000 | p50 ms | p99 ms | peak RSS MiB | load CPU-s/1000 | refused | late |"
+        "| file system | durability | content | mode | msg/s | of memory | CPU-s/1000 | p50 ms | p99 ms | peak RSS MiB | load CPU-s/1000 | refused | late |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let mut refusals = Vec::new();
+    let mut rates_in_memory = HashMap::new();
     for (options, size, mode) in cells(&arguments) {
         match measure(&arguments, options.as_ref(), size, mode) {
             Ok((figures, costs)) => {
-                println!("{}", row(&arguments, options.as_ref(), size, mode, &figures, &costs));
+                if options.as_ref().is_some_and(|options| options.keeping == Keeping::Memory) {
+                    rates_in_memory.insert((size, mode), figures.rate());
+                }
+                let of_memory =
+                    rates_in_memory.get(&(size, mode)).map(|in_memory| figures.rate() / in_memory);
+                println!("{}", row(&arguments, options.as_ref(), (size, mode), of_memory, &figures, &costs));
                 refusals.extend(figures.first_refusal);
             }
             Err(e) => {
@@ -142,10 +152,15 @@ fn cells(arguments: &Arguments) -> Vec<(Option<Options>, usize, Mode)> {
     if arguments.target.is_some() {
         servers.push(None);
     } else {
-        for &file_system in &arguments.file_systems {
-            servers.extend(arguments.durability.iter().map(|durability| {
-                let (durability, settings) = (durability.clone(), arguments.settings.clone());
-                Some(Options { file_system, durability, core: arguments.server_core, settings })
+        for (i, &file_system) in arguments.file_systems.iter().enumerate() {
+            // Memory is the same on every file system.
+            let mut keepings = arguments.durability.clone();
+            keepings.retain(|keeping| i == 0 || *keeping != Keeping::Memory);
+            // First, because the others are compared with it.
+            keepings.sort_by_key(|keeping| *keeping != Keeping::Memory);
+            servers.extend(keepings.into_iter().map(|keeping| {
+                let settings = arguments.settings.clone();
+                Some(Options { file_system, keeping, core: arguments.server_core, settings })
             }));
         }
     }
@@ -200,14 +215,15 @@ fn own_cpu() -> f64 {
 fn row(
     arguments: &Arguments,
     options: Option<&Options>,
-    size: usize,
-    mode: Mode,
+    (size, mode): (usize, Mode),
+    of_memory: Option<f64>,
     figures: &Figures,
     costs: &Costs,
 ) -> String {
     let (file_system, durability) = match options {
-        Some(options) => (options.file_system.to_string(), options.durability.as_str()),
-        None => ("–".into(), "–"),
+        Some(Options { keeping: Keeping::Memory, .. }) => ("–".into(), Keeping::Memory.to_string()),
+        Some(options) => (options.file_system.to_string(), options.keeping.to_string()),
+        None => ("–".into(), "–".into()),
     };
     let per_thousand = |seconds: f64| seconds * 1000.0 / figures.accepted as f64;
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".into());
@@ -215,9 +231,10 @@ fn row(
     // At a fixed rate the load spins; its time says nothing.
     let is_load_busy = arguments.rate.is_none() && costs.load_cpu > 0.9 * figures.elapsed.as_secs_f64();
     format!(
-        "| {file_system} | {durability} | {size} | {mode} | {:.0}{} | {} | {:.3} | {:.3} | {} | {:.4} | {} | {} |",
+        "| {file_system} | {durability} | {size} | {mode} | {:.0}{} | {} | {} | {:.3} | {:.3} | {} | {:.4} | {} | {} |",
         figures.rate(),
         if is_load_busy { "*" } else { "" },
+        or_dash(of_memory.map(|part| format!("{part:.2}"))),
         or_dash(costs.server_cpu.map(|cpu| format!("{:.4}", per_thousand(cpu)))),
         milliseconds(0.5),
         milliseconds(0.99),

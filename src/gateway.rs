@@ -25,7 +25,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::{Config, Durability, Listener, Placement, Transport};
+use crate::config::{Config, Durability, Listener, Placement, Queue, Transport};
 use crate::delivery::transport::{Discard, Maildir};
 use crate::delivery::{DeadLetters, Delivery, JobSender, Schedule, Workers, job_channel, outcome_channel};
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
@@ -74,8 +74,13 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     let blocked = BlockedSignals::block();
     let count = config.cores.shards_count();
     let sockets = bind_all(&mut config.listeners, count)?;
-    let is_sync = config.spool.durability == Durability::Sync;
-    let logs = shard::open(&config.spool_dir(), &config.damaged_dir(), count, is_sync, new_log())?;
+    let logs = match config.spool.queue {
+        Queue::Disk => {
+            let is_sync = config.spool.durability == Durability::Sync;
+            shard::open(&config.spool_dir(), &config.damaged_dir(), count, is_sync, new_log())?
+        }
+        Queue::Memory => open_in_memory(&config, count)?,
+    };
     let started = start(&config, sockets, logs)?;
     drop(blocked);
     if !started.wait_until_ready(&mut signals)? {
@@ -84,7 +89,30 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     eprint!("{}", config.banner());
     eprintln!("ready");
     tracing::info!(shards = count, "ready");
-    started.serve(signals, config.drain_timeout)
+    let left = started.serve(signals, config.drain_timeout)?;
+    if config.spool.queue == Queue::Memory && left > 0 {
+        tracing::warn!(
+            messages = left,
+            "dropped what was accepted and not delivered: the queue was in memory"
+        );
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Says what a queue in memory means, and leaves one on disk alone.
+fn open_in_memory(config: &Config, shards: usize) -> Result<Vec<Vec<OpenedLog>>, Error> {
+    tracing::warn!("spool.queue is \"memory\": accepted mail does not survive the end of this process");
+    let spool = config.spool_dir();
+    let count = shard::count_segments(&spool)?;
+    if count > 0 {
+        tracing::warn!(
+            folder = %spool.display(),
+            files = count,
+            "an earlier run left a spool on disk, which is neither read nor touched: to deliver what is in it, start with spool.queue = \"disk\""
+        );
+    }
+    Ok(shard::open_in_memory(shards, config.spool.memory_share(shards), new_log()))
 }
 
 /// Random and different numbers: two logs never share their part of message ids.
@@ -267,7 +295,7 @@ fn placements(config: &Config) -> Vec<Pin> {
 
 /// A gateway whose threads run.
 struct Running {
-    shards: Vec<glommio::ExecutorJoinHandle<()>>,
+    shards: Vec<glommio::ExecutorJoinHandle<usize>>,
     controls: Vec<Arc<Control>>,
     progress: Receiver<Progress>,
     workers: Workers,
@@ -316,8 +344,9 @@ fn start(
             sessions_max: config.sessions_max.div_ceil(count),
             logs,
             damaged: config.damaged_dir(),
-            segment_size: u32::try_from(config.spool.segment_size).expect("limits bound it"),
-            sync: config.spool.durability == Durability::Sync,
+            segment_size: u32::try_from(config.spool.segment_size_on(count)).expect("limits bound it"),
+            // Of memory a sync proves nothing.
+            sync: config.spool.durability == Durability::Sync && config.spool.queue == Queue::Disk,
             depth_max: config.spool.depth_max.div_ceil(count as u64) as usize,
             content_memory_max: config.spool.memory_max as usize,
             cache_size: config.spool.cache_size as usize / count,
@@ -361,8 +390,8 @@ impl Running {
         self.controls.iter().for_each(|control| control.end(ending));
     }
 
-    /// Waits for a signal, then ends everything in order.
-    fn serve(self, mut signals: Signals, drain_timeout: Duration) -> Result<(), Error> {
+    /// Waits for a signal, then ends everything in order. Returns how many messages are left in the queue.
+    fn serve(self, mut signals: Signals, drain_timeout: Duration) -> Result<usize, Error> {
         let (signalled, signal) = bounded(2);
         std::thread::Builder::new()
             .name("signals".into())
@@ -402,11 +431,11 @@ impl Running {
             tracing::warn!("deliveries did not end in time: they are made again after the next start");
         }
         self.controls.iter().for_each(|control| control.end(Ending::Finish));
+        let mut left = 0;
         for shard in self.shards {
-            shard.join().map_err(|e| Error(format!("a shard failed: {e}")))?;
+            left += shard.join().map_err(|e| Error(format!("a shard failed: {e}")))?;
         }
-        tracing::info!("stopped");
-        Ok(())
+        Ok(left)
     }
 
     /// True if every shard has told that it has no session left.

@@ -54,6 +54,12 @@ pub const SEGMENT_SIZE_HIGH: u64 = 2 * GIB;
 /// A segment is whole pages of this many octets, as O_DIRECT wants.
 pub const SEGMENT_SIZE_STEP: u64 = 4 * KIB;
 
+/// Segments of a log in memory at least: one is appended to, one is prepared, one waits for its messages to be done.
+pub const MEMORY_SEGMENTS_MIN: u64 = 3;
+/// Room of a log in memory, in sizes of the largest message: a message may begin behind what is not yet freed, and leaves the
+/// last segment's reserve alone.
+pub const MEMORY_MESSAGES_MIN: u64 = 2;
+
 /// `spool.memory_max` at least, in octets per shard: room for a few sessions in DATA.
 pub const MEMORY_MAX_LOW: u64 = MIB;
 
@@ -128,6 +134,10 @@ const _: () =
 const _: () =
     assert!(PIECE_SIZE_MAX as u64 * 2 <= SEGMENT_SIZE_LOW, "a piece and its header fit any segment");
 const _: () = assert!(SEGMENT_SIZE_LOW.is_multiple_of(SEGMENT_SIZE_STEP));
+const _: () = assert!(
+    MEMORY_MESSAGES_MIN < MEMORY_SEGMENTS_MIN,
+    "a largest message fits a log in memory though one of its segments is not free"
+);
 const _: () = assert!(SEGMENT_SIZE_HIGH <= u32::MAX as u64);
 const _: () = assert!(MESSAGE_SIZE_MAX_LOW <= MESSAGE_SIZE_MAX_HIGH);
 const _: () = assert!(SESSIONS_MAX_DEFAULT <= SESSIONS_MAX_HIGH);

@@ -135,6 +135,24 @@ fn without_a_word_it_serves_this_machine() {
 }
 
 #[test]
+fn segments_in_memory_are_small_enough_for_three_in_a_shards_share() {
+    let table = [
+        // (queue, memory_queue_size, shards, octets of a segment)
+        ("disk", "8 MiB", 4, 64 << 20),
+        ("memory", "256 MiB", 1, 64 << 20),
+        ("memory", "256 MiB", 2, (128 << 20) / 3 / 4096 * 4096),
+        ("memory", "24 MiB", 1, 8 << 20),
+    ];
+    for (queue, size, shards, segment_size) in table {
+        let config = loaded(&format!(
+            "shards = {shards}\n[smtp]\nmessage_size_max = '1 MiB'\n[spool]\nqueue = '{queue}'\nmemory_queue_size = '{size}'"
+        ));
+        assert_eq!(config.spool.segment_size_on(shards), segment_size, "{queue} {size} {shards}");
+        assert_eq!(config.banner().contains("queue is in memory"), queue == "memory", "{}", config.banner());
+    }
+}
+
+#[test]
 fn flags_override_the_environment_and_the_environment_the_file() {
     let file = "data = \"f\"\ncores = \"0-3,8\"\n[log]\nlevel = \"warn\"\n[smtp]\nerrors_max = 5\n";
     type Reading = fn(&Config) -> String;
@@ -211,7 +229,8 @@ fn what_check_prints_is_the_same_configuration() {
         type = 'discard'
         [log]
         format = 'json'";
-    for text in ["", "[accept]\nany = false", full] {
+    let in_memory = "shards = 2\n[spool]\nqueue = 'memory'\nmemory_queue_size = '1000 MB'";
+    for text in ["", "[accept]\nany = false", full, in_memory] {
         let config = loaded(text);
         let printed = config.to_toml();
         assert_eq!(loaded(&printed), config, "{printed}");

@@ -93,7 +93,7 @@ fn the_message_record_of_version_1() {
     let reason = "451 busy".into();
     let tried =
         RecipientOutcome { index: 1, is_done: false, attempts: 3, next_attempt: 1_700_000_060, reason };
-    assert_eq!(message.progress, [tried.clone()]);
+    assert_eq!(message.progress, std::slice::from_ref(&tried));
     let head = MessageHead {
         sequence: 13,
         content_size: 23,

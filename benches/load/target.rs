@@ -22,13 +22,24 @@ pub enum FileSystem {
     Ext4,
 }
 
+/// What is kept of a message before its 250.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Keeping {
+    /// A completed sync: `spool.durability = "sync"`.
+    Sync,
+    /// A completed write: `spool.durability = "none"`.
+    None,
+    /// A copy in the process: `spool.queue = "memory"`.
+    Memory,
+}
+
 /// How the binary is started.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where the spool is.
     pub file_system: FileSystem,
-    /// `spool.durability`.
-    pub durability: String,
+    /// What is kept before 250.
+    pub keeping: Keeping,
     /// The core of the whole process.
     pub core: usize,
     /// Further settings: `section.key`, value as TOML.
@@ -63,7 +74,11 @@ impl Target {
         if let Some(mount) = &mount {
             setup.data_at(mount.path().join("data"));
         }
-        setup.set("spool.durability", format!("{:?}", options.durability));
+        match options.keeping {
+            Keeping::Sync => setup.set("spool.durability", "\"sync\""),
+            Keeping::None => setup.set("spool.durability", "\"none\""),
+            Keeping::Memory => setup.set("spool.queue", "\"memory\""),
+        };
         setup.set("delivery.transport", "\"nothing\"").set("log.level", "\"warn\"");
         for (name, value) in &options.settings {
             setup.set(name, value);
@@ -93,6 +108,16 @@ impl fmt::Display for FileSystem {
         f.write_str(match self {
             FileSystem::Root => "root",
             FileSystem::Ext4 => "ext4",
+        })
+    }
+}
+
+impl fmt::Display for Keeping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Keeping::Sync => "sync",
+            Keeping::None => "none",
+            Keeping::Memory => "memory",
         })
     }
 }

@@ -8,10 +8,13 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Fault;
-use super::value::{Cores, HostName, Parsed, Text, count, duration, flag, list, write_duration};
-use super::{Accept, Config, Delivery, Listener, Log, Placement, Smtp, Spool, System, Transport};
+use super::value::{Cores, HostName, Parsed, Text, count, duration, flag, list, size_text, write_duration};
+use super::{Accept, Config, Delivery, Listener, Log, Placement, Queue, Smtp, Spool, System, Transport};
 use crate::delivery::transport::PathTemplate;
-use crate::limits::{LISTENERS_MAX, SEGMENT_SIZE_STEP, SESSIONS_MAX_HIGH, SHARDS_MAX, sessions_max_for};
+use crate::limits::{
+    LISTENERS_MAX, MEMORY_MESSAGES_MIN, MEMORY_SEGMENTS_MIN, MIB, SEGMENT_SIZE_LOW, SEGMENT_SIZE_STEP,
+    SESSIONS_MAX_HIGH, SHARDS_MAX, sessions_max_for,
+};
 use crate::mail::Domain;
 
 const DATA_DEFAULT: &str = "incoming-data";
@@ -139,6 +142,7 @@ impl File {
         let listeners = resolve_listeners(self.listener)?;
         let accept = resolve_accept(self.accept, &listeners)?;
         check_spool(&self.spool)?;
+        check_memory_queue(&self.spool, self.smtp.message_size_max, cores.shards_count())?;
         let transports = resolve_transports(self.transport, &data)?;
         check_delivery(&self.delivery, &transports)?;
         let sessions_max = self.sessions_max.unwrap_or_else(|| {
@@ -200,6 +204,30 @@ fn check_spool(spool: &Spool) -> Result<(), Fault> {
         return Err(Fault::new("spool.segment_size", words));
     }
     Ok(())
+}
+
+/// A queue in memory can be used: each shard has room for its segments and for the largest message.
+fn check_memory_queue(spool: &Spool, message_size_max: u64, shards: usize) -> Result<(), Fault> {
+    let for_segments = MEMORY_SEGMENTS_MIN * SEGMENT_SIZE_LOW;
+    let for_messages = MEMORY_MESSAGES_MIN * message_size_max;
+    let share_min = for_segments.max(for_messages).next_multiple_of(MIB);
+    if spool.queue != Queue::Memory || spool.memory_share(shards) >= share_min {
+        return Ok(());
+    }
+    let (why, or) = match for_segments >= for_messages {
+        true => (format!("{MEMORY_SEGMENTS_MIN} segments of {} MiB", SEGMENT_SIZE_LOW / MIB), ""),
+        false => ("twice smtp.message_size_max".to_string(), ", lower smtp.message_size_max"),
+    };
+    let least = share_min * shards as u64 / MIB;
+    let (whose, fewer) = match shards {
+        1 => ("the shard".to_string(), ""),
+        _ => (format!("each of {shards} shards"), ", run fewer shards"),
+    };
+    let words = format!(
+        "expected at least {least} MiB, not {}: {whose} needs {why}. Raise it{or}{fewer}, or use spool.queue = \"disk\"",
+        size_text(spool.memory_queue_size),
+    );
+    Err(Fault::new("spool.memory_queue_size", words))
 }
 
 fn check_delivery(delivery: &Delivery, transports: &BTreeMap<String, Transport>) -> Result<(), Fault> {

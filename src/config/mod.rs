@@ -163,6 +163,12 @@ impl Config {
             Transport::Maildir { path, .. } => format!("the Maildir {path}"),
             Transport::Discard => "nowhere: what is delivered is discarded".to_string(),
         };
+        let warning = match self.spool.queue {
+            Queue::Disk => "",
+            Queue::Memory => {
+                "the queue is in memory: accepted mail does not survive the end of this process\n"
+            }
+        };
         let first = self.listeners[0].address;
         let host = match first.ip() {
             ip if ip.is_unspecified() && ip.is_ipv4() => "127.0.0.1".to_string(),
@@ -174,6 +180,7 @@ impl Config {
         format!(
             "incoming {version} as {hostname}: listening on {addresses}, {count} shard{s}, taking {taken}\n\
              data in {data}, delivering to {into}\n\
+             {warning}\
              a first message: printf 'Subject: hello\\n\\nhello\\n' | curl -s smtp://{url_host}:{port} \
              --mail-from me@example.com --mail-rcpt you@{domain} --crlf -T -\n",
             version = env!("CARGO_PKG_VERSION"),

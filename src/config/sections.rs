@@ -95,9 +95,15 @@ pub enum BareLineEnds {
 pub struct Spool {
     /// Where the queue is.
     pub queue: Queue,
-    /// What 250 promises.
+    /// The memory queue's segments, over all shards; then 452.
+    #[serde(
+        deserialize_with = "size::<SEGMENT_SIZE_LOW, { 1024 * GIB }, _, _>",
+        serialize_with = "write_size"
+    )]
+    pub memory_queue_size: u64,
+    /// What 250 promises; nothing where the queue is in memory.
     pub durability: Durability,
-    /// The size of one file of the log: whole pages of 4 KiB.
+    /// The size of one segment of the log: whole pages of 4 KiB. In memory possibly less, see [`Spool::segment_size_on`].
     #[serde(
         deserialize_with = "size::<SEGMENT_SIZE_LOW, SEGMENT_SIZE_HIGH, _, _>",
         serialize_with = "write_size"
@@ -121,11 +127,30 @@ impl Default for Spool {
     fn default() -> Self {
         Spool {
             queue: Queue::Disk,
+            memory_queue_size: 256 * MIB,
             durability: Durability::Sync,
             segment_size: 64 * MIB,
             memory_max: 64 * MIB,
             depth_max: 1_000_000,
             cache_size: 64 * MIB,
+        }
+    }
+}
+
+impl Spool {
+    /// What a shard of `shards` may take of `memory_queue_size`, octets.
+    pub fn memory_share(&self, shards: usize) -> u64 {
+        self.memory_queue_size / shards as u64
+    }
+
+    /// The size of a segment on `shards` shards, octets: in memory small enough for [`MEMORY_SEGMENTS_MIN`] in a shard's share.
+    pub fn segment_size_on(&self, shards: usize) -> u64 {
+        match self.queue {
+            Queue::Disk => self.segment_size,
+            Queue::Memory => {
+                let part = self.memory_share(shards) / MEMORY_SEGMENTS_MIN;
+                self.segment_size.min(part / SEGMENT_SIZE_STEP * SEGMENT_SIZE_STEP)
+            }
         }
     }
 }
@@ -136,6 +161,8 @@ impl Default for Spool {
 pub enum Queue {
     /// In the log, under the data folder.
     Disk,
+    /// In memory: accepted mail does not survive the end of the process. For tests and transient use.
+    Memory,
 }
 
 /// `spool.durability`.

@@ -39,7 +39,8 @@ pub fn write_size<T: Copy + TryInto<u64>, S: Serializer>(size: &T, serializer: S
     }
 }
 
-fn size_text(size: u64) -> String {
+/// A size in the largest unit that divides it.
+pub fn size_text(size: u64) -> String {
     let units = [(GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")];
     match units.into_iter().find(|(unit, _)| size != 0 && size.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{} {name}", size / unit),

@@ -13,11 +13,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::medium::Place;
 use super::quarantine;
 use crate::spool::format::BLOCK_SIZE;
 use crate::spool::recovery::{self, Depth, Finding, RecoverError, Recovered, Seen};
@@ -113,11 +114,11 @@ pub fn lock(data: &Path) -> Result<DataLock, DirectoryError> {
     Err(DirectoryError::InUse(data.display().to_string()))
 }
 
-/// A log's directory and what recovery made of it.
+/// Where a log is kept, and what recovery made of it.
 #[derive(Debug)]
 pub struct OpenedLog {
-    /// The directory.
-    pub path: PathBuf,
+    /// Its folder, or memory.
+    pub place: Place,
     /// What it holds.
     pub recovered: Recovered,
 }
@@ -153,10 +154,36 @@ pub fn open(
         if recovered.log == 0 {
             recovered.log = new_log();
         }
-        logs[number % shards].push(OpenedLog { path, recovered });
+        logs[number % shards].push(OpenedLog { place: Place::Folder(path), recovered });
     }
     sync_directory(spool).map_err(failed("sync", spool))?;
     Ok(logs)
+}
+
+/// Empty logs in memory, one for each of `shards` shards, of at most `size_max` octets each. No folder is looked at.
+pub fn open_in_memory(shards: usize, size_max: u64, mut new_log: impl FnMut() -> u32) -> Vec<Vec<OpenedLog>> {
+    let empty = |_| {
+        let recovered = Recovered { log: new_log(), ..Recovered::default() };
+        vec![OpenedLog { place: Place::Memory(size_max), recovered }]
+    };
+    (0..shards).map(empty).collect()
+}
+
+/// How many segment files there are under `spool`; none where it does not exist. Nothing is opened.
+pub fn count_segments(spool: &Path) -> Result<usize, DirectoryError> {
+    let read = |path: &Path| match fs::read_dir(path) {
+        Ok(entries) => entries.collect::<io::Result<Vec<_>>>().map_err(failed("read the folder", path)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
+        Err(e) => Err(failed("read the folder", path)(e)),
+    };
+    let mut count = 0;
+    for log in read(spool)? {
+        let names = read(&log.path())?.into_iter().map(|entry| entry.file_name());
+        count += names.filter(|name| name.to_str().and_then(Slot::from_file_name).is_some()).count();
+    }
+    Ok(count)
 }
 
 /// Removes a log that nobody appends to and that holds nothing any more. Oldest segment first, each durably: what was delivered
@@ -167,7 +194,7 @@ fn retire(directory: &Path, recovered: &Recovered) -> io::Result<()> {
         .chain(recovered.free.iter().map(|(slot, _)| *slot))
         .chain(recovered.unfinished.iter().copied())
     {
-        super::segment_file::remove(directory, slot)?;
+        super::medium::remove_file(directory, slot)?;
     }
     fs::remove_dir(directory)
 }

@@ -1,33 +1,31 @@
-//! Performs what a spool wants done: one [`Disk`] for each log of the shard.
+//! Performs what a spool wants done: one [`Disk`] for each log of the shard, on whatever medium the log is kept.
 //!
 //! Appends wake the disk's task, which runs after the tasks that are ready already: so the appends of one turn of the shard
 //! share a write. A completed write or sync asks the spool for more at once.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
-use glommio::io::{DmaFile, OpenOptions};
 use glommio::timer::Timer;
 
-use super::clock;
 use super::event::{Broadcast, Event, keep_waker};
-use super::handoff::{Handoff, JustAccepted, ReadBack, Readers};
-use super::{quarantine, segment_file};
+use super::handoff::{Handoff, JustAccepted};
+use super::medium::{DmaPage, Medium, Place};
+use super::read_back::{ReadBack, read_records};
+use super::{blocking, clock, quarantine};
 use crate::delivery::Report;
 use crate::limits::{SPOOL_PAGE_SIZE, SPOOL_PAGES_MAX};
 use crate::mail::MessageId;
-use crate::spool::format::BLOCK_SIZE;
 use crate::spool::recovery::Recovered;
 use crate::spool::{
-    AppendError, Completion, Counters, Incoming, Io, IoFailure, Page, Receiving, Slot, Spool, SpoolConfig,
+    AppendError, Completion, Counters, Incoming, Io, IoFailure, Receiving, Slot, Spool, SpoolConfig,
 };
 
 /// The shortest wait for something that is due.
@@ -38,19 +36,6 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a clean end may take to make the last outcomes durable. A disk that does not answer would hold the process for ever; the
 /// price of going is a second delivery.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Memory that the ring knows and the device can read from.
-pub type DmaPage = glommio::io::DmaBuffer;
-
-impl Page for DmaPage {
-    fn octets(&self) -> &[u8] {
-        self.as_bytes()
-    }
-
-    fn octets_mut(&mut self) -> &mut [u8] {
-        self.as_bytes_mut()
-    }
-}
 
 /// Where a session learns whether its message was stored.
 #[derive(Default)]
@@ -67,15 +52,12 @@ struct Waiting {
     message: Option<JustAccepted>,
 }
 
-/// One log and the files it is made of.
+/// One log and the medium it is kept on.
 pub struct Disk {
-    directory: PathBuf,
+    medium: Medium,
     /// Where damaged octets are kept.
     damaged: PathBuf,
     spool: RefCell<Spool<DmaPage>>,
-    files: RefCell<BTreeMap<Slot, Rc<DmaFile>>>,
-    /// Files that deliveries read from, as long as one does.
-    readers: Arc<Readers>,
     handoff: Rc<Handoff>,
     /// In the order of their appends, which is the order in which the spool tells of them.
     waiting: RefCell<VecDeque<Waiting>>,
@@ -88,7 +70,8 @@ pub struct Disk {
 impl Disk {
     /// A log as recovery left it. Nothing runs until [`Disk::run`].
     pub fn new(
-        (directory, damaged): (PathBuf, PathBuf),
+        place: Place,
+        damaged: PathBuf,
         recovered: Recovered,
         segment_size: u32,
         sync: bool,
@@ -101,11 +84,9 @@ impl Disk {
         let times = (clock::now(), clock::unix_now());
         let spool = Spool::new(config, recovered, make_page, entropy, times);
         Rc::new(Disk {
-            directory,
+            medium: Medium::new(place),
             damaged,
             spool: RefCell::new(spool),
-            files: RefCell::default(),
-            readers: Arc::default(),
             handoff,
             waiting: RefCell::default(),
             wanted: Event::default(),
@@ -191,44 +172,44 @@ impl Disk {
                 waiter.wake();
             }
         }
+        drop(spool);
         let now = clock::now();
-        while let Some(io) = spool.poll_io(now) {
+        // A task runs at once when it is spawned, up to its first wait: an I/O that fails before that is told to the spool.
+        loop {
+            let io = self.spool.borrow_mut().poll_io(now);
+            let Some(io) = io else { break };
             glommio::spawn_local(Rc::clone(self).perform(io)).detach();
         }
-        while let Some(sequence) = spool.poll_damaged() {
+        loop {
+            let damaged = self.spool.borrow_mut().poll_damaged();
+            let Some(sequence) = damaged else { break };
             glommio::spawn_local(Rc::clone(self).quarantine(sequence)).detach();
         }
-        drop(spool);
         self.feed();
     }
 
     async fn perform(self: Rc<Self>, io: Io<DmaPage>) {
         let completion = match io {
             Io::Prepare { slot, is_new, size, header } => {
-                let result = self.prepare(slot, is_new, size, header).await;
+                let result = self.medium.prepare(slot, is_new, size, header).await;
+                // Sealed segments are written no more.
+                self.medium.close_all_but(|slot| self.spool.borrow().is_open(slot));
                 Completion::Prepared { slot, result: self.judge("prepare", slot, result) }
             }
             Io::Read { places } => {
-                let directory = self.directory.clone();
-                let read = move || segment_file::read_records(&directory, &places);
-                Completion::Read { records: blocking(read).await }
+                let opener = self.medium.opener();
+                Completion::Read { records: blocking(move || read_records(&opener, &places)).await }
             }
             Io::Write { slot, offset, size, page } => {
-                let result = self.write(slot, u64::from(offset), size as usize, page).await;
+                let result = self.medium.write(slot, offset, size, page).await;
                 Completion::Written { slot, offset, result: self.judge("write", slot, result) }
             }
             Io::Sync { slot } => {
-                let file = self.file(slot);
-                let result = match file {
-                    Some(file) => file.fdatasync().await.map_err(io::Error::from),
-                    None => Err(io::ErrorKind::NotFound.into()),
-                };
+                let result = self.medium.sync(slot).await;
                 Completion::Synced { slot, result: self.judge("sync", slot, result) }
             }
             Io::Remove { slot } => {
-                self.files.borrow_mut().remove(&slot);
-                let directory = self.directory.clone();
-                let result = blocking(move || segment_file::remove(&directory, slot)).await;
+                let result = self.medium.remove(slot).await;
                 Completion::Removed { slot, result: self.judge("remove", slot, result) }
             }
         };
@@ -237,62 +218,17 @@ impl Disk {
         self.progress.set();
     }
 
-    fn file(&self, slot: Slot) -> Option<Rc<DmaFile>> {
-        self.files.borrow().get(&slot).cloned()
-    }
-
-    async fn prepare(&self, slot: Slot, is_new: bool, size: u32, header: Vec<u8>) -> io::Result<()> {
-        let directory = self.directory.clone();
-        blocking(move || segment_file::prepare(&directory, slot, is_new, size, &header)).await?;
-        let path = self.directory.join(slot.file_name());
-        // Read-write: glommio probes a file by reading it.
-        let file =
-            OpenOptions::new().read(true).write(true).dma_open(&path).await.map_err(io::Error::from)?;
-        let mut files = self.files.borrow_mut();
-        files.insert(slot, Rc::new(file));
-        // Sealed segments are written no more.
-        let spool = self.spool.borrow();
-        files.retain(|other, _| *other == slot || spool.is_open(*other));
-        Ok(())
-    }
-
-    /// Writes the whole of it, or fails. A short write is gone on with: what is missing is copied, for the page was given away.
-    async fn write(&self, slot: Slot, mut offset: u64, size: usize, mut page: DmaPage) -> io::Result<()> {
-        let file = self.file(slot).ok_or(io::ErrorKind::NotFound)?;
-        page.trim_to_size(size);
-        let mut left = Rc::new(page);
-        loop {
-            let written = file.write_rc_at(left.clone(), offset).await.map_err(io::Error::from)?;
-            let octets = left.as_bytes();
-            if written == octets.len() {
-                return Ok(());
-            }
-            tracing::warn!(file = %slot.file_name(), offset, wanted = octets.len(), written, "short write");
-            // Direct I/O goes on at block boundaries only; rewriting a part of what was just written is harmless, for
-            // nothing of it is acknowledged.
-            let whole = written / BLOCK_SIZE * BLOCK_SIZE;
-            if whole == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            let mut rest = file.alloc_dma_buffer(octets.len() - whole);
-            rest.as_bytes_mut().copy_from_slice(&octets[whole..]);
-            left = Rc::new(rest);
-            offset += whole as u64;
-        }
-    }
-
     /// Says what failed, here and only here, and as what the spool is to take it.
     fn judge(&self, what: &str, slot: Slot, result: io::Result<()>) -> Result<(), IoFailure> {
         result.map_err(|error| {
-            let file = self.directory.join(slot.file_name());
-            let file = file.display();
+            let segment = self.medium.name(slot);
             match error.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    tracing::warn!(%file, %error, "cannot {what} a segment: new mail is deferred until there is room");
+                    tracing::warn!(%segment, %error, "cannot {what} a segment: new mail is deferred until there is room");
                     IoFailure::NoSpace
                 }
                 _ => {
-                    tracing::error!(%file, %error, "cannot {what} a segment: the log goes on in another");
+                    tracing::error!(%segment, %error, "cannot {what} a segment: the log goes on in another");
                     IoFailure::Failed
                 }
             }
@@ -379,12 +315,12 @@ impl Disk {
     async fn feed_all(self: Rc<Self>) {
         loop {
             let batch = self.handoff.take_backlog(&mut self.spool.borrow_mut());
-            if batch.is_empty() {
+            if batch.messages.is_empty() {
                 self.backlog.wait().await;
                 continue;
             }
-            let (directory, files) = (self.directory.clone(), self.readers.clone());
-            let messages = blocking(move || batch.read(&directory, &files)).await;
+            let opener = self.medium.opener();
+            let messages = blocking(move || batch.read(&opener)).await;
             let is_short = self.offer_again(messages);
             self.wanted.set();
             if is_short {
@@ -423,11 +359,10 @@ impl Disk {
     async fn quarantine(self: Rc<Self>, sequence: u64) {
         let id = MessageId { log: self.log(), sequence };
         let Some(places) = self.spool.borrow().places(sequence) else { return };
-        let (directory, folder, name) =
-            (self.directory.clone(), self.damaged.clone(), format!("{id}.octets"));
+        let (opener, folder, name) = (self.medium.opener(), self.damaged.clone(), format!("{id}.octets"));
         let file = folder.join(&name);
         let kept = blocking(move || {
-            let records = segment_file::read_records(&directory, &places);
+            let records = read_records(&opener, &places);
             let parts: Vec<&[u8]> = records.iter().flatten().map(|octets| &octets[..]).collect();
             quarantine::keep(&folder, &name, &parts)
         });
@@ -452,7 +387,7 @@ impl Disk {
                 return self.log_counters();
             }
             if clock::now() >= until {
-                tracing::warn!(log = %self.directory.display(), "the last outcomes could not be made durable: they may be delivered again");
+                tracing::warn!(log = %self.medium, "the last outcomes could not be made durable: they may be delivered again");
                 return;
             }
             self.wanted.set();
@@ -470,16 +405,11 @@ impl Disk {
         let spool = self.spool.borrow();
         let Counters { stored, stored_size, writes, written_size, syncs, carried } = spool.counters();
         let depth = spool.depth();
-        tracing::info!(log = %self.directory.display(), depth, stored, stored_size, writes, written_size, syncs, carried, "log closed");
+        tracing::info!(log = %self.medium, depth, stored, stored_size, writes, written_size, syncs, carried, "log closed");
     }
 }
 
 /// Does the process lack something that others will give back?
 fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
-}
-
-/// Runs on the shard's blocking thread.
-async fn blocking<R: Send + 'static>(what: impl FnOnce() -> R + Send + 'static) -> R {
-    glommio::executor().spawn_blocking(what).await
 }

@@ -1,23 +1,20 @@
 //! Durable messages → delivery, and the outcomes back.
 //!
 //! A just-accepted small message is handed over from memory while the bounded cache holds it. What finds no room in the
-//! cache or the channel waits in the spool's backlog, which is on disk, and is read back when there is room: a slow
+//! cache or the channel waits in the spool's backlog, which is in the log, and is read back when there is room: a slow
 //! delivery stops nobody, and costs no more memory than the channel's jobs: each holds one record, of a small message or of the
 //! end of a large one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::fs::File;
-use std::io;
-use std::path::Path;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 
-use super::disk::DmaPage;
-use super::segment_file::{SegmentReader, StoredMessage, read_message};
+use super::medium::DmaPage;
+use super::read_back::{Batch, StoredMessage, Wanted};
 use crate::delivery::{Content, Job, JobSender, Outcome, OutcomeSender, Recipient, Report, Schedule};
 use crate::mail::{Arrival, Envelope, MessageId};
-use crate::spool::format::{PieceRef, RecipientOutcome};
-use crate::spool::{Location, Slot, Spool};
+use crate::spool::Spool;
+use crate::spool::format::RecipientOutcome;
 
 /// Messages read back at once: enough to pay for the way to the blocking thread, few enough to hold in memory.
 const BATCH_COUNT_MAX: usize = 64;
@@ -204,71 +201,4 @@ fn outstanding(spool: &Spool<DmaPage>, sequence: u64) -> Vec<Recipient> {
         Some(left) => left.iter().map(|o| Recipient { index: o.index, attempts: o.attempts }).collect(),
         None => (0..entry.recipient_count).map(|index| Recipient { index, attempts: 0 }).collect(),
     }
-}
-
-/// Segment files opened for reading: one descriptor each, however many jobs read from it.
-#[derive(Default)]
-pub struct Readers(Mutex<HashMap<Slot, Weak<File>>>);
-
-impl Readers {
-    fn open(&self, directory: &Path, slot: Slot) -> io::Result<Arc<File>> {
-        let mut files = self.0.lock().expect("nobody panics while it is held");
-        if let Some(file) = files.get(&slot).and_then(Weak::upgrade) {
-            return Ok(file);
-        }
-        files.retain(|_, file| file.strong_count() > 0);
-        let file = Arc::new(File::open(directory.join(slot.file_name()))?);
-        files.insert(slot, Arc::downgrade(&file));
-        Ok(file)
-    }
-}
-
-type SlotAndLife = (Slot, u64);
-
-struct Wanted {
-    sequence: u64,
-    location: Location,
-    segment: SlotAndLife,
-    pieces: Vec<(PieceRef, SlotAndLife)>,
-}
-
-/// Messages to be read back.
-#[derive(Default)]
-pub struct Batch {
-    messages: Vec<Wanted>,
-}
-
-impl Batch {
-    /// Nothing to be read.
-    pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
-    }
-
-    /// Reads them, with blocking calls.
-    pub fn read(self, directory: &Path, readers: &Readers) -> Vec<ReadBack> {
-        let open = |(slot, life): SlotAndLife| {
-            let file = readers.open(directory, slot)?;
-            io::Result::Ok(SegmentReader { file, life })
-        };
-        let read = |wanted: Wanted| {
-            let segment = open(wanted.segment)?;
-            let pieces = wanted.pieces.into_iter().map(|(piece, segment)| Ok((piece, open(segment)?)));
-            read_message(wanted.sequence, &segment, wanted.location, pieces.collect::<io::Result<_>>()?)
-        };
-        let read_back = |wanted: Wanted| {
-            let (sequence, location) = (wanted.sequence, wanted.location);
-            ReadBack { sequence, location, message: read(wanted) }
-        };
-        self.messages.into_iter().map(read_back).collect()
-    }
-}
-
-/// A message that was to be read back.
-pub struct ReadBack {
-    /// Its number.
-    pub sequence: u64,
-    /// Where its record was then.
-    pub location: Location,
-    /// What was found there.
-    pub message: io::Result<StoredMessage>,
 }

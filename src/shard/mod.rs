@@ -15,8 +15,9 @@ mod directory;
 mod disk;
 mod event;
 mod handoff;
+mod medium;
 mod quarantine;
-mod segment_file;
+mod read_back;
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -32,7 +33,7 @@ use glommio::timer::Timer;
 use ipnet::IpNet;
 use slab::Slab;
 
-pub use directory::{DataLock, DirectoryError, OpenedLog, lock, open};
+pub use directory::{DataLock, DirectoryError, OpenedLog, count_segments, lock, open, open_in_memory};
 
 use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
 use crate::limits::SCRATCH_SIZE;
@@ -67,7 +68,7 @@ pub struct Plan {
     pub logs: Vec<OpenedLog>,
     /// Where damaged octets of the logs are kept.
     pub damaged: PathBuf,
-    /// Octets of a segment file.
+    /// Octets of a segment.
     pub segment_size: u32,
     /// Sync before 250.
     pub sync: bool,
@@ -222,13 +223,13 @@ pub fn random() -> u64 {
     u64::from_ne_bytes(octets)
 }
 
-/// Runs a shard to its end, inside its executor.
-pub async fn run(plan: Plan) {
+/// Runs a shard to its end, inside its executor. Returns how many messages are left in its queue.
+pub async fn run(plan: Plan) -> usize {
     let cache_size = plan.cache_size;
     let handoff = Rc::new(Handoff::new(plan.jobs, plan.outcomes, plan.schedule, cache_size));
+    let (damaged, segment_size, sync) = (plan.damaged, plan.segment_size, plan.sync);
     let open = |log: OpenedLog| {
-        let folders = (log.path, plan.damaged.clone());
-        Disk::new(folders, log.recovered, plan.segment_size, plan.sync, handoff.clone())
+        Disk::new(log.place, damaged.clone(), log.recovered, segment_size, sync, handoff.clone())
     };
     let shard = Rc::new(Shard {
         session_config: plan.session,
@@ -263,6 +264,12 @@ pub async fn run(plan: Plan) {
     for disk in &shard.disks {
         disk.finish().await;
     }
+    shard.disks.iter().map(|disk| disk.depth()).sum()
+}
+
+/// Runs on the shard's blocking thread.
+async fn blocking<R: Send + 'static>(what: impl FnOnce() -> R + Send + 'static) -> R {
+    glommio::executor().spawn_blocking(what).await
 }
 
 /// Takes reports and orders as they come, until the order to finish.

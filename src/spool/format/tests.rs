@@ -47,7 +47,7 @@ fn what_is_encoded_is_decoded() {
     assert_eq!((message.trace, message.tail), (&b"trace"[..], &b"tail"[..]));
     assert_eq!(decode_envelope(message.envelope), Some((envelope.clone(), arrival.clone())));
     assert_eq!(payload.len(), head.payload_size());
-    assert_eq!(message.progress, [tried.clone()]);
+    assert_eq!(message.progress, std::slice::from_ref(&tried));
     let again = MessageHead { envelope: EnvelopeOctets::Encoded(message.envelope), ..head };
     let mut copied = Vec::new();
     again.encode(&mut copied);

@@ -62,8 +62,8 @@ fn segment(epoch: u64, puts: &[Put]) -> Vec<u8> {
     for put in puts {
         let (kind, sequence, horizon, payload) = match *put {
             Open(sequence, horizon, void_from) => {
-                let voids = if void_from < sequence { vec![void_from..sequence] } else { vec![] };
-                (Kind::Open, sequence, horizon, format::encode_open(epoch, &voids))
+                let void = Some(void_from..sequence).filter(|void| !void.is_empty());
+                (Kind::Open, sequence, horizon, format::encode_open(epoch, void.as_slice()))
             }
             Moved(sequence, horizon, of) => (Kind::Message, sequence, horizon, message(of, &[])),
             Sealed(next_sequence) => {

@@ -1,92 +1,82 @@
-//! Segment files with blocking calls: made ready, removed, and read back. For the blocking thread of a shard and for
-//! delivery workers, never for the shard's own thread.
+//! Messages read back from a log's medium: which ones, their records, their content piece by piece.
+//!
+//! Every record's checksums are verified on the way. Opening and reading may block: this is for the blocking thread of a shard
+//! and for delivery workers, never for the shard's own thread.
 
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
-use std::sync::Arc;
 
-use super::directory::sync_directory;
+use super::medium::{Octets, Opener};
 use crate::delivery::StoredContent;
 use crate::mail::{Arrival, Envelope};
-use crate::spool::format::{self, BLOCK_SIZE, MessagePayload, PieceRef};
+use crate::spool::format::{self, MessagePayload, PieceRef};
 use crate::spool::{Location, RecordPlace, Slot};
 
-/// Zeros are written in parts of this size.
-const ZEROS_SIZE: usize = 1 << 20;
+/// A segment's slot, and the life its records must have.
+pub type SlotAndLife = (Slot, u64);
 
-/// Makes a segment ready for a new life: see [`crate::spool::Io::Prepare`], whose order this keeps.
-pub fn prepare(directory: &Path, slot: Slot, is_new: bool, size: u32, header: &[u8]) -> io::Result<()> {
-    let path = directory.join(slot.file_name());
-    let mut options = OpenOptions::new();
-    // Direct, so that no cached page has to be thrown away when the shard writes there directly.
-    options.write(true).create(is_new).truncate(is_new).custom_flags(libc::O_DIRECT);
-    let file = options.open(&path)?;
-    let mut page = AlignedPage::zeroed(if is_new { ZEROS_SIZE.min(size as usize) } else { header.len() });
-    if is_new {
-        let mut offset = 0;
-        while offset < u64::from(size) {
-            let part = (u64::from(size) - offset).min(page.octets().len() as u64) as usize;
-            file.write_all_at(&page.octets()[..part], offset)?;
-            offset += part as u64;
-        }
-    }
-    page.octets()[..header.len()].copy_from_slice(header);
-    file.write_all_at(&page.octets()[..header.len()], 0)?;
-    file.sync_all()?;
-    if is_new { sync_directory(directory) } else { Ok(()) }
+/// A message to be read back, and where it is.
+pub struct Wanted {
+    /// Its number.
+    pub sequence: u64,
+    /// Its record.
+    pub location: Location,
+    /// The segment of its record.
+    pub segment: SlotAndLife,
+    /// Its pieces, in order, and their segments.
+    pub pieces: Vec<(PieceRef, SlotAndLife)>,
 }
 
-/// Removes a segment file, durably. One that is not there is as good as removed.
-pub fn remove(directory: &Path, slot: Slot) -> io::Result<()> {
-    match fs::remove_file(directory.join(slot.file_name())) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => sync_directory(directory),
+/// Messages to be read back.
+#[derive(Default)]
+pub struct Batch {
+    /// In the order of their turn.
+    pub messages: Vec<Wanted>,
+}
+
+impl Batch {
+    /// Reads them, each by itself. A number whose record cannot be read comes back with the reason.
+    pub fn read(self, opener: &Opener) -> Vec<ReadBack> {
+        let open = |(slot, life): SlotAndLife| {
+            let octets = opener.open(slot)?;
+            io::Result::Ok(SegmentReader { octets, life })
+        };
+        let read = |wanted: Wanted| {
+            let segment = open(wanted.segment)?;
+            let pieces = wanted.pieces.into_iter().map(|(piece, segment)| Ok((piece, open(segment)?)));
+            read_message(wanted.sequence, &segment, wanted.location, pieces.collect::<io::Result<_>>()?)
+        };
+        let read_back = |wanted: Wanted| {
+            let (sequence, location) = (wanted.sequence, wanted.location);
+            ReadBack { sequence, location, message: read(wanted) }
+        };
+        self.messages.into_iter().map(read_back).collect()
     }
+}
+
+/// A message that was to be read back.
+pub struct ReadBack {
+    /// Its number.
+    pub sequence: u64,
+    /// Where its record was then.
+    pub location: Location,
+    /// What was found there.
+    pub message: io::Result<StoredMessage>,
 }
 
 /// Reads records as they are; `None` where one cannot be read.
-pub fn read_records(directory: &Path, places: &[RecordPlace]) -> Vec<Option<Vec<u8>>> {
-    let mut last: Option<(Slot, File)> = None;
-    let mut read = |place: &RecordPlace| {
-        if last.as_ref().is_none_or(|(slot, _)| *slot != place.slot) {
-            last = Some((place.slot, File::open(directory.join(place.slot.file_name()))?));
-        }
+pub fn read_records(opener: &Opener, places: &[RecordPlace]) -> Vec<Option<Vec<u8>>> {
+    let read = |place: &RecordPlace| {
         let mut octets = vec![0; place.size as usize];
-        let (_, file) = last.as_ref().expect("it was just opened");
-        file.read_exact_at(&mut octets, u64::from(place.offset))?;
+        opener.open(place.slot)?.read_exact_at(&mut octets, u64::from(place.offset))?;
         io::Result::Ok(octets)
     };
     places.iter().map(|place| read(place).ok()).collect()
 }
 
-/// Memory at a block boundary, as direct I/O wants it.
-struct AlignedPage {
-    memory: Vec<u8>,
-    start: usize,
-    size: usize,
-}
-
-impl AlignedPage {
-    fn zeroed(size: usize) -> Self {
-        let memory = vec![0; size + BLOCK_SIZE];
-        let start = memory.as_ptr().align_offset(BLOCK_SIZE);
-        AlignedPage { memory, start, size }
-    }
-
-    fn octets(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..][..self.size]
-    }
-}
-
 /// An open segment, and the life its records must have.
-#[derive(Clone, Debug)]
-pub struct SegmentReader {
-    /// The file, opened for reading.
-    pub file: Arc<File>,
-    /// The random number of its present life.
-    pub life: u64,
+struct SegmentReader {
+    octets: Octets,
+    life: u64,
 }
 
 impl SegmentReader {
@@ -94,7 +84,7 @@ impl SegmentReader {
     /// known.
     fn read(&self, offset: u32, size: usize, sequence: Option<u64>) -> io::Result<Vec<u8>> {
         let mut record = vec![0; size];
-        self.file.read_exact_at(&mut record, u64::from(offset))?;
+        self.octets.read_exact_at(&mut record, u64::from(offset))?;
         let header = format::decode_record(&record, self.life).map(|(header, _)| header);
         if header.is_none_or(|header| sequence.is_some_and(|sequence| header.sequence != sequence)) {
             let what = format!("the record at offset {offset} is damaged");
@@ -116,7 +106,7 @@ pub struct StoredMessage {
 
 /// Reads the record of the message with this sequence; its pieces stay where they are. `segments` gives the reader of each piece,
 /// in order.
-pub fn read_message(
+fn read_message(
     sequence: u64,
     segment: &SegmentReader,
     location: Location,
