@@ -39,9 +39,11 @@ impl JobSender {
         })
     }
 
-    /// Whether the channel is full at this moment: then it is not worth reading content for a job.
-    pub fn is_full(&self) -> bool {
-        self.0.is_full()
+    /// Is there room for what has waited long? It leaves half of the channel to what has just come, so that a long queue
+    /// does not delay new messages by its own length.
+    pub fn has_room_for_backlog(&self) -> bool {
+        let capacity = self.0.capacity().unwrap_or(usize::MAX);
+        self.0.len() < capacity.div_ceil(2)
     }
 }
 
@@ -161,11 +163,25 @@ mod tests {
         let (outcomes, _receiver) = outcome_channel(4, Arc::new(|| ()));
         let (jobs, workers) = job_channel(2);
         for sequence in 0..2 {
-            assert!(jobs.try_send(job(sequence, &outcomes)).is_ok() && jobs.is_full() == (sequence == 1));
+            assert!(jobs.try_send(job(sequence, &outcomes)).is_ok());
         }
         assert_eq!(jobs.try_send(job(2, &outcomes)).map_err(|job| job.id.sequence), Err(2));
         drop(workers);
         assert_eq!(jobs.try_send(job(3, &outcomes)).map_err(|job| job.id.sequence), Err(3));
+    }
+
+    #[test]
+    fn a_backlog_leaves_half_of_the_channel_to_new_messages() {
+        let (outcomes, _receiver) = outcome_channel(4, Arc::new(|| ()));
+        for (size, room) in [(1, 1), (2, 1), (4, 2), (5, 3)] {
+            let (jobs, _workers) = job_channel(size);
+            let fits =
+                |sequence| jobs.has_room_for_backlog() && jobs.try_send(job(sequence, &outcomes)).is_ok();
+            assert_eq!((0..size as u64).filter(|sequence| fits(*sequence)).count(), room, "of {size}");
+            for sequence in room..size {
+                assert!(jobs.try_send(job(sequence as u64, &outcomes)).is_ok());
+            }
+        }
     }
 
     #[test]

@@ -110,7 +110,9 @@ impl Handoff {
         let mut batch = Batch::default();
         let now = super::clock::now();
         let memory_max = self.cache_size.max(READ_BACK_SIZE_MIN);
-        while batch.messages.len() < BATCH_COUNT_MAX && self.cached.get() < memory_max && !self.jobs.is_full()
+        while batch.messages.len() < BATCH_COUNT_MAX
+            && self.cached.get() < memory_max
+            && self.jobs.has_room_for_backlog()
         {
             let Some(sequence) = spool.next_of_backlog(now) else { break };
             spool.hand_off(sequence);
