@@ -165,22 +165,7 @@ impl Handoff {
     /// What a report means for the spool: attempts counted, the next ones scheduled.
     pub fn judge(&self, spool: &Spool<DmaPage>, report: &Report, unix_now: u64) -> Vec<RecipientOutcome> {
         self.forget_job(report.id);
-        let left = outstanding(spool, report.id.sequence);
-        let judged = report.recipients.iter().map(|(index, outcome)| {
-            let before = left.iter().find(|r| r.index == *index).map_or(0, |r| r.attempts);
-            let attempts = before.saturating_add(1);
-            let is_done = !matches!(outcome, Outcome::Deferred { .. });
-            let seed = report.id.sequence ^ u64::from(report.id.log) << 32 ^ u64::from(*index) << 16;
-            let wait = self.schedule.next_attempt(attempts, seed).as_secs().max(1);
-            RecipientOutcome {
-                index: *index,
-                is_done,
-                attempts,
-                next_attempt: if is_done { 0 } else { unix_now + wait },
-                reason: outcome.reason().unwrap_or_default().into(),
-            }
-        });
-        judged.collect()
+        judge(&self.schedule, &outstanding(spool, report.id.sequence), report, unix_now)
     }
 
     /// The outcomes of a message whose record cannot be read.
@@ -195,6 +180,29 @@ impl Handoff {
         });
         outcomes.collect()
     }
+}
+
+/// Counts the attempt for each recipient of the report, and says when the next one is due, by the wall clock. `left`: who wanted the
+/// message before.
+///
+/// The message alone seeds the chance in the wait: recipients that made the same attempts come due together, and are tried
+/// together.
+fn judge(schedule: &Schedule, left: &[Recipient], report: &Report, unix_now: u64) -> Vec<RecipientOutcome> {
+    let seed = report.id.sequence ^ u64::from(report.id.log) << 32;
+    let judged = report.recipients.iter().map(|(index, outcome)| {
+        let before = left.iter().find(|r| r.index == *index).map_or(0, |r| r.attempts);
+        let attempts = before.saturating_add(1);
+        let is_done = !matches!(outcome, Outcome::Deferred { .. });
+        let wait = schedule.next_attempt(attempts, seed).as_secs().max(1);
+        RecipientOutcome {
+            index: *index,
+            is_done,
+            attempts,
+            next_attempt: if is_done { 0 } else { unix_now.saturating_add(wait) },
+            reason: outcome.reason().unwrap_or_default().into(),
+        }
+    });
+    judged.collect()
 }
 
 /// Who still wants the message.
@@ -256,5 +264,72 @@ impl Batch {
             read_message(wanted.sequence, &segment, wanted.location, pieces.collect::<io::Result<_>>()?)
         };
         self.messages.into_iter().map(|wanted| (wanted.sequence, read(wanted))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn id(sequence: u64) -> MessageId {
+        MessageId { log: 7, sequence }
+    }
+
+    #[test]
+    fn an_attempt_is_counted_for_each_and_the_next_is_due_for_all_at_once() {
+        let schedule = Schedule::default();
+        let left: Vec<_> = (0..40).map(|index| Recipient { index, attempts: 4 }).collect();
+        for sequence in 0..200 {
+            let recipients = left.iter().map(|r| (r.index, Outcome::deferred(format!("busy {}", r.index))));
+            let report = Report { id: id(sequence), recipients: recipients.collect() };
+            let judged = judge(&schedule, &left, &report, 1000);
+            let due = judged[0].next_attempt;
+            assert!((1000 + 16 * 45..=1000 + 16 * 60).contains(&due), "{due}");
+            for (n, outcome) in judged.iter().enumerate() {
+                let (index, reason) = (n as u32, format!("busy {n}").into());
+                let expected =
+                    RecipientOutcome { index, is_done: false, attempts: 5, next_attempt: due, reason };
+                assert_eq!(*outcome, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn each_recipient_has_its_own_count_and_end() {
+        let schedule = Schedule { backoff_base: Duration::from_secs(100), ..Schedule::default() };
+        let left =
+            [(1, 0), (4, 2), (5, 0), (6, u32::MAX)].map(|(index, attempts)| Recipient { index, attempts });
+        let (busy, no) = (Outcome::deferred("busy"), Outcome::rejected("no"));
+        let table = [
+            // (index, outcome, is done, attempts, the least and the most to wait)
+            (1, busy.clone(), false, 1, 75..=100),
+            (4, busy.clone(), false, 3, 300..=400),
+            (5, Outcome::Delivered, true, 1, 0..=0),
+            (4, no, true, 3, 0..=0),
+            (6, busy.clone(), false, u32::MAX, 3 * 3600..=4 * 3600),
+            // one the queue does not know to be left
+            (9, busy, false, 1, 75..=100),
+        ];
+        for (index, outcome, is_done, attempts, wait) in table {
+            let report = Report { id: id(1), recipients: vec![(index, outcome.clone())] };
+            let [judged] = &judge(&schedule, &left, &report, 50)[..] else { panic!("one outcome") };
+            assert_eq!((judged.is_done, judged.attempts), (is_done, attempts), "{index} {outcome:?}");
+            assert_eq!(&*judged.reason, outcome.reason().unwrap_or_default());
+            assert!(wait.contains(&judged.next_attempt.saturating_sub(50)), "{index}: {judged:?}");
+        }
+    }
+
+    #[test]
+    fn messages_deferred_together_do_not_come_back_together() {
+        let left = [Recipient { index: 0, attempts: 9 }];
+        let due = |sequence| {
+            let report = Report { id: id(sequence), recipients: vec![(0, Outcome::deferred("busy"))] };
+            judge(&Schedule::default(), &left, &report, 0)[0].next_attempt
+        };
+        let times: std::collections::BTreeSet<u64> = (0..1000).map(due).collect();
+        assert!(times.len() > 500, "{} times for 1000 messages", times.len());
+        assert_eq!(due(3), due(3), "a restart computes the same");
     }
 }

@@ -15,6 +15,7 @@ mod directory;
 mod disk;
 mod event;
 mod handoff;
+mod inject;
 mod segment_file;
 
 use std::cell::{Cell, RefCell};
@@ -30,7 +31,8 @@ use glommio::timer::Timer;
 use ipnet::IpNet;
 use slab::Slab;
 
-pub use directory::{DataLock, DirectoryError, OpenedLog, lock, open};
+pub use directory::{DataLock, DirectoryError, OpenedLog, is_locked, lock, open};
+pub use inject::{Injected, Injector, injection};
 
 use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
 use crate::limits::SCRATCH_SIZE;
@@ -81,6 +83,8 @@ pub struct Plan {
     pub reports: OutcomeReceiver,
     /// When to try again.
     pub schedule: Schedule,
+    /// Messages that do not come by SMTP, if they come to this shard.
+    pub injected: Option<Injected>,
     /// Orders from the gateway.
     pub control: Arc<Control>,
     /// Told when the shard accepts, and when it has no session left after it was told to drain.
@@ -244,6 +248,9 @@ pub async fn run(plan: Plan) {
     shard.disks.iter().for_each(Disk::run);
     glommio::spawn_local(watch_deadlines(shard.clone(), plan.control.clone())).detach();
     shard.disk().ready().await;
+    if let Some(injected) = plan.injected {
+        glommio::spawn_local(inject::run(shard.clone(), injected)).detach();
+    }
     let accepting: Vec<_> = plan
         .listeners
         .into_iter()
