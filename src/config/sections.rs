@@ -173,7 +173,7 @@ pub struct Delivery {
     #[serde(deserialize_with = "duration::<60, 31_536_000, _>", serialize_with = "write_duration")]
     pub queue_lifetime: Duration,
     /// How long dead letters are kept; 0: for ever.
-    #[serde(deserialize_with = "duration::<0, 315_360_000, _>", serialize_with = "write_duration")]
+    #[serde(deserialize_with = "duration::<0, 315_576_000, _>", serialize_with = "write_duration")]
     pub dead_retention: Duration,
 }
 

@@ -6,7 +6,7 @@
 //! A request without its letter means nothing: see [`super::resend`]. So a request that comes back after a power cut does no
 //! harm, and taking one back needs no sync.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -46,19 +46,14 @@ impl Requests {
     }
 
     /// Asks for these letters to be sent again; `Ok` when that is on stable storage. Asking twice is asking once.
+    ///
+    /// One sync for all: an empty file is an entry and an inode, and a journaling file system commits both with the folder.
     pub fn add(&self, ids: &[MessageId]) -> io::Result<()> {
         self.create()?;
         for id in ids {
             let path = self.path(*id);
-            let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-            OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&path)
-                .and_then(|file: File| file.sync_all())
-                .map_err(named)?;
+            let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+            made.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
         }
         folder::sync(&self.dir)
     }
