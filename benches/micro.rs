@@ -10,6 +10,7 @@
 #[path = "../tests/support/log.rs"]
 mod log;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,8 +18,8 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use incoming::mail::MessageId;
 use incoming::smtp::{BareLineEnds, Effect, Session, SessionConfig, fuzzing};
-use incoming::spool::format::SegmentHeader;
-use incoming::spool::recovery;
+use incoming::spool::memory_disk;
+use incoming::spool::recovery::Depth;
 use incoming::spool::{Slot, SpoolConfig};
 use log::Log;
 
@@ -155,19 +156,31 @@ fn spool_append(bencher: Bencher<'_, '_>, size: usize) {
     });
 }
 
-/// A full segment of messages of 4 KiB.
-#[divan::bench(sample_count = 20)]
-fn recovery_scan_64_mib(bencher: Bencher<'_, '_>) {
+/// A full and sealed segment of messages of 4 KiB, alone.
+fn full_segment() -> BTreeMap<Slot, Vec<u8>> {
     let mut log = Log::new(SPOOL);
     let content = vec![b'x'; 4 << 10];
     while !log.disk.files.contains_key(&Slot(2)) {
         log.append(&content);
         log.settle();
     }
-    let segment = &log.disk.files[&Slot(0)];
-    let header = SegmentHeader::decode(segment).expect("a header");
-    bencher.counter(BytesCount::new(segment.len())).bench_local(|| {
-        let scan = recovery::scan(Slot(0), header, black_box(segment));
-        recovery::merge(vec![scan])
-    });
+    BTreeMap::from([(Slot(0), log.disk.files[&Slot(0)].clone())])
+}
+
+#[divan::bench(sample_count = 20)]
+fn recovery_of_64_mib_record_by_record(bencher: Bencher<'_, '_>) {
+    let files = full_segment();
+    let size = files[&Slot(0)].len();
+    bencher
+        .counter(BytesCount::new(size))
+        .bench_local(|| memory_disk::recover(black_box(&files), Depth::Whole));
+}
+
+#[divan::bench(sample_count = 20)]
+fn recovery_of_64_mib_by_the_index(bencher: Bencher<'_, '_>) {
+    let files = full_segment();
+    let count = memory_disk::recover(&files, Depth::Quick).messages.len();
+    bencher
+        .counter(ItemsCount::new(count))
+        .bench_local(|| memory_disk::recover(black_box(&files), Depth::Quick));
 }

@@ -78,7 +78,7 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     let count = config.cores.shards_count();
     let sockets = bind_all(&mut config.listeners, count)?;
     let is_sync = config.spool.durability == Durability::Sync;
-    let logs = shard::open(&config.spool_dir(), count, is_sync, new_log())?;
+    let logs = shard::open(&config.spool_dir(), &config.damaged_dir(), count, is_sync, new_log())?;
     let started = start(&config, sockets, logs)?;
     drop(blocked);
     if !started.wait_until_ready(&mut signals)? {
@@ -325,6 +325,7 @@ fn start(
             normalised: normalised.clone(),
             sessions_max: config.sessions_max.div_ceil(count),
             logs,
+            damaged: config.damaged_dir(),
             segment_size: u32::try_from(config.spool.segment_size).expect("limits bound it"),
             sync: config.spool.durability == Durability::Sync,
             depth_max: config.spool.depth_max.div_ceil(count as u64) as usize,

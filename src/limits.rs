@@ -109,10 +109,17 @@ const MESSAGE_RECORD_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * 260
     + PIECE_SIZE_MAX as u64
     + 16 * KIB;
 
-const _: () = assert!(MESSAGE_RECORD_SIZE_MAX <= SEGMENT_SIZE_LOW - 64 * KIB, "any record fits any segment");
+/// What a message's record grows by when it is moved: of each recipient what became of it, and 64 KiB of reasons.
+const PROGRESS_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * 35 + 64 * KIB;
+
 const _: () = assert!(
-    MESSAGE_RECORD_SIZE_MAX <= (SPOOL_PAGE_SIZE * (SPOOL_PAGES_MAX - 1)) as u64,
-    "any record fits the pages, though one of them is being filled"
+    MESSAGE_RECORD_SIZE_MAX + PROGRESS_SIZE_MAX <= SEGMENT_SIZE_LOW - 128 * KIB,
+    "any record fits any segment, with its Open record, its index and its seal"
+);
+const _: () = assert!(
+    MESSAGE_RECORD_SIZE_MAX + PROGRESS_SIZE_MAX + 32 * KIB
+        <= (SPOOL_PAGE_SIZE * (SPOOL_PAGES_MAX - 2)) as u64,
+    "any record fits the pages, though one of them is being filled and another takes an index"
 );
 const _: () = assert!(COMMAND_SIZE_MAX_LOW <= COMMAND_SIZE_MAX_HIGH);
 const _: () = assert!(PIECE_SIZE_MAX <= SCRATCH_SIZE, "a piece is cut from what one receive brought");

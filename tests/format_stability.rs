@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use incoming::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
 use incoming::spool::format::{
-    self, BLOCK_SIZE, Kind, MessagePayload, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader,
-    SegmentHeader,
+    self, BLOCK_SIZE, EnvelopeOctets, IndexBuilder, IndexPayload, IndexedMessage, Kind, MessageHead,
+    MessagePayload, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader, Seal, SegmentHeader,
 };
 use incoming::spool::memory_disk::MemoryDisk;
-use incoming::spool::recovery::{Finding, Recovered};
+use incoming::spool::recovery::{Depth, Finding, Recovered};
 use incoming::spool::{Slot, SpoolConfig};
 use log::Log;
 
@@ -59,8 +59,9 @@ fn the_segment_header_of_version_1() {
 #[test]
 fn the_open_record_of_version_1() {
     let payload = golden_payload("open", Kind::Open, 11, 9);
-    assert_eq!(format::decode_open(&payload), Some(9));
-    assert_eq!(format::encode_open(8, 9)[..], payload);
+    let voids = vec![3..5, 9..11];
+    assert_eq!(format::encode_open(8, &voids), payload);
+    assert_eq!(format::decode_open(&payload), Some((8, voids)));
 }
 
 #[test]
@@ -89,9 +90,21 @@ fn the_message_record_of_version_1() {
     assert_eq!((message.sequence, message.content_size, &message.pieces[..]), (13, 23, &pieces[..]));
     assert_eq!((message.trace, message.tail), (trace, tail));
     assert_eq!(format::decode_envelope(message.envelope), Some((envelope.clone(), arrival.clone())));
+    let reason = "451 busy".into();
+    let tried =
+        RecipientOutcome { index: 1, is_done: false, attempts: 3, next_attempt: 1_700_000_060, reason };
+    assert_eq!(message.progress, [tried.clone()]);
+    let head = MessageHead {
+        sequence: 13,
+        content_size: 23,
+        pieces: &pieces,
+        envelope: EnvelopeOctets::Of(&envelope, &arrival),
+        progress: &[tried],
+        trace_size: trace.len(),
+        tail_size: tail.len(),
+    };
     let mut written = Vec::new();
-    let sizes = (trace.len(), tail.len());
-    format::encode_message_head(13, 23, &pieces, (&envelope, &arrival), sizes, &mut written);
+    head.encode(&mut written);
     assert_eq!([&written, trace, tail].concat(), payload);
 }
 
@@ -110,8 +123,34 @@ fn the_outcomes_record_of_version_1() {
     assert_eq!(written, payload);
 }
 
+#[test]
+fn the_index_record_of_version_1() {
+    let payload = golden_payload("index", Kind::Index, 14, 12);
+    let piece = PieceRef { epoch: 8, sequence: 10, offset: 8192, size: 16 };
+    let mut index = IndexBuilder::default();
+    index.add(11, Kind::Open, 8192, 44);
+    index.add(12, Kind::Message, 8288, 100);
+    index.add_message(12, 2, &[piece], false);
+    index.add(13, Kind::Message, 8440, 100);
+    index.add_message(7, 1, &[], true);
+    assert_eq!(index.payload(), payload);
+    let page = IndexPayload::decode(&payload).expect("an Index payload");
+    let messages: Vec<_> = page.entries.iter().filter_map(|entry| entry.message.clone()).collect();
+    assert_eq!((page.previous, page.first, page.entries.len()), (0, 11, 3));
+    let message = |sequence, recipient_count, pieces| IndexedMessage { sequence, recipient_count, pieces };
+    assert_eq!(messages, [message(12, 2, Some([piece].into())), message(7, 1, None)]);
+}
+
+#[test]
+fn the_seal_of_version_1() {
+    let mut block = golden("seal");
+    block.resize(BLOCK_SIZE, 0);
+    let seal = Seal { next_sequence: 15, index: 8592 };
+    assert_eq!((Seal::decode(&block, LIFE), &seal.encode(LIFE)[..]), (Some(seal), &block[..]));
+}
+
 const CONFIG: SpoolConfig =
-    SpoolConfig { segment_size: 64 << 10, sync: true, page_size: 16 << 10, pages_max: 4 };
+    SpoolConfig { segment_size: 128 << 10, sync: true, page_size: 16 << 10, pages_max: 4 };
 const SLOT: Slot = Slot(0);
 
 /// A segment of three acknowledged messages, and a fourth that was appended after they were durable.
@@ -135,7 +174,7 @@ impl Segment {
         }
         // The file that is prepared for what comes next is not looked at here.
         log.disk.files.retain(|slot, _| *slot == SLOT);
-        let undamaged = log.disk.recover();
+        let undamaged = log.disk.recover(Depth::Whole);
         assert_eq!(undamaged.findings, []);
         let contents =
             sequences.iter().map(|s| log.disk.message(&undamaged, *s).expect("a message")).collect();
@@ -178,7 +217,7 @@ impl Segment {
     /// `may_move`: of what is lost at its place, some may have been found elsewhere.
     #[track_caller]
     fn check(&self, what: &str, disk: &MemoryDisk, lost: &[u64], may_move: bool) {
-        let recovered = disk.recover();
+        let recovered = disk.recover(Depth::Whole);
         for (sequence, content) in self.all().zip(&self.contents) {
             match disk.message(&recovered, sequence) {
                 Some(found) => {
@@ -298,13 +337,43 @@ fn a_damaged_outcome_brings_its_message_back_and_is_reported() {
     log.pass(Duration::from_secs(1));
     let second = log.append(b"second");
     log.settle();
-    assert!(log.disk.recover().messages.keys().eq([&second]));
+    assert!(log.disk.recover(Depth::Whole).messages.keys().eq([&second]));
     let file = log.disk.files.get_mut(&SLOT).expect("the segment");
     let is_outcomes =
         |at: &usize| RecordHeader::decode(&file[*at..]).is_some_and(|header| header.kind == Kind::Outcomes);
     let at = (0..file.len()).step_by(BLOCK_SIZE).find(is_outcomes).expect("an Outcomes record");
     file[at + format::RECORD_HEADER_SIZE] ^= 1;
-    let recovered = log.disk.recover();
+    let recovered = log.disk.recover(Depth::Whole);
     assert!(recovered.messages.keys().eq([&first, &second]), "at least once, so it is delivered again");
-    assert!(matches!(recovered.findings[..], [Finding::Corrupt { .. }]));
+    assert!(matches!(recovered.findings[..], [Finding::NotARecord { .. }, Finding::Corrupt { .. }]));
+}
+
+#[test]
+fn behind_an_index_damage_loses_what_it_is_in_and_is_found_at_the_latest_when_that_is_read() {
+    let mut log = Log::new(CONFIG);
+    let contents = [b"first".repeat(100), b"second".repeat(100), b"third".repeat(1000)];
+    let sequences: Vec<u64> = contents.iter().map(|content| log.append(content)).collect();
+    log.settle();
+    log.finish();
+    let undamaged = log.disk.recover(Depth::Quick);
+    assert!(undamaged.messages.keys().eq(&sequences) && undamaged.findings.is_empty());
+    let mut disk = log.disk.clone();
+    let size = disk.files[&SLOT].len();
+    let (mut lost_count, mut told_count) = (0, 0);
+    for at in (0..size).filter(|at| log.disk.files[&SLOT][*at] != 0) {
+        disk.files.get_mut(&SLOT).expect("the segment")[at] ^= 0xff;
+        let recovered = disk.recover(Depth::Quick);
+        for sequence in &sequences {
+            let location = undamaged.messages[sequence].entry.location;
+            let is_hit = (location.offset..location.offset + location.size).contains(&(at as u32));
+            let read = disk.message(&recovered, *sequence);
+            let expected = (!is_hit).then(|| log.disk.message(&undamaged, *sequence).expect("it is there"));
+            assert_eq!(read, expected, "octet {at}, message {sequence}");
+            lost_count += usize::from(is_hit);
+        }
+        told_count += usize::from(recovered.findings.iter().any(Finding::is_damage));
+        disk.files.get_mut(&SLOT).expect("the segment")[at] ^= 0xff;
+    }
+    assert!(lost_count > 5000, "the records were reached");
+    assert!(told_count > 0, "where the index is damaged, the records are read");
 }

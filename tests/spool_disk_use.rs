@@ -6,6 +6,7 @@ mod log;
 use std::time::Duration;
 
 use incoming::spool::SpoolConfig;
+use incoming::spool::recovery::Depth;
 use log::Log;
 
 const CONFIG: SpoolConfig =
@@ -29,7 +30,7 @@ fn delivered_at_once_a_hundred_times_the_spools_size_leaves_a_handful_of_files()
         assert!(log.disk.files.len() <= FILES_MAX, "{} files", log.disk.files.len());
     }
     log.pass(Duration::from_secs(1));
-    let recovered = log.disk.recover();
+    let recovered = log.disk.recover(Depth::Whole);
     assert!(recovered.messages.is_empty() && recovered.findings.is_empty());
 }
 
@@ -48,4 +49,51 @@ fn behind_a_burst_the_disk_is_given_back() {
     log.pass(Duration::from_secs(1));
     let count = log.disk.files.len();
     assert!(count <= FILES_MAX + FREE_FILES_MAX, "{count} files");
+}
+
+/// What the disk may hold beyond twice what is needed: sparse segments before messages are carried forward, the one being
+/// emptied, the prepared one, free ones.
+const SEGMENTS_BEYOND: usize = 4 + 2 + 1 + FREE_FILES_MAX;
+
+#[test]
+fn messages_that_wait_long_do_not_hold_what_came_behind_them() {
+    let mut log = Log::new(CONFIG);
+    let mut waiting = Vec::new();
+    let message = [b'x'; 1000];
+    let count = 60 * SEGMENTS_BEYOND * CONFIG.segment_size as usize / message.len();
+    for n in 0..count {
+        let sequence = log.append(&message);
+        assert_eq!(log.settle(), [sequence]);
+        match n % 200 {
+            0 => {
+                log.defer(sequence, 3, 1 << 20, "451 4.3.0 try later");
+                waiting.push(sequence);
+            }
+            // Never attempted.
+            100 => waiting.push(sequence),
+            _ => log.deliver(sequence),
+        }
+        log.pass(Duration::from_millis(1));
+        let (_, live) = log.spool().disk_use();
+        let bound = 2 * live as usize + SEGMENTS_BEYOND * CONFIG.segment_size as usize;
+        let used = log.disk.files.values().map(Vec::len).sum::<usize>();
+        assert!(used <= bound, "{used} octets on the disk, {live} are needed");
+    }
+    let carried = log.spool().counters().carried;
+    assert!(carried > waiting.len() as u64, "the log went round: {carried} carried");
+    log.pass(Duration::from_secs(1));
+    for depth in [Depth::Quick, Depth::Whole] {
+        let recovered = log.disk.recover(depth);
+        assert!(recovered.messages.keys().eq(&waiting), "they are all there, and nothing else");
+        assert_eq!(recovered.findings, []);
+        for (n, (sequence, found)) in recovered.messages.iter().enumerate() {
+            assert!(log.disk.message(&recovered, *sequence).expect("it can be read").ends_with(&message));
+            let left = found.entry.outstanding.as_deref().unwrap_or_default();
+            let left: Vec<_> = left.iter().map(|o| (o.index, o.attempts, o.reason.as_deref())).collect();
+            match n % 2 {
+                0 => assert_eq!(left, [(0, 3, Some("451 4.3.0 try later"))]),
+                _ => assert!(left.is_empty()),
+            }
+        }
+    }
 }

@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use incoming::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
-use incoming::spool::format::{RecipientOutcome, SegmentHeader};
-use incoming::spool::recovery::{self, Recovered};
+use incoming::spool::format::RecipientOutcome;
+use incoming::spool::memory_disk::recover;
+use incoming::spool::recovery::{Depth, Recovered};
 use incoming::spool::{
-    AppendError, Completion, Incoming, Io, IoFailure, Receiving, Slot, Spool, SpoolConfig,
+    AppendError, Completion, Incoming, Io, IoFailure, Receiving, RecordPlace, Slot, Spool, SpoolConfig,
 };
 
 /// As a shard has it.
 const CONFIG: SpoolConfig =
     SpoolConfig { segment_size: 64 << 20, sync: true, page_size: 256 << 10, pages_max: 20 };
 const SMALL: SpoolConfig =
-    SpoolConfig { segment_size: 256 << 10, sync: true, page_size: 16 << 10, pages_max: 4 };
+    SpoolConfig { segment_size: 256 << 10, sync: true, page_size: 16 << 10, pages_max: 8 };
 
 type Fails = fn(&Io<Vec<u8>>) -> Option<IoFailure>;
 
@@ -52,8 +53,7 @@ impl Lab {
     }
 
     fn fresh(config: SpoolConfig) -> Lab {
-        let recovered =
-            Recovered { log: 1, next_epoch: 1, next_sequence: 1, void_from: 1, ..Default::default() };
+        let recovered = Recovered { log: 1, next_epoch: 1, next_sequence: 1, ..Default::default() };
         let mut lab = Lab::new(config, recovered, BTreeMap::new());
         lab.run(nothing);
         lab
@@ -92,6 +92,13 @@ impl Lab {
                     Completion::Written { slot, offset, result }
                 }
                 Io::Sync { slot } => Completion::Synced { slot, result },
+                Io::Read { places } => {
+                    let read = |place: &RecordPlace| {
+                        let octets = self.files.get(&place.slot)?.get(place.offset as usize..)?;
+                        octets.get(..place.size as usize).map(<[u8]>::to_vec)
+                    };
+                    Completion::Read { records: places.iter().map(read).collect() }
+                }
                 Io::Remove { slot } => {
                     if result.is_ok() {
                         self.files.remove(&slot);
@@ -117,17 +124,7 @@ impl Lab {
     }
 
     fn recover(&self) -> Recovered {
-        let mut scans = Vec::new();
-        let mut unfinished = Vec::new();
-        for (slot, file) in &self.files {
-            match SegmentHeader::decode(file) {
-                Ok(header) => scans.push(recovery::scan(*slot, header, file)),
-                Err(_) => unfinished.push(*slot),
-            }
-        }
-        let mut recovered = recovery::merge(scans);
-        recovered.add_unfinished(unfinished);
-        recovered
+        recover(&self.files, Depth::Whole)
     }
 }
 
@@ -348,9 +345,8 @@ fn a_segment_of_another_size_is_not_used_again_as_one_of_this_size() {
 
 #[test]
 fn files_whose_preparation_was_cut_off_are_removed() {
-    let mut recovered =
-        Recovered { log: 1, next_epoch: 1, next_sequence: 1, void_from: 1, ..Default::default() };
-    recovered.add_unfinished([Slot(0)]);
+    let mut recovered = Recovered { log: 1, next_epoch: 1, next_sequence: 1, ..Default::default() };
+    (recovered.unfinished, recovered.next_slot) = (vec![Slot(0)], 1);
     let mut lab = Lab::new(SMALL, recovered, BTreeMap::from([(Slot(0), vec![0; 4096])]));
     lab.run(nothing);
     assert!(!lab.files.contains_key(&Slot(0)), "it holds a segment's space for ever");

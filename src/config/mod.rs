@@ -133,6 +133,11 @@ impl Config {
         self.data.join("spool")
     }
 
+    /// The folder of octets of the spool that are damaged.
+    pub fn damaged_dir(&self) -> PathBuf {
+        self.data.join("damaged")
+    }
+
     /// The folder of the dead letters.
     pub fn dead_dir(&self) -> PathBuf {
         self.data.join("dead")

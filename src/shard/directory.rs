@@ -11,16 +11,17 @@
 //! are and delivered. One that holds nothing any more is removed at the next start.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::spool::Slot;
-use crate::spool::format::{BadHeader, RECORD_MAGIC, SegmentHeader};
-use crate::spool::recovery::{self, Recovered};
+use super::quarantine;
+use crate::spool::format::BLOCK_SIZE;
+use crate::spool::recovery::{self, Depth, Finding, RecoverError, Recovered, Seen};
+use crate::spool::{ReadSegment, Slot};
 
 /// What `VERSION` says for the layout described here.
 const VERSION: &str = "incoming spool 1\n";
@@ -135,9 +136,11 @@ pub struct OpenedLog {
 }
 
 /// Opens the spool under `spool` for `shards` shards: for each its own log first, then those it adopts. `new_log` gives
-/// random numbers for the logs that begin now; `is_durable`: a file system that forgets is refused.
+/// random numbers for the logs that begin now; `is_durable`: a file system that forgets is refused. Damaged octets are kept in the
+/// folder `damaged`.
 pub fn open(
     spool: &Path,
+    damaged: &Path,
     shards: usize,
     is_durable: bool,
     mut new_log: impl FnMut() -> u32,
@@ -155,7 +158,7 @@ pub fn open(
     for number in numbers {
         let path = spool.join(format!("{number:03}"));
         fs::create_dir_all(&path).map_err(failed("make the folder", &path))?;
-        let mut recovered = read_log(&path)?;
+        let mut recovered = read_log(&path, damaged)?;
         if number >= shards && recovered.messages.is_empty() {
             retire(&path, &recovered).map_err(failed("remove", &path))?;
             continue;
@@ -218,52 +221,127 @@ fn check_file_system(spool: &Path, is_durable: bool) -> Result<(), DirectoryErro
     }
 }
 
-/// Reads every segment of a log. Files are synced before they are read: what a killed process had written may be in the page
-/// cache only, and must not be believed and then lost to a power cut.
-fn read_log(directory: &Path) -> Result<Recovered, DirectoryError> {
-    let mut scans = Vec::new();
-    let mut unfinished = Vec::new();
-    let mut left_alone = Vec::new();
-    let mut segment = Vec::new();
-    for entry in fs::read_dir(directory).map_err(failed("read the folder", directory))? {
-        let path = entry.map_err(failed("read the folder", directory))?.path();
-        let slot = path.file_name().and_then(|name| name.to_str()).and_then(Slot::from_file_name);
-        let Some(slot) = slot else { continue };
-        let mut file =
-            OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?;
-        file.sync_all().map_err(failed("sync", &path))?;
-        segment.clear();
-        file.read_to_end(&mut segment).map_err(failed("read", &path))?;
-        match SegmentHeader::decode(&segment) {
-            Ok(header) => scans.push(recovery::scan(slot, header, &segment)),
-            Err(BadHeader::NotAHeader) if memchr::memmem::find(&segment, RECORD_MAGIC).is_some() => {
-                tracing::error!(file = %path.display(), "both header blocks are damaged and there are records: the file is left as it is");
-                left_alone.push(slot);
-            }
-            Err(BadHeader::NotAHeader) => unfinished.push(slot),
-            Err(BadHeader::UnknownVersion(version)) => {
-                let path = path.display().to_string();
-                return Err(DirectoryError::UnknownSegmentVersion { path, version });
-            }
-        }
-    }
+/// Recovers a log. Files are synced before they are read: what a killed process had written may be in the page cache only,
+/// and must not be believed and then lost to a power cut.
+fn read_log(directory: &Path, damaged: &Path) -> Result<Recovered, DirectoryError> {
+    let recovered = recover(directory, Depth::Quick, Access::Own, |_| {})?;
     sync_directory(directory).map_err(failed("sync", directory))?;
-    for scan in &scans {
-        for damage in &scan.damaged {
-            let file = directory.join(scan.slot.file_name());
-            tracing::warn!(file = %file.display(), offset = damage.start, size = damage.len(), "octets that are not a record");
-        }
-    }
-    let mut recovered = recovery::merge(scans);
-    recovered.add_unfinished(unfinished);
-    recovered.avoid(left_alone);
     for finding in &recovered.findings {
         match finding {
-            recovery::Finding::TailCut { .. } => tracing::info!(log = %directory.display(), "{finding}"),
-            _ => tracing::error!(log = %directory.display(), "{finding}"),
+            finding if finding.is_damage() => tracing::error!(log = %directory.display(), "{finding}"),
+            finding => tracing::info!(log = %directory.display(), "{finding}"),
         }
     }
+    if recovered.findings.iter().any(Finding::is_damage) {
+        keep_damaged(directory, &recovered, damaged).map_err(failed("keep damaged octets in", damaged))?;
+    }
     Ok(recovered)
+}
+
+/// Copies what is damaged to where it is not written over: a person may find mail in it.
+fn keep_damaged(directory: &Path, recovered: &Recovered, damaged: &Path) -> io::Result<()> {
+    let log = directory.file_name().unwrap_or_default().to_string_lossy();
+    for finding in &recovered.findings {
+        let Finding::NotARecord { slot, octets } = finding else { continue };
+        let Some(segment) = recovered.segments.iter().find(|segment| segment.slot == *slot) else { continue };
+        let name = format!("{log}-{:08}-{:08x}.octets", segment.epoch, octets.start);
+        let mut file = LogFile::open(directory, *slot, Access::Look)?;
+        let raw = file.read(u64::from(octets.start), octets.len())?;
+        quarantine::keep(damaged, &name, &[&raw])?;
+        tracing::warn!(file = %damaged.join(name).display(), "kept damaged octets of the spool");
+    }
+    Ok(())
+}
+
+/// Recovers the log in this directory. `see` is told of every record.
+pub fn recover(
+    directory: &Path,
+    depth: Depth,
+    access: Access,
+    see: impl FnMut(Seen),
+) -> Result<Recovered, DirectoryError> {
+    let mut slots = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed("read the folder", directory))? {
+        let name = entry.map_err(failed("read the folder", directory))?.file_name();
+        slots.extend(name.to_str().and_then(Slot::from_file_name));
+    }
+    slots.sort_unstable();
+    let open = |slot| LogFile::open(directory, slot, access);
+    recovery::recover(slots, open, depth, see).map_err(|error| match error {
+        RecoverError::Read(slot, error) => failed("read", &directory.join(slot.file_name()))(error),
+        RecoverError::UnknownVersion(slot, version) => {
+            let path = directory.join(slot.file_name()).display().to_string();
+            DirectoryError::UnknownSegmentVersion { path, version }
+        }
+    })
+}
+
+/// Whose files they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// This process's: they are synced before they are read.
+    Own,
+    /// Perhaps another's: nothing is done to them.
+    Look,
+}
+
+/// A segment file that is read at start, or looked at.
+pub struct LogFile(File);
+
+impl LogFile {
+    /// Opens it; see [`Access`].
+    pub fn open(directory: &Path, slot: Slot, access: Access) -> io::Result<Self> {
+        let is_own = access == Access::Own;
+        let file = OpenOptions::new().read(true).write(is_own).open(directory.join(slot.file_name()))?;
+        if is_own {
+            file.sync_all()?;
+        }
+        Ok(LogFile(file))
+    }
+
+    /// Fills `octets`, or says how many there are.
+    fn fill(&self, octets: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < octets.len() {
+            match self.0.read_at(&mut octets[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+impl ReadSegment for LogFile {
+    type Error = io::Error;
+
+    fn size(&mut self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read(&mut self, offset: u64, size: usize) -> io::Result<Vec<u8>> {
+        let mut octets = vec![0; size];
+        match self.fill(&mut octets, offset) {
+            Ok(filled) => octets.truncate(filled),
+            // A sector that cannot be read costs its block, not the start.
+            Err(e) if e.raw_os_error() == Some(libc::EIO) => {
+                octets
+                    .truncate(usize::try_from(self.size()?.saturating_sub(offset)).unwrap_or(size).min(size));
+                let mut at = 0;
+                while at < octets.len() {
+                    let end = octets.len().min(at + BLOCK_SIZE - (offset as usize + at) % BLOCK_SIZE);
+                    if self.fill(&mut octets[at..end], offset + at as u64).is_err() {
+                        octets[at..end].fill(0);
+                    }
+                    at = end;
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(octets)
+    }
 }
 
 /// Makes names that were made or removed in the directory durable.

@@ -19,15 +19,15 @@ use glommio::timer::Timer;
 
 use super::clock;
 use super::event::{Broadcast, Event, keep_waker};
-use super::handoff::{Handoff, JustAccepted, Readers};
-use super::segment_file::{self, StoredMessage};
+use super::handoff::{Handoff, JustAccepted, ReadBack, Readers};
+use super::{quarantine, segment_file};
 use crate::delivery::Report;
 use crate::limits::{SPOOL_PAGE_SIZE, SPOOL_PAGES_MAX};
 use crate::mail::MessageId;
 use crate::spool::format::BLOCK_SIZE;
 use crate::spool::recovery::Recovered;
 use crate::spool::{
-    AppendError, Completion, Incoming, Io, IoFailure, Page, Receiving, Slot, Spool, SpoolConfig,
+    AppendError, Completion, Counters, Incoming, Io, IoFailure, Page, Receiving, Slot, Spool, SpoolConfig,
 };
 
 /// The shortest wait for something that is due.
@@ -70,6 +70,8 @@ struct Waiting {
 /// One log and the files it is made of.
 pub struct Disk {
     directory: PathBuf,
+    /// Where damaged octets are kept.
+    damaged: PathBuf,
     spool: RefCell<Spool<DmaPage>>,
     files: RefCell<BTreeMap<Slot, Rc<DmaFile>>>,
     /// Files that deliveries read from, as long as one does.
@@ -86,7 +88,7 @@ pub struct Disk {
 impl Disk {
     /// A log as recovery left it. Nothing runs until [`Disk::run`].
     pub fn new(
-        directory: PathBuf,
+        (directory, damaged): (PathBuf, PathBuf),
         recovered: Recovered,
         segment_size: u32,
         sync: bool,
@@ -100,6 +102,7 @@ impl Disk {
         let spool = Spool::new(config, recovered, make_page, entropy, times);
         Rc::new(Disk {
             directory,
+            damaged,
             spool: RefCell::new(spool),
             files: RefCell::default(),
             readers: Arc::default(),
@@ -192,6 +195,9 @@ impl Disk {
         while let Some(io) = spool.poll_io(now) {
             glommio::spawn_local(Rc::clone(self).perform(io)).detach();
         }
+        while let Some(sequence) = spool.poll_damaged() {
+            glommio::spawn_local(Rc::clone(self).quarantine(sequence)).detach();
+        }
         drop(spool);
         self.feed();
     }
@@ -201,6 +207,11 @@ impl Disk {
             Io::Prepare { slot, is_new, size, header } => {
                 let result = self.prepare(slot, is_new, size, header).await;
                 Completion::Prepared { slot, result: self.judge("prepare", slot, result) }
+            }
+            Io::Read { places } => {
+                let directory = self.directory.clone();
+                let read = move || segment_file::read_records(&directory, &places);
+                Completion::Read { records: blocking(read).await }
             }
             Io::Write { slot, offset, size, page } => {
                 let result = self.write(slot, u64::from(offset), size as usize, page).await;
@@ -383,16 +394,19 @@ impl Disk {
     }
 
     /// Offers what was read back; true if some could not be read for lack of descriptors or memory.
-    fn offer_again(&self, messages: Vec<(u64, io::Result<StoredMessage>)>) -> bool {
+    fn offer_again(&self, messages: Vec<ReadBack>) -> bool {
         let mut is_short = false;
         let mut spool = self.spool.borrow_mut();
-        for (sequence, message) in messages {
+        for ReadBack { sequence, location, message } in messages {
+            // It was moved meanwhile, and its segment used again.
+            let has_moved = spool.entry(sequence).is_none_or(|entry| entry.location != location);
             match message {
                 Ok(message) => self.handoff.offer_again(&mut spool, sequence, message),
                 Err(error) if is_shortage(&error) => {
                     is_short = true;
                     self.handoff.take_back(&mut spool, sequence);
                 }
+                Err(_) if has_moved => self.handoff.take_back(&mut spool, sequence),
                 Err(error) => {
                     let id = MessageId { log: spool.log(), sequence };
                     tracing::error!(message_id = %id, %error, "cannot read a message back");
@@ -405,13 +419,37 @@ impl Disk {
         is_short
     }
 
+    /// Keeps the octets of a message that has to leave its segment and whose records are damaged, and gives it up.
+    async fn quarantine(self: Rc<Self>, sequence: u64) {
+        let id = MessageId { log: self.log(), sequence };
+        let Some(places) = self.spool.borrow().places(sequence) else { return };
+        let (directory, folder, name) =
+            (self.directory.clone(), self.damaged.clone(), format!("{id}.octets"));
+        let file = folder.join(&name);
+        let kept = blocking(move || {
+            let records = segment_file::read_records(&directory, &places);
+            let parts: Vec<&[u8]> = records.iter().flatten().map(|octets| &octets[..]).collect();
+            quarantine::keep(&folder, &name, &parts)
+        });
+        match kept.await {
+            Ok(()) => {
+                tracing::error!(message_id = %id, file = %file.display(), "a message is damaged and is given up; its octets are kept");
+                self.spool.borrow_mut().discard(sequence, clock::now());
+                self.wanted.set();
+            }
+            Err(error) => {
+                tracing::error!(message_id = %id, file = %file.display(), %error, "cannot keep the octets of a damaged message: it stays where it is");
+            }
+        }
+    }
+
     /// Makes everything appended so far durable, outcomes too, or finds that it cannot be.
     pub async fn finish(&self) {
         let until = clock::now() + FINISH_TIMEOUT;
         loop {
             self.spool.borrow_mut().finish(clock::now());
             if self.spool.borrow().is_idle() || !self.is_accepting() {
-                return;
+                return self.log_counters();
             }
             if clock::now() >= until {
                 tracing::warn!(log = %self.directory.display(), "the last outcomes could not be made durable: they may be delivered again");
@@ -423,6 +461,16 @@ impl Disk {
             };
             self.progress.wait().or(retry).await;
         }
+    }
+}
+
+impl Disk {
+    /// What the log has done, for who reads the log.
+    fn log_counters(&self) {
+        let spool = self.spool.borrow();
+        let Counters { stored, stored_size, writes, written_size, syncs, carried } = spool.counters();
+        let depth = spool.depth();
+        tracing::info!(log = %self.directory.display(), depth, stored, stored_size, writes, written_size, syncs, carried, "log closed");
     }
 }
 

@@ -253,7 +253,7 @@ impl Batch {
     }
 
     /// Reads them, with blocking calls.
-    pub fn read(self, directory: &Path, readers: &Readers) -> Vec<(u64, io::Result<StoredMessage>)> {
+    pub fn read(self, directory: &Path, readers: &Readers) -> Vec<ReadBack> {
         let open = |(slot, life): SlotAndLife| {
             let file = readers.open(directory, slot)?;
             io::Result::Ok(SegmentReader { file, life })
@@ -263,8 +263,22 @@ impl Batch {
             let pieces = wanted.pieces.into_iter().map(|(piece, segment)| Ok((piece, open(segment)?)));
             read_message(wanted.sequence, &segment, wanted.location, pieces.collect::<io::Result<_>>()?)
         };
-        self.messages.into_iter().map(|wanted| (wanted.sequence, read(wanted))).collect()
+        let read_back = |wanted: Wanted| {
+            let (sequence, location) = (wanted.sequence, wanted.location);
+            ReadBack { sequence, location, message: read(wanted) }
+        };
+        self.messages.into_iter().map(read_back).collect()
     }
+}
+
+/// A message that was to be read back.
+pub struct ReadBack {
+    /// Its number.
+    pub sequence: u64,
+    /// Where its record was then.
+    pub location: Location,
+    /// What was found there.
+    pub message: io::Result<StoredMessage>,
 }
 
 #[cfg(test)]

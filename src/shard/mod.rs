@@ -16,10 +16,12 @@ mod disk;
 mod event;
 mod handoff;
 mod inject;
+mod quarantine;
 mod segment_file;
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -65,6 +67,8 @@ pub struct Plan {
     pub sessions_max: usize,
     /// The shard's own log first, then the logs it adopts. Never empty.
     pub logs: Vec<OpenedLog>,
+    /// Where damaged octets of the logs are kept.
+    pub damaged: PathBuf,
     /// Octets of a segment file.
     pub segment_size: u32,
     /// Sync before 250.
@@ -226,8 +230,10 @@ pub fn random() -> u64 {
 pub async fn run(plan: Plan) {
     let cache_size = plan.cache_size;
     let handoff = Rc::new(Handoff::new(plan.jobs, plan.outcomes, plan.schedule, cache_size));
-    let open =
-        |log: OpenedLog| Disk::new(log.path, log.recovered, plan.segment_size, plan.sync, handoff.clone());
+    let open = |log: OpenedLog| {
+        let folders = (log.path, plan.damaged.clone());
+        Disk::new(folders, log.recovered, plan.segment_size, plan.sync, handoff.clone())
+    };
     let shard = Rc::new(Shard {
         session_config: plan.session,
         policies: plan.policies,

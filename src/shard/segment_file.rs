@@ -11,7 +11,7 @@ use super::directory::sync_directory;
 use crate::delivery::StoredContent;
 use crate::mail::{Arrival, Envelope};
 use crate::spool::format::{self, BLOCK_SIZE, MessagePayload, PieceRef};
-use crate::spool::{Location, Slot};
+use crate::spool::{Location, RecordPlace, Slot};
 
 /// Zeros are written in parts of this size.
 const ZEROS_SIZE: usize = 1 << 20;
@@ -44,6 +44,21 @@ pub fn remove(directory: &Path, slot: Slot) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => sync_directory(directory),
     }
+}
+
+/// Reads records as they are; `None` where one cannot be read.
+pub fn read_records(directory: &Path, places: &[RecordPlace]) -> Vec<Option<Vec<u8>>> {
+    let mut last: Option<(Slot, File)> = None;
+    let mut read = |place: &RecordPlace| {
+        if last.as_ref().is_none_or(|(slot, _)| *slot != place.slot) {
+            last = Some((place.slot, File::open(directory.join(place.slot.file_name()))?));
+        }
+        let mut octets = vec![0; place.size as usize];
+        let (_, file) = last.as_ref().expect("it was just opened");
+        file.read_exact_at(&mut octets, u64::from(place.offset))?;
+        io::Result::Ok(octets)
+    };
+    places.iter().map(|place| read(place).ok()).collect()
 }
 
 /// Memory at a block boundary, as direct I/O wants it.

@@ -53,7 +53,18 @@ impl<P: Page> Pages<P> {
         (self.in_use_max - self.in_use) * self.page_size
     }
 
-    fn take(&mut self) -> P {
+    /// How many pages `size` octets take, from the start of one on.
+    pub fn count_for(&self, size: usize) -> usize {
+        size.div_ceil(self.page_size)
+    }
+
+    /// Can this many be taken without waiting for a write?
+    pub fn has_free(&self, count: usize) -> bool {
+        self.in_use + count <= self.in_use_max
+    }
+
+    /// A page; the caller has checked that there is one.
+    pub fn take(&mut self) -> P {
         assert!(self.in_use < self.in_use_max, "room was checked before the append");
         self.in_use += 1;
         let page = (self.make)();

@@ -46,6 +46,30 @@ impl Slot {
     }
 }
 
+/// A segment that is read: at start, and by who inspects a spool.
+pub trait ReadSegment {
+    /// Why it could not be read.
+    type Error;
+
+    /// The file's size, octets.
+    fn size(&mut self) -> Result<u64, Self::Error>;
+
+    /// Up to `size` octets from `offset`: fewer only where the file ends. Octets that the medium does not give back are
+    /// to be zeros: they are damage like any other.
+    fn read(&mut self, offset: u64, size: usize) -> Result<Vec<u8>, Self::Error>;
+}
+
+/// A record to be read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordPlace {
+    /// Which file.
+    pub slot: Slot,
+    /// Octets from the start of the file.
+    pub offset: u32,
+    /// Octets to read.
+    pub size: u32,
+}
+
 /// Something the spool wants done.
 #[derive(Debug)]
 pub enum Io<P> {
@@ -83,6 +107,11 @@ pub enum Io<P> {
         /// Which file.
         slot: Slot,
     },
+    /// Read these records: messages are to be moved. One at a time.
+    Read {
+        /// Which.
+        places: Vec<RecordPlace>,
+    },
 }
 
 /// How an [`Io`] went. Every `Io` is answered exactly once.
@@ -110,6 +139,11 @@ pub enum Completion {
         slot: Slot,
         /// How it went.
         result: Result<(), IoFailure>,
+    },
+    /// A `Read`.
+    Read {
+        /// The octets of each record, in order; `None` where they could not be read.
+        records: Vec<Option<Vec<u8>>>,
     },
     /// A `Remove`.
     Removed {

@@ -8,17 +8,25 @@
 //! always in the same segment as the message or in a younger one; were the younger gone while the older still stands, a
 //! crash would bring back a message that had been delivered.
 //!
+//! So that one message that waits long does not hold all segments behind its own, it can be moved: see `carry`. The
+//! ledger says when that is due and what the oldest segment holds.
+//!
 //! Knows nothing of octets, buffers or syncs.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::format::{PieceRef, RecipientOutcome};
 use super::io::Slot;
+use super::reasons::Reasons;
 
 /// Free segments kept for reuse; more are removed, so that a burst does not hold its disk space for ever. Four carry a
 /// shard at full speed over the time that deliveries of the oldest segment take.
 const FREE_SEGMENTS_MAX: usize = 4;
+/// Segments with records that a log may have beyond twice what is needed of them, before messages are carried forward: the
+/// one being written, the one before it, and some in which little is to be carried because they are just being delivered.
+const SPARSE_SEGMENTS_MAX: u64 = 4;
 
 /// Where a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +46,8 @@ pub struct Outstanding {
     pub index: u32,
     /// Attempts made.
     pub attempts: u32,
+    /// Why the last of them did not deliver; `None` before the first.
+    pub reason: Option<Arc<str>>,
 }
 
 /// A message that is not done.
@@ -88,22 +98,42 @@ pub struct Segment {
     pub slot: Slot,
     /// The life its records carry.
     pub life: u64,
+    /// The number of its first record.
+    pub first_sequence: u64,
     phase: Phase,
+    /// A delivery may be reading from it: its file is removed, not used again.
+    is_read: bool,
     needed: u32,
+    /// Messages that need a record of it, other than those whose number is of this segment. Some may be done since.
+    guests: Vec<u64>,
 }
 
 /// What is not done, and what is needed for it.
 #[derive(Debug, Default)]
 pub struct Ledger {
+    segment_size: u32,
     segments: BTreeMap<u64, Segment>,
     entries: BTreeMap<u64, Entry>,
     backlog: BTreeSet<u64>,
     deferred: BTreeSet<(Instant, u64)>,
+    reasons: Reasons,
+    /// Octets of the records that are needed.
+    live_size: u64,
     /// Oldest first; false: not to be used again.
     free: VecDeque<(Slot, bool)>,
 }
 
 impl Ledger {
+    /// An empty ledger of segments of `segment_size` octets.
+    pub fn new(segment_size: u32) -> Self {
+        Ledger { segment_size, ..Ledger::default() }
+    }
+
+    /// Recovered messages have these reasons.
+    pub fn share_reasons(&mut self, reasons: Reasons) {
+        self.reasons = reasons;
+    }
+
     /// Messages that are not done.
     pub fn depth(&self) -> usize {
         self.entries.len()
@@ -119,9 +149,11 @@ impl Ledger {
         self.segments.get(&epoch)
     }
 
-    /// A segment begins its life.
-    pub fn add_segment(&mut self, epoch: u64, slot: Slot, life: u64) {
-        let segment = Segment { slot, life, phase: Phase::Open, needed: 0 };
+    /// A segment begins its life; its first record has this number.
+    pub fn add_segment(&mut self, epoch: u64, slot: Slot, life: u64, first_sequence: u64) {
+        let guests = Vec::new();
+        let segment =
+            Segment { slot, life, first_sequence, phase: Phase::Open, is_read: false, needed: 0, guests };
         assert!(self.segments.insert(epoch, segment).is_none(), "an epoch is used once");
     }
 
@@ -146,16 +178,19 @@ impl Ledger {
         self.free_oldest();
     }
 
-    /// A piece of a message being received needs its segment.
-    pub fn hold(&mut self, epoch: u64) {
+    /// A record of this size is needed.
+    pub fn hold(&mut self, epoch: u64, record_size: usize) {
         self.segments.get_mut(&epoch).expect("records are appended to known segments").needed += 1;
+        self.live_size += record_size as u64;
     }
 
     /// These records are not needed any more.
     pub fn release(&mut self, needs: Needs) {
-        for epoch in needs.pieces.iter().map(|piece| piece.epoch).chain(needs.message) {
+        let pieces = needs.pieces.iter().map(|piece| (piece.epoch, piece.record_size()));
+        for (epoch, size) in pieces.chain(needs.message.map(|place| (place.epoch, place.size as usize))) {
             let segment = self.segments.get_mut(&epoch).expect("a held segment stays");
             segment.needed = segment.needed.checked_sub(1).expect("each hold is released once");
+            self.live_size -= size as u64;
         }
         self.free_oldest();
     }
@@ -167,7 +202,7 @@ impl Ledger {
                 return;
             }
             let segment = oldest.remove();
-            self.free.push_back((segment.slot, segment.phase == Phase::Sealed));
+            self.free.push_back((segment.slot, segment.phase == Phase::Sealed && !segment.is_read));
         }
     }
 
@@ -189,15 +224,32 @@ impl Ledger {
 
     /// A message has been appended; its pieces are held already and now belong to it.
     pub fn add(&mut self, sequence: u64, location: Location, pieces: Box<[PieceRef]>, recipient_count: u32) {
-        self.hold(location.epoch);
+        self.hold(location.epoch, location.size as usize);
+        self.note_guest(sequence, location, &pieces);
         let entry = Entry { location, pieces, recipient_count, outstanding: None, state: State::Appended };
         assert!(self.entries.insert(sequence, entry).is_none(), "a sequence is used once");
+    }
+
+    /// The segments that have records of the message shall know it, beyond the one of its number.
+    fn note_guest(&mut self, sequence: u64, location: Location, pieces: &[PieceRef]) {
+        let home = self.segments.get(&location.epoch).expect("its record was just held");
+        let is_guest = home.first_sequence > sequence;
+        let mut epochs: Vec<u64> = pieces.iter().map(|piece| piece.epoch).collect();
+        epochs.dedup();
+        epochs.retain(|epoch| *epoch != location.epoch);
+        epochs.extend(is_guest.then_some(location.epoch));
+        for epoch in epochs {
+            let segment = self.segments.get_mut(&epoch).expect("a held segment stays");
+            if segment.guests.last() != Some(&sequence) {
+                segment.guests.push(sequence);
+            }
+        }
     }
 
     /// A message found by recovery: durable, with who is left. It is due at `due`, or at once.
     pub fn adopt(&mut self, sequence: u64, recovered: RecoveredEntry, due: Option<Instant>) {
         let RecoveredEntry { location, pieces, recipient_count, outstanding } = recovered;
-        pieces.iter().for_each(|piece| self.hold(piece.epoch));
+        pieces.iter().for_each(|piece| self.hold(piece.epoch, piece.record_size()));
         self.add(sequence, location, pieces, recipient_count);
         let entry = self.entries.get_mut(&sequence).expect("it was just added");
         entry.outstanding = outstanding;
@@ -213,9 +265,102 @@ impl Ledger {
         }
     }
 
+    /// The oldest segment, if it is complete and messages should be moved out of it: when the segments are more than twice
+    /// as large as what is needed of them and a few more; `is_full`: as soon as that frees anything.
+    pub fn sparse_segment(&self, is_full: bool) -> Option<u64> {
+        let (epoch, oldest) = self.segments.first_key_value()?;
+        let size = u64::from(self.segment_size);
+        let used = self.segments.len() as u64 * size;
+        let bound = match is_full {
+            true => self.live_size + 2 * size,
+            false => 2 * self.live_size + SPARSE_SEGMENTS_MAX * size,
+        };
+        (used > bound && oldest.phase != Phase::Open && oldest.needed > 0).then_some(*epoch)
+    }
+
+    /// Octets of the records that are needed.
+    pub fn live_size(&self) -> u64 {
+        self.live_size
+    }
+
+    /// Segments that have records.
+    pub fn segment_count(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// The messages that need a record of this segment, and are durable.
+    pub fn messages_in(&self, epoch: u64) -> Vec<u64> {
+        let Some(segment) = self.segments.get(&epoch) else { return Vec::new() };
+        let next = self.segments.range(epoch + 1..).next().map_or(u64::MAX, |(_, next)| next.first_sequence);
+        let own = self
+            .entries
+            .range(segment.first_sequence..next.max(segment.first_sequence))
+            .map(|(sequence, _)| *sequence);
+        let mut messages: Vec<u64> = own.chain(segment.guests.iter().copied()).collect();
+        messages.sort_unstable();
+        messages.dedup();
+        messages.retain(|sequence| {
+            self.entries.get(sequence).is_some_and(|entry| {
+                let has_piece = entry.pieces.iter().any(|piece| piece.epoch == epoch);
+                entry.state != State::Appended && (entry.location.epoch == epoch || has_piece)
+            })
+        });
+        messages
+    }
+
+    /// The message's records were written again, and are durable: from here on they are at `location` and `pieces`, which
+    /// are held. Returns what it does not need any more; `None` if the message is done since.
+    pub fn relocate(&mut self, sequence: u64, location: Location, pieces: Box<[PieceRef]>) -> Option<Needs> {
+        let entry = self.entries.get_mut(&sequence)?;
+        let is_read = entry.state == State::HandedOff;
+        let before = std::mem::replace(&mut entry.pieces, pieces);
+        let left = before.iter().filter(|piece| !entry.pieces.contains(piece)).copied().collect();
+        let needs = Needs { message: Some(std::mem::replace(&mut entry.location, location)), pieces: left };
+        let pieces = std::mem::take(&mut entry.pieces);
+        self.note_guest(sequence, location, &pieces);
+        self.entries.get_mut(&sequence).expect("it was just looked at").pieces = pieces;
+        for epoch in needs.epochs().filter(|_| is_read) {
+            self.segments.get_mut(&epoch).expect("a held segment stays").is_read = true;
+        }
+        Some(needs)
+    }
+
+    /// What became of the message's recipients so far; empty: no attempt was made. `unix_time` turns the time of its next attempt into
+    /// the wall clock's.
+    pub fn progress(&self, sequence: u64, unix_time: impl Fn(Instant) -> u64) -> Vec<RecipientOutcome> {
+        let Some(entry) = self.entries.get(&sequence) else { return Vec::new() };
+        let Some(outstanding) = &entry.outstanding else { return Vec::new() };
+        let due = if let State::Deferred(due) = entry.state { unix_time(due) } else { 0 };
+        let done = |index| RecipientOutcome {
+            index,
+            is_done: true,
+            attempts: 0,
+            next_attempt: 0,
+            reason: "".into(),
+        };
+        let mut left = outstanding.iter().peekable();
+        let recipients =
+            (0..entry.recipient_count).map(|index| match left.next_if(|left| left.index == index) {
+                None => done(index),
+                Some(left) => RecipientOutcome {
+                    index,
+                    is_done: false,
+                    attempts: left.attempts,
+                    next_attempt: due,
+                    reason: left.reason.as_deref().unwrap_or_default().into(),
+                },
+            });
+        recipients.collect()
+    }
+
     /// The message, if it is not done.
     pub fn entry(&self, sequence: u64) -> Option<&Entry> {
         self.entries.get(&sequence)
+    }
+
+    /// A delivery has the message now.
+    pub fn is_handed_off(&self, sequence: u64) -> bool {
+        self.entries.get(&sequence).is_some_and(|entry| entry.state == State::HandedOff)
     }
 
     /// The message has become durable: it may be delivered.
@@ -234,7 +379,7 @@ impl Ledger {
             State::Deferred(due) => drop(self.deferred.remove(&(due, sequence))),
             State::Appended | State::HandedOff => {}
         }
-        Needs { message: Some(entry.location.epoch), pieces: entry.pieces }
+        Needs { message: Some(entry.location), pieces: entry.pieces }
     }
 
     /// The oldest message of the backlog.
@@ -284,7 +429,8 @@ impl Ledger {
     ) -> Option<Needs> {
         let entry = self.entries.get_mut(&sequence)?;
         assert!(entry.state == State::HandedOff, "outcomes come of attempts");
-        let left = apply_outcomes(entry.outstanding.take(), entry.recipient_count, outcomes);
+        let left =
+            apply_outcomes(entry.outstanding.take(), entry.recipient_count, outcomes, &mut self.reasons);
         if left.is_empty() {
             return Some(self.remove(sequence));
         }
@@ -300,10 +446,17 @@ impl Ledger {
 /// Records that somebody needs.
 #[derive(Debug, Default)]
 pub struct Needs {
-    /// The segment of a Message record.
-    pub message: Option<u64>,
+    /// A Message record.
+    pub message: Option<Location>,
     /// Piece records.
     pub pieces: Box<[PieceRef]>,
+}
+
+impl Needs {
+    /// The segments of the records.
+    fn epochs(&self) -> impl Iterator<Item = u64> {
+        self.pieces.iter().map(|piece| piece.epoch).chain(self.message.map(|place| place.epoch))
+    }
 }
 
 /// A message as recovery found it.
@@ -324,13 +477,21 @@ pub fn apply_outcomes(
     outstanding: Option<Box<[Outstanding]>>,
     recipient_count: u32,
     outcomes: &[RecipientOutcome],
+    reasons: &mut Reasons,
 ) -> Box<[Outstanding]> {
-    let everybody = || (0..recipient_count).map(|index| Outstanding { index, attempts: 0 }).collect();
+    let everybody =
+        || (0..recipient_count).map(|index| Outstanding { index, attempts: 0, reason: None }).collect();
     let before = outstanding.unwrap_or_else(everybody);
+    let mut sorted: Vec<&RecipientOutcome> = outcomes.iter().collect();
+    sorted.sort_unstable_by_key(|outcome| outcome.index);
     let after = before.into_iter().filter_map(|recipient| {
-        match outcomes.iter().find(|outcome| outcome.index == recipient.index) {
+        let found = sorted.binary_search_by_key(&recipient.index, |outcome| outcome.index);
+        match found.ok().map(|at| sorted[at]) {
             Some(outcome) if outcome.is_done => None,
-            Some(outcome) => Some(Outstanding { attempts: outcome.attempts, ..recipient }),
+            Some(outcome) => {
+                let reason = Some(reasons.intern(&outcome.reason));
+                Some(Outstanding { attempts: outcome.attempts, reason, ..recipient })
+            }
             None => Some(recipient),
         }
     });
@@ -346,8 +507,8 @@ mod tests {
     }
 
     fn ledger(segments: u64) -> Ledger {
-        let mut ledger = Ledger::default();
-        (1..=segments).for_each(|epoch| ledger.add_segment(epoch, Slot(epoch as u32), epoch));
+        let mut ledger = Ledger::new(1 << 20);
+        (1..=segments).for_each(|epoch| ledger.add_segment(epoch, Slot(epoch as u32), epoch, epoch * 10));
         ledger
     }
 
@@ -385,10 +546,11 @@ mod tests {
     fn a_segment_is_needed_by_messages_by_pieces_and_while_it_is_open() {
         let now = Instant::now();
         let mut ledger = ledger(2);
-        ledger.hold(1);
+        ledger.hold(1, 64);
         ledger.seal(1);
         assert!(!ledger.has_free(), "a piece is being received");
         let piece = PieceRef { epoch: 1, sequence: 1, offset: 8192, size: 10 };
+        assert_eq!(piece.record_size(), 64);
         ledger.add(1, location(2), [piece].into(), 1);
         assert!(deliver(&mut ledger, 1, now));
         assert_eq!(ledger.take_free(), Some(Slot(1)));

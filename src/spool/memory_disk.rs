@@ -4,11 +4,12 @@
 //! the API.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Instant;
 
-use super::format::{self, MessagePayload, SegmentHeader};
-use super::recovery::{self, Recovered};
-use super::{Completion, Io, Page, Slot, Spool};
+use super::format::{self, MessagePayload};
+use super::recovery::{self, Depth, Recovered};
+use super::{Completion, Io, Page, ReadSegment, RecordPlace, Slot, Spool};
 
 /// The files of one log.
 #[derive(Clone, Debug, Default)]
@@ -36,11 +37,19 @@ impl MemoryDisk {
                 Completion::Written { slot, offset, result }
             }
             Io::Sync { slot } => Completion::Synced { slot, result },
+            Io::Read { places } => {
+                Completion::Read { records: places.iter().map(|place| self.read(place)).collect() }
+            }
             Io::Remove { slot } => {
                 self.files.remove(&slot);
                 Completion::Removed { slot, result }
             }
         }
+    }
+
+    fn read(&self, place: &RecordPlace) -> Option<Vec<u8>> {
+        let file = self.files.get(&place.slot)?;
+        file.get(place.offset as usize..)?.get(..place.size as usize).map(<[u8]>::to_vec)
     }
 
     /// Performs everything the spool wants until it wants nothing more.
@@ -52,17 +61,8 @@ impl MemoryDisk {
     }
 
     /// What recovery makes of the files.
-    pub fn recover(&self) -> Recovered {
-        let (mut scans, mut unfinished) = (Vec::new(), Vec::new());
-        for (slot, file) in &self.files {
-            match SegmentHeader::decode(file) {
-                Ok(header) => scans.push(recovery::scan(*slot, header, file)),
-                Err(_) => unfinished.push(*slot),
-            }
-        }
-        let mut recovered = recovery::merge(scans);
-        recovered.add_unfinished(unfinished);
-        recovered
+    pub fn recover(&self, depth: Depth) -> Recovered {
+        recover(&self.files, depth)
     }
 
     /// A recovered message as it would be delivered: trace, pieces, tail. `None` if a record of it is not valid.
@@ -80,5 +80,28 @@ impl MemoryDisk {
         }
         content.extend_from_slice(message.tail);
         Some(content)
+    }
+}
+
+/// What recovery makes of these files.
+pub fn recover(files: &BTreeMap<Slot, Vec<u8>>, depth: Depth) -> Recovered {
+    let open = |slot: Slot| Ok(Octets(&files[&slot]));
+    recovery::recover(files.keys().copied(), open, depth, |_| {})
+        .expect("memory can be read, and has one version")
+}
+
+/// A file in memory.
+pub struct Octets<'a>(pub &'a [u8]);
+
+impl ReadSegment for Octets<'_> {
+    type Error = Infallible;
+
+    fn size(&mut self) -> Result<u64, Infallible> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read(&mut self, offset: u64, size: usize) -> Result<Vec<u8>, Infallible> {
+        let rest = self.0.get(offset as usize..).unwrap_or_default();
+        Ok(rest[..size.min(rest.len())].to_vec())
     }
 }

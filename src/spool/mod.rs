@@ -34,8 +34,9 @@ mod ledger;
 mod log;
 #[doc(hidden)]
 pub mod memory_disk;
+mod reasons;
 pub mod recovery;
 
-pub use io::{Completion, Io, IoFailure, Page, Slot};
+pub use io::{Completion, Io, IoFailure, Page, ReadSegment, RecordPlace, Slot};
 pub use ledger::{Location, Outstanding};
-pub use log::{AppendError, Incoming, Receiving, Spool, SpoolConfig};
+pub use log::{AppendError, Counters, Incoming, Receiving, Spool, SpoolConfig};

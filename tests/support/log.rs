@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use incoming::mail::{Arrival, Body, Envelope, ForwardPath, MessageId, Protocol, ReversePath};
 use incoming::spool::format::RecipientOutcome;
 use incoming::spool::memory_disk::MemoryDisk;
+use incoming::spool::recovery::Depth;
 use incoming::spool::{AppendError, Incoming, Receiving, Spool, SpoolConfig};
 
 /// A spool, its disk and its clock.
@@ -17,6 +18,7 @@ pub struct Log {
     arrival: Arrival,
 }
 
+#[allow(dead_code, reason = "each test uses a part of it")]
 impl Log {
     /// An empty one.
     pub fn new(config: SpoolConfig) -> Self {
@@ -27,7 +29,7 @@ impl Log {
             life.wrapping_mul(0x9E37_79B9_7F4A_7C15)
         };
         let make_page = Box::new(move || vec![0; config.page_size]);
-        let spool = Spool::new(config, disk.recover(), make_page, Box::new(entropy), (now, 0));
+        let spool = Spool::new(config, disk.recover(Depth::Quick), make_page, Box::new(entropy), (now, 0));
         let envelope = Envelope {
             reverse_path: ReversePath::Null,
             forward_paths: vec![ForwardPath::parse("b@example.com", false).expect("a path")],
@@ -77,6 +79,30 @@ impl Log {
         let done =
             RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
         self.spool.handle_outcome(sequence, &[done], self.now, 0);
+    }
+
+    /// The message is deferred for so many seconds.
+    pub fn defer(&mut self, sequence: u64, attempts: u32, seconds: u64, reason: &str) {
+        self.spool.hand_off(sequence);
+        let reason = reason.into();
+        let outcome = RecipientOutcome { index: 0, is_done: false, attempts, next_attempt: seconds, reason };
+        self.spool.handle_outcome(sequence, &[outcome], self.now, 0);
+    }
+
+    /// The log.
+    pub fn spool(&self) -> &Spool<Vec<u8>> {
+        &self.spool
+    }
+
+    /// A clean end. The log cannot be used any more.
+    pub fn finish(&mut self) {
+        loop {
+            self.spool.finish(self.now);
+            self.settle();
+            if self.spool.is_idle() {
+                return;
+            }
+        }
     }
 
     /// Time goes on, and what waited for it is written.

@@ -1,8 +1,10 @@
 //! The decision table row by row, and what a scan finds.
 
+use super::scan::scan_whole;
 use super::*;
 use crate::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
-use format::RecordHeader;
+use crate::spool::format::{BLOCK_SIZE, EnvelopeOctets, MessageHead, Seal};
+use crate::spool::memory_disk;
 
 /// What a test puts into a segment: a record with its number and horizon, or damage.
 enum Put {
@@ -14,6 +16,10 @@ enum Put {
     Done(u64, u64, u64),
     /// A message's record with a damaged payload.
     Broken(u64),
+    /// A message that was moved: the number of its record, the horizon, its own number.
+    Moved(u64, u64, u64),
+    /// The seal, in the last block: records with smaller numbers are durable.
+    Sealed(u64),
     /// The rest of the block is something else.
     Junk,
 }
@@ -34,20 +40,35 @@ fn message(sequence: u64, pieces: &[PieceRef]) -> Vec<u8> {
         protocol: Protocol::Esmtp,
         unix_time: 1,
     };
+    let head = MessageHead {
+        sequence,
+        content_size: pieces.iter().map(|piece| u64::from(piece.size)).sum(),
+        pieces,
+        envelope: EnvelopeOctets::Of(&envelope, &arrival),
+        progress: &[],
+        trace_size: 0,
+        tail_size: 0,
+    };
     let mut payload = Vec::new();
-    let size = pieces.iter().map(|piece| u64::from(piece.size)).sum();
-    format::encode_message_head(sequence, size, pieces, (&envelope, &arrival), (0, 0), &mut payload);
+    head.encode(&mut payload);
     payload
 }
 
 /// A segment, each record in a block of its own: the first at offset 8192.
-fn segment(epoch: u64, puts: &[Put]) -> Scan {
+fn segment(epoch: u64, puts: &[Put]) -> Vec<u8> {
     let header = SegmentHeader { log: 3, epoch, life: 100 + epoch, size: 1 << 20 };
     let mut octets = header.encode();
+    let mut seal = None;
     for put in puts {
         let (kind, sequence, horizon, payload) = match *put {
             Open(sequence, horizon, void_from) => {
-                (Kind::Open, sequence, horizon, format::encode_open(epoch, void_from).to_vec())
+                let voids = if void_from < sequence { vec![void_from..sequence] } else { vec![] };
+                (Kind::Open, sequence, horizon, format::encode_open(epoch, &voids))
+            }
+            Moved(sequence, horizon, of) => (Kind::Message, sequence, horizon, message(of, &[])),
+            Sealed(next_sequence) => {
+                seal = Some(Seal { next_sequence, index: 8192 }.encode(header.life));
+                continue;
             }
             Piece(sequence, horizon) => (Kind::Piece, sequence, horizon, PIECE.to_vec()),
             Message(sequence, horizon) => (Kind::Message, sequence, horizon, message(sequence, &[])),
@@ -75,32 +96,43 @@ fn segment(epoch: u64, puts: &[Put]) -> Scan {
         octets.resize(octets.len().next_multiple_of(BLOCK_SIZE), 0);
     }
     octets.resize(header.size as usize, 0);
-    scan(Slot(epoch as u32), header, &octets)
+    if let Some(seal) = seal {
+        let last_block = octets.len() - BLOCK_SIZE;
+        octets[last_block..].copy_from_slice(&seal);
+    }
+    octets
+}
+
+/// What recovery makes of segments, each in the slot of its epoch, without saying where the damage is.
+fn recover_all(segments: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Recovered {
+    let files = segments.into_iter().map(|(slot, octets)| (Slot(slot as u32), octets)).collect();
+    let mut recovered = memory_disk::recover(&files, Depth::Whole);
+    recovered.findings.retain(|finding| !matches!(finding, Finding::NotARecord { .. }));
+    recovered
 }
 
 fn corrupt(sequences: Range<u64>) -> Finding {
     Finding::Corrupt { sequences }
 }
 
-fn cut(from: u64, record_count: usize) -> Finding {
-    Finding::TailCut { from, record_count }
+fn torn(sequences: Range<u64>) -> Finding {
+    Finding::Torn { sequences }
 }
 
-/// Verdict, segments (epoch, records), messages kept, findings, where the log is cut, the next number.
-type Row = (&'static str, Vec<(u64, Vec<Put>)>, Vec<u64>, Vec<Finding>, u64, u64);
+/// Verdict, segments (epoch, records), messages kept, findings, the next number. What is torn is to be named void.
+type Row = (&'static str, Vec<(u64, Vec<Put>)>, Vec<u64>, Vec<Finding>, u64);
 
 #[test]
 fn every_row_of_the_decision_table() {
-    let missing = Finding::PieceMissing { sequence: 3 };
+    let missing = |was_durable| Finding::PieceMissing { sequence: 3, was_durable };
     let rows: Vec<Row> = vec![
-        ("end: nothing at all", vec![], vec![], vec![], 1, 1),
-        ("end: no record in the only segment", vec![(1, vec![])], vec![], vec![], 1, 1),
+        ("end: nothing at all", vec![], vec![], vec![], 1),
+        ("end: no record in the only segment", vec![(1, vec![])], vec![], vec![], 1),
         (
             "keep: the numbers follow",
             vec![(1, vec![Open(1, 1, 1), Message(2, 1), Message(3, 3)])],
             vec![2, 3],
             vec![],
-            4,
             4,
         ),
         (
@@ -109,7 +141,6 @@ fn every_row_of_the_decision_table() {
             vec![8, 10],
             vec![],
             11,
-            11,
         ),
         (
             "keep: less what is done",
@@ -117,14 +148,12 @@ fn every_row_of_the_decision_table() {
             vec![3],
             vec![],
             5,
-            5,
         ),
         (
             "keep: with its piece",
             vec![(1, vec![Open(1, 1, 1), Piece(2, 1), MessageOf(3, 1, 1, 3 * 4096)])],
             vec![3],
             vec![],
-            4,
             4,
         ),
         (
@@ -136,14 +165,12 @@ fn every_row_of_the_decision_table() {
             vec![2, 7],
             vec![],
             8,
-            8,
         ),
         (
             "corrupt: damaged, and a horizon is beyond it",
             vec![(1, vec![Open(1, 1, 1), Message(2, 1), Broken(3), Message(4, 4)])],
             vec![2, 4],
             vec![corrupt(3..4)],
-            5,
             5,
         ),
         (
@@ -152,14 +179,12 @@ fn every_row_of_the_decision_table() {
             vec![2, 4],
             vec![corrupt(3..4)],
             5,
-            5,
         ),
         (
             "corrupt: the horizon is in the next segment",
             vec![(1, vec![Open(1, 1, 1), Broken(2)]), (2, vec![Open(3, 3, 3), Message(4, 3)])],
             vec![4],
             vec![corrupt(2..3)],
-            5,
             5,
         ),
         (
@@ -168,30 +193,26 @@ fn every_row_of_the_decision_table() {
             vec![2, 3],
             vec![corrupt(1..2)],
             4,
-            4,
         ),
         (
-            "cut: no horizon is beyond it; void: valid behind the cut",
+            "torn: no horizon is beyond it; keep: valid behind it",
             vec![(1, vec![Open(1, 1, 1), Message(2, 1), Broken(3), Message(4, 3)])],
-            vec![2],
-            vec![cut(3, 1)],
-            3,
+            vec![2, 4],
+            vec![torn(3..4)],
             5,
         ),
         (
-            "corrupt up to the horizon, cut behind it",
+            "corrupt up to the horizon, torn behind it",
             vec![(1, vec![Open(1, 1, 1), Message(2, 1), Message(6, 4)])],
-            vec![2],
-            vec![corrupt(3..4), cut(4, 1)],
-            4,
+            vec![2, 6],
+            vec![corrupt(3..4), torn(4..6)],
             7,
         ),
         (
-            "void: an outcome behind the cut",
+            "keep: an outcome behind what is torn",
             vec![(1, vec![Open(1, 1, 1), Message(2, 1), Broken(3), Done(4, 3, 2)])],
-            vec![2],
-            vec![cut(3, 1)],
-            3,
+            vec![],
+            vec![torn(3..4)],
             5,
         ),
         (
@@ -200,22 +221,19 @@ fn every_row_of_the_decision_table() {
             vec![2],
             vec![],
             3,
-            3,
         ),
         (
             "corrupt: a valid message's piece is missing",
             vec![(1, vec![Open(1, 1, 1), Broken(2), MessageOf(3, 3, 1, 3 * 4096), Message(4, 4)])],
             vec![4],
-            vec![corrupt(2..3), missing.clone()],
-            5,
+            vec![corrupt(2..3), missing(true)],
             5,
         ),
         (
             "corrupt: a piece's segment is missing",
             vec![(2, vec![Open(2, 2, 2), MessageOf(3, 2, 1, 3 * 4096)])],
             vec![],
-            vec![missing],
-            4,
+            vec![missing(false)],
             4,
         ),
         (
@@ -224,7 +242,6 @@ fn every_row_of_the_decision_table() {
             vec![2, 3, 4, 5],
             vec![],
             6,
-            6,
         ),
         (
             "keep: a copy of a message that is done does not bring it back",
@@ -232,30 +249,93 @@ fn every_row_of_the_decision_table() {
             vec![5],
             vec![corrupt(4..5)],
             6,
+        ),
+        (
+            "corrupt: the seal is beyond it",
+            vec![(1, vec![Open(1, 1, 1), Message(2, 1), Broken(3), Message(4, 1), Sealed(5)])],
+            vec![2, 4],
+            vec![corrupt(3..4)],
+            5,
+        ),
+        (
+            "corrupt: the last record, and the seal is beyond it",
+            vec![(1, vec![Open(1, 1, 1), Message(2, 1), Broken(3), Sealed(5)])],
+            vec![2],
+            vec![corrupt(3..5)],
+            5,
+        ),
+        (
+            "void: a valid record, in a range an Open record names",
+            vec![
+                (1, vec![Open(1, 1, 1), Message(2, 1), Message(3, 1)]),
+                (2, vec![Open(4, 3, 3), Message(5, 3)]),
+            ],
+            vec![2, 5],
+            vec![],
             6,
+        ),
+        (
+            "keep: a message that was moved, once",
+            vec![
+                (1, vec![Open(1, 1, 1), Message(2, 1)]),
+                (2, vec![Open(3, 3, 3), Moved(4, 3, 2), Message(5, 5)]),
+            ],
+            vec![2, 5],
+            vec![],
+            6,
+        ),
+        (
+            "keep: a message that was moved, its former segment used again",
+            vec![(2, vec![Open(3, 3, 3), Moved(4, 3, 2), Message(5, 5)])],
+            vec![2, 5],
+            vec![],
+            6,
+        ),
+        (
+            "keep: less a message that was moved and is done",
+            vec![
+                (1, vec![Open(1, 1, 1), Message(2, 1)]),
+                (2, vec![Open(3, 3, 3), Moved(4, 3, 2), Done(5, 5, 2)]),
+            ],
+            vec![],
+            vec![],
+            6,
+        ),
+        (
+            "torn: a valid message whose piece is",
+            vec![(1, vec![Open(1, 1, 1), Broken(2), MessageOf(3, 2, 1, 3 * 4096), Message(4, 2)])],
+            vec![4],
+            vec![torn(2..3), missing(false)],
+            5,
         ),
         (
             "numbers that nothing comes behind end the log",
             vec![(1, vec![Open(0, 0, 0), Message(u64::MAX, u64::MAX)])],
-            vec![],
+            vec![u64::MAX],
             vec![corrupt(1..u64::MAX)],
-            u64::MAX,
             u64::MAX,
         ),
     ];
-    for (verdict, segments, kept, findings, void_from, next_sequence) in rows {
+    for (verdict, segments, kept, findings, next_sequence) in rows {
         // Segments come in the order of the directory: any.
-        let scans = segments.iter().rev().map(|(epoch, puts)| segment(*epoch, puts)).collect();
-        let recovered = merge(scans);
+        let recovered =
+            recover_all(segments.iter().rev().map(|(epoch, puts)| (*epoch, segment(*epoch, puts))));
         assert_eq!(recovered.messages.keys().copied().collect::<Vec<_>>(), kept, "{verdict}");
         assert_eq!(recovered.findings, findings, "{verdict}");
-        assert_eq!((recovered.void_from, recovered.next_sequence), (void_from, next_sequence), "{verdict}");
+        let voids = findings.into_iter().filter_map(|finding| match finding {
+            Finding::Torn { sequences } => Some(sequences),
+            Finding::PieceMissing { sequence, was_durable: false } => Some(sequence..sequence + 1),
+            _ => None,
+        });
+        let voids: Vec<_> = voids.collect();
+        assert_eq!((recovered.voids, recovered.next_sequence), (voids, next_sequence), "{verdict}");
     }
 }
 
 #[test]
 fn a_file_without_records_is_free_and_one_with_damage_is_not() {
-    let recovered = merge(vec![segment(1, &[]), segment(2, &[Broken(1)]), segment(3, &[Open(2, 1, 1)])]);
+    let segments = [(1, segment(1, &[])), (2, segment(2, &[Broken(1)])), (3, segment(3, &[Open(2, 1, 1)]))];
+    let recovered = recover_all(segments);
     assert_eq!(recovered.free, [(Slot(1), 1 << 20)]);
     assert_eq!(recovered.segments.iter().map(|s| s.slot).collect::<Vec<_>>(), [Slot(2), Slot(3)]);
     assert_eq!((recovered.log, recovered.next_epoch, recovered.next_slot), (3, 4, 4));
@@ -263,14 +343,35 @@ fn a_file_without_records_is_free_and_one_with_damage_is_not() {
 
 #[test]
 fn of_two_files_that_say_they_are_one_segment_the_fuller_is_read_and_the_other_left_alone() {
-    let fuller = || segment(1, &[Open(1, 1, 1), Message(2, 1)]);
-    let copy = || Scan { slot: Slot(9), ..segment(1, &[Open(1, 1, 1)]) };
-    for scans in [vec![fuller(), copy()], vec![copy(), fuller()]] {
-        let recovered = merge(scans);
+    let fuller = segment(1, &[Open(1, 1, 1), Message(2, 1)]);
+    let copy = segment(1, &[Open(1, 1, 1)]);
+    for (fuller_in, copy_in) in [(1, 9), (9, 1)] {
+        let recovered = recover_all([(fuller_in, fuller.clone()), (copy_in, copy.clone())]);
         assert!(recovered.messages.keys().eq([&2]));
-        assert_eq!(recovered.findings, [Finding::SegmentTwice { slot: Slot(9) }]);
+        assert_eq!(recovered.findings, [Finding::SegmentTwice { slot: Slot(copy_in as u32) }]);
         assert_eq!((recovered.segments.len(), recovered.free.len(), recovered.next_slot), (1, 0, 10));
     }
+}
+
+#[test]
+fn a_segment_without_header_blocks_is_read_by_what_its_first_record_says() {
+    let mut damaged = segment(1, &[Open(1, 1, 1), Message(2, 1)]);
+    damaged[..2 * BLOCK_SIZE].fill(0xa5);
+    let other = segment(2, &[Open(3, 3, 3), Message(4, 4)]);
+    let recovered = recover_all([(1, damaged.clone()), (2, other.clone())]);
+    assert!(recovered.messages.keys().eq([&2, &4]));
+    assert_eq!(recovered.findings, [Finding::HeaderLost { slot: Slot(1), is_rebuilt: true }]);
+    damaged[2 * BLOCK_SIZE + RECORD_HEADER_SIZE] ^= 1;
+    let recovered = recover_all([(1, damaged), (2, other)]);
+    assert!(recovered.messages.keys().eq([&4]));
+    assert_eq!(recovered.findings, [Finding::HeaderLost { slot: Slot(1), is_rebuilt: false }]);
+    assert_eq!((recovered.unfinished.len(), recovered.next_slot), (0, 3), "it is left alone");
+}
+
+#[test]
+fn a_file_of_zeros_was_never_finished() {
+    let recovered = recover_all([(1, segment(1, &[Open(1, 1, 1)])), (2, vec![0; 1 << 20])]);
+    assert_eq!((&recovered.unfinished[..], &recovered.findings[..]), (&[Slot(2)][..], &[][..]));
 }
 
 #[test]
@@ -288,7 +389,7 @@ fn a_copied_header_does_not_hide_the_records_behind_it() {
     let large = record(1, &[b'x'; 3 * BLOCK_SIZE]);
     let small = [record(3, b"a"), record(4, b"b")].concat();
     let octets = [&header.encode(), &large, &large[..BLOCK_SIZE], &small].concat();
-    let scan = scan(Slot(1), header, &octets);
+    let scan = scan_whole(&header, &octets);
     assert_eq!(scan.records.iter().map(|r| r.sequence).collect::<Vec<_>>(), [1, 3, 4]);
     let block = BLOCK_SIZE as u32;
     assert_eq!((scan.damaged.len(), &scan.damaged[0]), (1, &(6 * block..7 * block)));
@@ -297,7 +398,7 @@ fn a_copied_header_does_not_hide_the_records_behind_it() {
 #[test]
 fn records_of_a_former_life_are_not_records() {
     let former = SegmentHeader { log: 3, epoch: 1, life: 5, size: 1 << 20 };
-    let open = format::encode_open(1, 1);
+    let open = format::encode_open(1, &[]);
     let record = RecordHeader {
         life: former.life,
         sequence: 1,
@@ -307,7 +408,7 @@ fn records_of_a_former_life_are_not_records() {
         kind: Kind::Open,
     };
     let octets = [&former.encode()[..], &record.encode(), &open].concat();
-    assert_eq!(scan(Slot(1), former, &octets).records.len(), 1);
-    let found = scan(Slot(1), SegmentHeader { life: 6, ..former }, &octets);
+    assert_eq!(scan_whole(&former, &octets).records.len(), 1);
+    let found = scan_whole(&SegmentHeader { life: 6, ..former }, &octets);
     assert!(found.records.is_empty() && found.damaged.is_empty());
 }

@@ -4,32 +4,42 @@
 //! durable) and the spare, prepared ahead, becomes active. Appends go on in memory; writes of the new one wait until the
 //! sealing one is durable.
 //!
+//! When everything in the sealing segment is durable, its last block says so and where its index is (the seal); it is
+//! complete then, and the next start need not read it. Nobody waits for the seal, and nothing is lost without it.
+//!
 //! Poison: a failed write or sync ends the segment. All messages that were not yet durable fail, in it and behind it. The
 //! next segment's Open record voids their sequence numbers, so that whatever of them reached the medium is not
 //! mistaken for mail later (their peers were told 451).
 
+mod carry;
+mod outcomes;
+
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use slab::Slab;
+
 use super::commit::{Pages, Tail};
-use super::format::{self, Kind, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader, SegmentHeader};
+use super::format::{
+    self, BLOCK_SIZE, EnvelopeOctets, INDEX_RECORD_SIZE_MAX, IndexBuilder, Kind, MessageHead, PieceRef,
+    RECORDS_OFFSET, RecordHeader, SegmentHeader,
+};
 use super::io::{Completion, Io, IoFailure, Page, Slot};
 use super::ledger::{Entry, Ledger, Location, Needs};
 use super::recovery::Recovered;
 use crate::mail::{Arrival, Envelope, MessageId};
+use carry::Carry;
+use outcomes::Outcomes;
 
-/// How long an outcome may wait for company before it is written: what a crash can make be delivered twice.
-const OUTCOMES_DELAY: Duration = Duration::from_millis(20);
-/// Outcomes are written at once when they are this many octets.
-const OUTCOMES_SIZE: usize = 32 * 1024;
-/// Recipients in one entry of outcomes: with the longest reasons they are half of [`OUTCOMES_SIZE`].
-const OUTCOME_RECIPIENTS_MAX: usize = 16;
 /// A failed preparation or removal is tried again after this.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// This many segments poisoned without one completed sync between them, and the log takes no more.
 const POISONED_MAX: u32 = 2;
 
-const OPEN_SIZE: usize = format::record_size(16);
+/// Octets at the end of a segment that records leave free: for an Index record that has just become due, the last Index
+/// record, the end of the block it follows, and the seal.
+pub const SEGMENT_RESERVE: usize = 2 * INDEX_RECORD_SIZE_MAX + 2 * BLOCK_SIZE;
 
 /// What a log is made with.
 #[derive(Clone, Copy, Debug)]
@@ -56,17 +66,17 @@ pub enum AppendError {
 }
 
 /// A message whose content is arriving: which of it is in the log already. Must end in [`Spool::append_message`] or
-/// [`Spool::abandon`], or its segments are held for ever.
+/// [`Spool::abandon`] of the same log, or its segments are held for ever.
 #[derive(Debug, Default)]
 pub struct Receiving {
-    pieces: Vec<PieceRef>,
-    content_size: u64,
+    /// Where the log keeps its pieces.
+    key: Option<usize>,
 }
 
 impl Receiving {
     /// Nothing is in the log yet.
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.key.is_none()
     }
 }
 
@@ -102,18 +112,58 @@ enum Spare {
     Ready(Prepared),
 }
 
-/// Outcomes that share a record.
-#[derive(Default)]
-struct OutcomesBatch {
-    payload: Vec<u8>,
-    /// What the messages that are done by them needed.
-    done: Vec<Needs>,
+/// What a record is for, as far as a full disk makes a difference.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Mail,
+    Carried,
+    Outcomes,
+}
+
+impl Purpose {
+    /// What it leaves free in the last segment of a full disk. Messages leave most of it to messages that are moved, so that the
+    /// oldest segment can be emptied and used again; both leave something to outcomes, for without them deliveries
+    /// would not survive a crash, and only deliveries make room.
+    fn reserve(self, segment_size: u32) -> usize {
+        let parts = match self {
+            Purpose::Mail => 12,
+            Purpose::Carried => 1,
+            Purpose::Outcomes => 0,
+        };
+        segment_size as usize / 16 * parts
+    }
 }
 
 struct Open<P> {
     tail: Tail<P>,
     epoch: u64,
     life: u64,
+    index: IndexBuilder,
+}
+
+/// A segment in which everything is durable, and whose seal is still to be written.
+struct Unsealed {
+    slot: Slot,
+    epoch: u64,
+    block: [u8; BLOCK_SIZE],
+    is_in_flight: bool,
+}
+
+/// What a log has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages that became durable.
+    pub stored: u64,
+    /// Octets of their records.
+    pub stored_size: u64,
+    /// Writes given out, without those that prepare a segment.
+    pub writes: u64,
+    /// Octets of them.
+    pub written_size: u64,
+    /// Syncs that completed.
+    pub syncs: u64,
+    /// Messages moved to a younger segment.
+    pub carried: u64,
 }
 
 /// One log. See the module.
@@ -129,23 +179,32 @@ pub struct Spool<P> {
     next_slot: u32,
     next_epoch: u64,
     next_sequence: u64,
-    /// Every record with a smaller sequence is durable.
+    /// The number of the first record that was appended since the log was opened.
+    first_sequence: u64,
+    /// Every record with a smaller sequence is durable, or void.
     horizon: u64,
-    /// Where the next segment's Open record voids from.
-    void_from: u64,
-    /// The last preparation found no space. Until one succeeds, messages leave the reserve to outcomes.
+    /// What the next Open record voids.
+    voids: Vec<Range<u64>>,
+    /// The Open record that says so already, and is not durable yet.
+    voids_in: Option<u64>,
+    /// The last preparation found no space. Until one succeeds, messages leave the reserve to what makes room.
     is_full: bool,
+    /// A clean end has begun: nothing is moved any more.
+    is_finishing: bool,
     removing: Option<Slot>,
     removal_failed: Option<Instant>,
+    unsealed: VecDeque<Unsealed>,
+    /// Pieces of messages whose content is arriving.
+    receiving: Slab<Vec<PieceRef>>,
     /// Poisoned segments and how far they are durable: a piece that ends beyond is lost.
     lost: Vec<(u64, u32)>,
     poisoned_count: u32,
     stored: VecDeque<(u64, bool)>,
-    /// Not yet appended, oldest first; each fits a record.
-    outcomes: VecDeque<OutcomesBatch>,
-    outcomes_since: Option<Instant>,
-    /// Appended and not yet durable, by the sequence of the record.
-    outcomes_appended: VecDeque<(u64, OutcomesBatch)>,
+    outcomes: Outcomes,
+    carry: Carry,
+    counters: Counters,
+    /// A moment and the wall clock's seconds at it.
+    wall_clock: (Instant, u64),
     head: Vec<u8>,
 }
 
@@ -159,9 +218,10 @@ impl<P: Page> Spool<P> {
         entropy: Box<dyn FnMut() -> u64>,
         (now, unix_now): (Instant, u64),
     ) -> Self {
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(config.segment_size);
+        ledger.share_reasons(recovered.reasons);
         for segment in &recovered.segments {
-            ledger.add_segment(segment.epoch, segment.slot, segment.life);
+            ledger.add_segment(segment.epoch, segment.slot, segment.life, segment.first_sequence);
         }
         for (sequence, message) in recovered.messages {
             let wait = message.next_attempt.saturating_sub(unix_now);
@@ -179,6 +239,7 @@ impl<P: Page> Spool<P> {
         for (slot, size) in &recovered.free {
             ledger.add_free(*slot, *size == config.segment_size);
         }
+        let first_void = recovered.voids.iter().map(|void| void.start).min();
         Spool {
             config,
             log: recovered.log,
@@ -189,19 +250,26 @@ impl<P: Page> Spool<P> {
             active: None,
             spare: Spare::None,
             next_slot: recovered.next_slot,
-            next_epoch: recovered.next_epoch,
-            next_sequence: recovered.next_sequence,
-            horizon: recovered.void_from,
-            void_from: recovered.void_from,
+            next_epoch: recovered.next_epoch.max(1),
+            next_sequence: recovered.next_sequence.max(1),
+            first_sequence: recovered.next_sequence.max(1),
+            // Numbers behind what is to be voided are not promised before the record that voids is durable.
+            horizon: first_void.unwrap_or(recovered.next_sequence.max(1)),
+            voids: recovered.voids,
+            voids_in: None,
             is_full: false,
+            is_finishing: false,
             removing: None,
             removal_failed: None,
+            unsealed: VecDeque::new(),
+            receiving: Slab::new(),
             lost: Vec::new(),
             poisoned_count: 0,
             stored: VecDeque::new(),
-            outcomes: VecDeque::new(),
-            outcomes_since: None,
-            outcomes_appended: VecDeque::new(),
+            outcomes: Outcomes::default(),
+            carry: Carry::default(),
+            counters: Counters::default(),
+            wall_clock: (now, unix_now),
             head: Vec::new(),
         }
     }
@@ -233,13 +301,18 @@ impl<P: Page> Spool<P> {
             return true;
         }
         let left = self.active.as_ref().map_or(0, |active| active.tail.room()) as u64;
-        left.saturating_sub(u64::from(self.reserve())) > size.saturating_add(2 * format::BLOCK_SIZE as u64)
+        let reserve = SEGMENT_RESERVE + Purpose::Mail.reserve(self.config.segment_size);
+        left.saturating_sub(reserve as u64) > size.saturating_add(2 * BLOCK_SIZE as u64)
     }
 
-    /// What messages leave free in the last segment of a full disk, for outcomes: without them deliveries would not
-    /// survive a crash, and only deliveries make room.
-    fn reserve(&self) -> u32 {
-        self.config.segment_size / 16
+    /// What the log has done since it was opened.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Segments that have records, and the octets of those records that are needed.
+    pub fn disk_use(&self) -> (usize, u64) {
+        (self.ledger.segment_count(), self.ledger.live_size())
     }
 
     /// Appends a part of a message's content.
@@ -248,13 +321,19 @@ impl<P: Page> Spool<P> {
             return Ok(());
         }
         self.check_pieces(receiving)?;
-        let location = self.append(Kind::Piece, &[content], true)?;
-        self.ledger.hold(location.epoch);
-        let size = content.len() as u32;
-        let Location { epoch, offset, .. } = location;
-        receiving.pieces.push(PieceRef { epoch, sequence: self.next_sequence - 1, offset, size });
-        receiving.content_size += u64::from(size);
+        let piece = self.append_held_piece(content, Purpose::Mail)?;
+        let key = *receiving.key.get_or_insert_with(|| self.receiving.insert(Vec::new()));
+        self.receiving[key].push(piece);
         Ok(())
+    }
+
+    /// Appends a piece that nobody has a place for yet.
+    fn append_held_piece(&mut self, content: &[u8], purpose: Purpose) -> Result<PieceRef, AppendError> {
+        let Location { epoch, offset, .. } = self.append(Kind::Piece, &[content], purpose)?;
+        let piece = PieceRef { epoch, sequence: self.next_sequence - 1, offset, size: content.len() as u32 };
+        self.ledger.hold(epoch, piece.record_size());
+        self.index_if_full();
+        Ok(piece)
     }
 
     /// Appends the message: its commit point, once durable. [`Spool::poll_stored`] will name its sequence.
@@ -269,63 +348,90 @@ impl<P: Page> Spool<P> {
     ) -> Result<(MessageId, Vec<u8>), AppendError> {
         self.check_pieces(receiving)?;
         let Incoming { envelope, arrival, tail } = message;
-        let envelope_size = format::envelope_size(envelope, arrival);
-        let pieces = &receiving.pieces;
+        let pieces = receiving.key.map_or_else(Vec::new, |key| std::mem::take(&mut self.receiving[key]));
+        let content_size = pieces.iter().map(|piece| u64::from(piece.size)).sum::<u64>() + tail.len() as u64;
+        let mut head = MessageHead {
+            sequence: self.next_sequence,
+            content_size,
+            pieces: &pieces,
+            envelope: EnvelopeOctets::Of(envelope, arrival),
+            progress: &[],
+            trace_size: TRACE_SIZE_MAX,
+            tail_size: tail.len(),
+        };
         // A roll puts an Open record in front, and the id is the record's number: so room is made before the id is given.
-        let size_max = format::message_payload_size(pieces.len(), envelope_size, TRACE_SIZE_MAX, tail.len());
-        self.make_room(format::record_size(size_max), true)?;
+        if let Err(error) = self.make_room(format::record_size(head.payload_size()), Purpose::Mail) {
+            if let Some(key) = receiving.key {
+                self.receiving[key] = pieces;
+            }
+            return Err(error);
+        }
         let id = MessageId { log: self.log, sequence: self.next_sequence };
         let trace = write_trace(id);
         assert!(trace.len() <= TRACE_SIZE_MAX, "the trace's parts are bounded by smtp");
-        let mut head = std::mem::take(&mut self.head);
-        format::encode_message_head(
-            id.sequence,
-            receiving.content_size + tail.len() as u64,
-            pieces,
-            (envelope, arrival),
-            (trace.len(), tail.len()),
-            &mut head,
-        );
-        let location = self.append_active(Kind::Message, &[&head, &trace, tail]);
-        self.head = head;
-        let pieces = std::mem::take(receiving).pieces.into_boxed_slice();
-        self.ledger.add(id.sequence, location, pieces, envelope.forward_paths.len() as u32);
-        self.active.as_mut().expect("it was appended to").tail.wait(id.sequence);
+        receiving.key.take().map(|key| self.receiving.remove(key));
+        (head.sequence, head.trace_size) = (id.sequence, trace.len());
+        let recipient_count = envelope.forward_paths.len() as u32;
+        let (_, location) = self.append_message_record(head, recipient_count, &trace, tail);
+        self.ledger.add(id.sequence, location, pieces.into_boxed_slice(), recipient_count);
         Ok((id, trace))
+    }
+
+    /// Appends a Message record to the active segment, which has room, and waits for it under the record's number, which is
+    /// returned with its place.
+    fn append_message_record(
+        &mut self,
+        head: MessageHead<'_>,
+        recipient_count: u32,
+        trace: &[u8],
+        tail: &[u8],
+    ) -> (u64, Location) {
+        let mut octets = std::mem::take(&mut self.head);
+        head.encode(&mut octets);
+        let location = self.append_active(Kind::Message, &[&octets, trace, tail]);
+        self.head = octets;
+        let active = self.active.as_mut().expect("it was appended to");
+        active.index.add_message(head.sequence, recipient_count, head.pieces, !head.progress.is_empty());
+        let ticket = self.next_sequence - 1;
+        active.tail.wait(ticket);
+        self.index_if_full();
+        (ticket, location)
     }
 
     /// The message will not come: its pieces are not needed.
     pub fn abandon(&mut self, receiving: &mut Receiving) {
-        let pieces = std::mem::take(receiving).pieces.into();
+        let Some(key) = receiving.key.take() else { return };
+        let pieces = self.receiving.remove(key).into_boxed_slice();
         self.ledger.release(Needs { message: None, pieces });
     }
 
-    /// What fits a segment, and the pages though one of them is being filled. More would wait for ever.
+    /// What fits a segment, and the pages though one of them is being filled and another takes the index. More would wait
+    /// for ever.
     fn record_size_max(&self) -> usize {
-        let segment = self.config.segment_size as usize - RECORDS_OFFSET as usize;
-        segment.min((self.config.pages_max - 1) * self.config.page_size) - OPEN_SIZE
+        let open_size = format::open_record_size(self.voids.len());
+        let segment = self.config.segment_size as usize - RECORDS_OFFSET as usize - SEGMENT_RESERVE;
+        let pages = self.config.pages_max - 1 - self.pages.count_for(INDEX_RECORD_SIZE_MAX);
+        segment.min(pages * self.config.page_size - INDEX_RECORD_SIZE_MAX) - open_size
     }
 
     fn check_pieces(&self, receiving: &Receiving) -> Result<(), AppendError> {
+        let Some(key) = receiving.key.filter(|_| !self.lost.is_empty()) else { return Ok(()) };
         let is_lost = |piece: &PieceRef| {
-            let end = piece.offset as usize + format::record_size(piece.size as usize);
+            let end = piece.offset as usize + piece.record_size();
             self.lost.iter().any(|(epoch, from)| piece.epoch == *epoch && end > *from as usize)
         };
-        if !self.lost.is_empty() && receiving.pieces.iter().any(is_lost) {
-            return Err(AppendError::Failed);
-        }
-        Ok(())
+        if self.receiving[key].iter().any(is_lost) { Err(AppendError::Failed) } else { Ok(()) }
     }
 
     /// Makes the active segment have room and memory for a record of `size` octets.
-    fn make_room(&mut self, size: usize, is_mail: bool) -> Result<(), AppendError> {
+    fn make_room(&mut self, size: usize, purpose: Purpose) -> Result<(), AppendError> {
         if !self.is_accepting() || size > self.record_size_max() {
             return Err(AppendError::Failed);
         }
         if let Some(active) = &self.active {
-            let reserve = if is_mail && self.is_full { self.reserve() as usize } else { 0 };
-            if active.tail.room() >= size + reserve {
-                let has_memory = active.tail.has_memory(size, &self.pages);
+            let reserve = if self.is_full { purpose.reserve(self.config.segment_size) } else { 0 };
+            if active.tail.room() >= size + SEGMENT_RESERVE + reserve {
+                let has_memory = active.tail.has_memory(size + INDEX_RECORD_SIZE_MAX, &self.pages);
                 return if has_memory { Ok(()) } else { Err(AppendError::Busy) };
             }
         }
@@ -334,57 +440,81 @@ impl<P: Page> Spool<P> {
             Spare::Failed { why: IoFailure::NoSpace, .. } => return Err(AppendError::NoRoom),
             Spare::Failed { why: IoFailure::Failed, .. } => return Err(AppendError::Failed),
             // Tried again just now: most likely the disk is as full as it was.
-            Spare::Preparing(..) if is_mail && self.is_full => return Err(AppendError::NoRoom),
+            Spare::Preparing(..) if purpose != Purpose::Outcomes && self.is_full => {
+                return Err(AppendError::NoRoom);
+            }
             Spare::None | Spare::Preparing(..) => return Err(AppendError::Busy),
             Spare::Ready(_) if self.sealing.is_some() => return Err(AppendError::Busy),
             Spare::Ready(_) => {}
         }
-        let start = RECORDS_OFFSET as u32;
-        let Spare::Ready(spare) = &self.spare else { unreachable!("it was just matched") };
-        let tail =
-            Tail::new(spare.slot, start, self.config.segment_size, self.next_sequence, self.config.sync);
-        if !tail.has_memory(size + OPEN_SIZE, &self.pages) {
+        let open_size = format::open_record_size(self.voids.len());
+        let last_index = self.pages.count_for(INDEX_RECORD_SIZE_MAX);
+        let first = self.pages.count_for(open_size + size + INDEX_RECORD_SIZE_MAX);
+        if !self.pages.has_free(last_index + first) {
             return Err(AppendError::Busy);
         }
-        let Spare::Ready(spare) = std::mem::replace(&mut self.spare, Spare::None) else { unreachable!() };
-        self.roll(spare, tail);
+        let Spare::Ready(spare) = std::mem::replace(&mut self.spare, Spare::None) else {
+            unreachable!("it was just matched")
+        };
+        self.roll(spare);
         Ok(())
     }
 
     /// Numbers are to be voided: the record that says so is written at once, for their peers were refused.
     fn roll_to_void(&mut self) {
-        if self.active.is_some() || self.sealing.is_some() || self.void_from >= self.next_sequence {
+        if self.active.is_some() || self.sealing.is_some() || self.voids.is_empty() {
             return;
         }
-        if self.make_room(OPEN_SIZE, false).is_ok()
+        let open_size = format::open_record_size(self.voids.len());
+        if self.make_room(open_size, Purpose::Outcomes).is_ok()
             && let Some(active) = &mut self.active
         {
             active.tail.want_durable();
         }
     }
 
-    fn roll(&mut self, spare: Prepared, tail: Tail<P>) {
-        if let Some(mut old) = self.active.take() {
-            old.tail.want_durable();
-            self.sealing = Some(old);
-            self.seal_if_durable();
+    fn roll(&mut self, spare: Prepared) {
+        self.close_active();
+        let Prepared { slot, epoch, life } = spare;
+        self.ledger.add_segment(epoch, slot, life, self.next_sequence);
+        let SpoolConfig { segment_size, sync, .. } = self.config;
+        let tail = Tail::new(slot, RECORDS_OFFSET as u32, segment_size, self.next_sequence, sync);
+        self.active = Some(Open { tail, epoch, life, index: IndexBuilder::default() });
+        let open = format::encode_open(epoch, &self.voids);
+        if !self.voids.is_empty() {
+            self.voids_in = Some(self.next_sequence);
         }
-        self.ledger.add_segment(spare.epoch, spare.slot, spare.life);
-        self.active = Some(Open { tail, epoch: spare.epoch, life: spare.life });
-        self.append_open();
-    }
-
-    /// The active segment's first record.
-    fn append_open(&mut self) {
-        let epoch = self.active.as_ref().expect("a segment was just opened").epoch;
-        let void_from = std::mem::replace(&mut self.void_from, u64::MAX).min(self.next_sequence);
-        let open = format::encode_open(epoch, void_from);
         self.append_active(Kind::Open, &[&open]);
     }
 
-    fn append(&mut self, kind: Kind, payload: &[&[u8]], is_mail: bool) -> Result<Location, AppendError> {
+    /// The active segment gets its last Index record, and becomes the sealing one.
+    fn close_active(&mut self) {
+        if self.active.is_none() {
+            return;
+        }
+        self.append_index();
+        let mut old = self.active.take().expect("it was just looked at");
+        old.tail.want_durable();
+        assert!(self.sealing.is_none(), "one segment at a time becomes durable to its end");
+        self.sealing = Some(old);
+        self.seal_if_durable();
+    }
+
+    fn index_if_full(&mut self) {
+        if self.active.as_ref().is_some_and(|active| active.index.is_full()) {
+            self.append_index();
+        }
+    }
+
+    fn append_index(&mut self) {
+        let active = self.active.as_ref().expect("only open segments have an index");
+        let payload = active.index.payload();
+        self.append_active(Kind::Index, &[&payload]);
+    }
+
+    fn append(&mut self, kind: Kind, payload: &[&[u8]], purpose: Purpose) -> Result<Location, AppendError> {
         let payload_size: usize = payload.iter().map(|part| part.len()).sum();
-        self.make_room(format::record_size(payload_size), is_mail)?;
+        self.make_room(format::record_size(payload_size), purpose)?;
         Ok(self.append_active(kind, payload))
     }
 
@@ -406,6 +536,10 @@ impl<P: Page> Spool<P> {
         parts[1..=payload.len()].copy_from_slice(payload);
         let size = header.record_size();
         let offset = active.tail.append(&parts[..=payload.len()], size, self.next_sequence, &mut self.pages);
+        if kind == Kind::Index {
+            active.index.begin(offset);
+        }
+        active.index.add(header.sequence, kind, offset, header.payload_size);
         Location { epoch: active.epoch, offset, size: size as u32 }
     }
 
@@ -418,21 +552,16 @@ impl<P: Page> Spool<P> {
         loop {
             let open = [&mut self.sealing, &mut self.active];
             let sequence = open.into_iter().flatten().find_map(|open| open.tail.poll_durable())?;
-            if !self.end_outcomes(sequence) {
-                self.ledger.make_durable(sequence);
-                return Some((sequence, true));
+            if self.end_outcomes(sequence) || self.end_carried(sequence) {
+                continue;
             }
+            self.ledger.make_durable(sequence);
+            self.counters.stored += 1;
+            let entry = self.ledger.entry(sequence).expect("it was just looked at");
+            let pieces = entry.pieces.iter().map(|piece| piece.record_size() as u64).sum::<u64>();
+            self.counters.stored_size += u64::from(entry.location.size) + pieces;
+            return Some((sequence, true));
         }
-    }
-
-    /// If the record is the next Outcomes record on its way, it is durable now: what its messages needed is not needed any
-    /// more.
-    fn end_outcomes(&mut self, sequence: u64) -> bool {
-        let Some(batch) = self.outcomes_appended.pop_front_if(|(ticket, _)| *ticket == sequence) else {
-            return false;
-        };
-        batch.1.done.into_iter().for_each(|needs| self.ledger.release(needs));
-        true
     }
 
     /// The next I/O to perform. Ask again after every append, completion and when [`Spool::poll_timeout`] has passed.
@@ -441,9 +570,41 @@ impl<P: Page> Spool<P> {
             return Some(io);
         }
         self.ledger.handle_due(now);
-        // May roll, so it comes before the question which segment may be written.
+        // Both may roll, so they come before the question which segment may be written.
         self.append_outcomes(now);
-        self.sealing.as_mut().or(self.active.as_mut())?.tail.poll_io()
+        if let Some(io) = self.poll_carry(now) {
+            return Some(io);
+        }
+        let open = self.sealing.as_mut().or(self.active.as_mut());
+        let io = open.and_then(|open| open.tail.poll_io()).or_else(|| self.poll_seal())?;
+        if let Io::Write { size, .. } = &io {
+            self.counters.writes += 1;
+            self.counters.written_size += u64::from(*size);
+        }
+        Some(io)
+    }
+
+    /// The next seal to write. It says that what is in front of it is durable, so it comes after that, and is not waited for.
+    fn poll_seal(&mut self) -> Option<Io<P>> {
+        if !self.pages.has_free(1) {
+            return None;
+        }
+        let unsealed = self.unsealed.iter_mut().find(|unsealed| !unsealed.is_in_flight)?;
+        unsealed.is_in_flight = true;
+        let mut page = self.pages.take();
+        page.octets_mut()[..BLOCK_SIZE].copy_from_slice(&unsealed.block);
+        let offset = self.config.segment_size - BLOCK_SIZE as u32;
+        Some(Io::Write { slot: unsealed.slot, offset, size: BLOCK_SIZE as u32, page })
+    }
+
+    fn handle_seal_written(&mut self, slot: Slot, result: Result<(), IoFailure>) {
+        // Writes of a poisoned segment come back too, and nobody waits for them.
+        let Some(at) = self.unsealed.iter().position(|u| u.slot == slot && u.is_in_flight) else { return };
+        let unsealed = self.unsealed.remove(at).expect("it was just found");
+        match result {
+            Ok(()) => self.ledger.seal(unsealed.epoch),
+            Err(_) => self.ledger.poison(unsealed.epoch),
+        }
     }
 
     /// One removal at a time, and no preparation until it is durable: a file that came back after a crash may hold messages
@@ -482,40 +643,9 @@ impl<P: Page> Spool<P> {
         Some(Io::Prepare { slot, is_new, size, header: header.encode() })
     }
 
-    /// Appends the outcomes that have gathered, if they have waited long enough or a batch is about to be closed anyway.
-    fn append_outcomes(&mut self, now: Instant) {
-        let Some(since) = self.outcomes_since else { return };
-        let is_due = now >= since + OUTCOMES_DELAY || self.outcomes.len() > 1;
-        let has_company = self.active.as_ref().is_some_and(|active| active.tail.is_closing());
-        if !is_due && !has_company {
-            return;
-        }
-        while let Some(batch) = self.outcomes.pop_front() {
-            match self.append(Kind::Outcomes, &[&batch.payload], false) {
-                Ok(_) => {
-                    let ticket = self.next_sequence - 1;
-                    self.outcomes_appended.push_back((ticket, batch));
-                    self.active.as_mut().expect("it was appended to").tail.wait(ticket);
-                }
-                // A failed medium keeps what it holds: nothing is freed that a crash could miss.
-                Err(AppendError::Busy | AppendError::Failed) => {
-                    self.outcomes.push_front(batch);
-                    self.outcomes_since = Some(now);
-                    return;
-                }
-                // They are not recorded: the price is a second delivery after a crash. To wait for room instead would be
-                // to wait for ever, for only deliveries make room.
-                Err(AppendError::NoRoom) => {
-                    batch.done.into_iter().for_each(|needs| self.ledger.release(needs))
-                }
-            }
-        }
-        self.outcomes_since = None;
-    }
-
     /// When to ask [`Spool::poll_io`] and [`Spool::next_of_backlog`] again though nothing else has happened.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let outcomes = self.outcomes_since.map(|since| since + OUTCOMES_DELAY);
+        let outcomes = self.outcomes.due();
         let prepare = match self.spare {
             Spare::Failed { since, .. } if self.removing.is_none() && self.is_accepting() => {
                 Some(since + RETRY_INTERVAL)
@@ -523,7 +653,8 @@ impl<P: Page> Spool<P> {
             _ => None,
         };
         let removal = self.removal_failed.map(|since| since + RETRY_INTERVAL);
-        [outcomes, prepare, removal, self.ledger.next_due()].into_iter().flatten().min()
+        let carry = self.carry.paused_until();
+        [outcomes, prepare, removal, carry, self.ledger.next_due()].into_iter().flatten().min()
     }
 
     /// An I/O has ended.
@@ -532,12 +663,11 @@ impl<P: Page> Spool<P> {
             Completion::Prepared { slot, result } => self.handle_prepared(slot, result, now),
             Completion::Written { slot, offset, result } => {
                 self.pages.release();
-                let Some(open) = self.open_mut(slot) else { return };
+                let Some(open) = self.open_mut(slot) else { return self.handle_seal_written(slot, result) };
                 match result {
                     Ok(()) => {
                         if let Some(horizon) = open.tail.handle_written(offset) {
-                            self.horizon = horizon;
-                            self.poisoned_count = 0;
+                            self.raise_horizon(horizon);
                         }
                         self.seal_if_durable();
                     }
@@ -548,13 +678,15 @@ impl<P: Page> Spool<P> {
                 let Some(open) = self.open_mut(slot) else { return };
                 match result {
                     Ok(()) => {
-                        self.horizon = open.tail.handle_synced();
-                        self.poisoned_count = 0;
+                        let horizon = open.tail.handle_synced();
+                        self.counters.syncs += 1;
+                        self.raise_horizon(horizon);
                         self.seal_if_durable();
                     }
                     Err(_) => self.poison(slot, now),
                 }
             }
+            Completion::Read { records } => self.handle_read(records),
             Completion::Removed { slot, result } => {
                 assert!(self.removing == Some(slot), "one removal at a time");
                 match result {
@@ -562,6 +694,14 @@ impl<P: Page> Spool<P> {
                     Err(_) => self.removal_failed = Some(now),
                 }
             }
+        }
+    }
+
+    fn raise_horizon(&mut self, horizon: u64) {
+        self.horizon = horizon;
+        self.poisoned_count = 0;
+        if self.voids_in.take_if(|open| *open < horizon).is_some() {
+            self.voids.clear();
         }
     }
 
@@ -599,8 +739,9 @@ impl<P: Page> Spool<P> {
             while let Some(stored) = self.poll_durable() {
                 self.stored.push_back(stored);
             }
-            let sealing = self.sealing.take().expect("it was just looked at");
-            self.ledger.seal(sealing.epoch);
+            let Open { tail, epoch, life, index } = self.sealing.take().expect("it was just looked at");
+            let block = index.seal().encode(life);
+            self.unsealed.push_back(Unsealed { slot: tail.slot(), epoch, block, is_in_flight: false });
         }
     }
 
@@ -613,7 +754,9 @@ impl<P: Page> Spool<P> {
         }
         let failed = if is_sealing { self.sealing.take() } else { self.active.take() };
         let failed = failed.expect("the caller has found it");
-        self.void_from = self.void_from.min(self.horizon);
+        // What recovery kept is durable, though the horizon may be in front of it until the first Open record is.
+        self.voids.push(self.horizon.max(self.first_sequence)..self.next_sequence);
+        self.voids_in = None;
         self.lost.retain(|(epoch, _)| self.ledger.segment(*epoch).is_some());
         self.lost.push((failed.epoch, failed.tail.positions().durable));
         self.poisoned_count += 1;
@@ -624,12 +767,10 @@ impl<P: Page> Spool<P> {
             gone.extend(active.tail.give_up(&mut self.pages));
             self.ledger.poison(active.epoch);
         }
-        while let Some((_, batch)) = self.outcomes_appended.pop_back() {
-            self.outcomes.push_front(batch);
-            self.outcomes_since.get_or_insert(now);
-        }
+        self.take_back_outcomes(now);
+        self.drop_carried();
         for sequence in gone {
-            // An Outcomes record has no entry: its outcomes are appended again.
+            // Outcomes records and messages that were being moved have no entry under the record's number.
             if self.ledger.entry(sequence).is_some() {
                 let needs = self.ledger.remove(sequence);
                 self.ledger.release(needs);
@@ -683,45 +824,41 @@ impl<P: Page> Spool<P> {
     pub fn handle_outcome(
         &mut self,
         sequence: u64,
-        outcomes: &[RecipientOutcome],
+        outcomes: &[format::RecipientOutcome],
         now: Instant,
         unix_now: u64,
     ) {
-        if self.ledger.entry(sequence).is_none() {
-            return;
+        self.wall_clock = (now, unix_now);
+        if self.ledger.entry(sequence).is_some() {
+            let needs = self.ledger.handle_outcome(sequence, outcomes, (now, unix_now));
+            self.note_outcomes(sequence, outcomes, needs, now);
         }
-        let needs = self.ledger.handle_outcome(sequence, outcomes, (now, unix_now));
-        if needs.is_some() {
-            format::encode_outcome(sequence, &[], &mut self.outcomes_batch().payload);
-        } else {
-            // In parts, so that each fits a record whatever the reasons are.
-            for part in outcomes.chunks(OUTCOME_RECIPIENTS_MAX) {
-                format::encode_outcome(sequence, part, &mut self.outcomes_batch().payload);
-            }
-        }
-        self.outcomes_batch().done.extend(needs);
-        self.outcomes_since.get_or_insert(now);
     }
 
-    /// The batch that outcomes go into now.
-    fn outcomes_batch(&mut self) -> &mut OutcomesBatch {
-        if self.outcomes.back().is_none_or(|batch| batch.payload.len() >= OUTCOMES_SIZE) {
-            self.outcomes.push_back(OutcomesBatch::default());
-        }
-        self.outcomes.back_mut().expect("there is one now")
+    /// The wall clock's seconds at a moment.
+    fn unix_time(&self, at: Instant) -> u64 {
+        let (then, unix_then) = self.wall_clock;
+        (unix_then + at.saturating_duration_since(then).as_secs())
+            .saturating_sub(then.saturating_duration_since(at).as_secs())
     }
 
-    /// Makes everything that was appended durable, outcomes too, as soon as may be: before a clean end.
+    /// Makes everything that was appended durable, outcomes too, as soon as may be, and seals the last segment: before a clean
+    /// end. To be called again until [`Spool::is_idle`].
     pub fn finish(&mut self, now: Instant) {
-        self.outcomes_since = self.outcomes_since.map(|_| now - OUTCOMES_DELAY);
-        if let Some(active) = &mut self.active {
-            active.tail.want_durable();
+        self.is_finishing = true;
+        self.outcomes.hurry(now);
+        let Some(active) = &mut self.active else { return };
+        active.tail.want_durable();
+        let has_memory = self.pages.has_free(self.pages.count_for(INDEX_RECORD_SIZE_MAX));
+        if self.outcomes.is_empty() && self.sealing.is_none() && has_memory {
+            self.close_active();
         }
     }
 
     /// Nothing that was appended is still on its way, and no outcome waits to be written.
     pub fn is_idle(&self) -> bool {
         let is_durable = |open: &Option<Open<P>>| open.as_ref().is_none_or(|open| open.tail.is_durable());
-        is_durable(&self.sealing) && is_durable(&self.active) && self.outcomes_since.is_none()
+        let is_sealed = !self.is_finishing || (self.active.is_none() && self.unsealed.is_empty());
+        is_durable(&self.sealing) && is_durable(&self.active) && is_sealed && self.outcomes.is_empty()
     }
 }

@@ -1,0 +1,180 @@
+use super::*;
+use crate::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
+
+fn envelope() -> (Envelope, Arrival) {
+    let envelope = Envelope {
+        reverse_path: ReversePath::parse("a@e.org", false).unwrap(),
+        forward_paths: ["b@example.com", "postmaster"].map(|p| ForwardPath::parse(p, false).unwrap()).into(),
+        body: Body::EightBit,
+        smtputf8: true,
+    };
+    let arrival = Arrival {
+        peer: "[::1]:25".parse().unwrap(),
+        hello: "c.example".into(),
+        protocol: Protocol::Utf8Smtp,
+        unix_time: 1_700_000_000,
+    };
+    (envelope, arrival)
+}
+
+#[test]
+fn what_is_encoded_is_decoded() {
+    let header = SegmentHeader { log: 7, epoch: 8, life: 9, size: 1 << 20 };
+    assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
+
+    let (envelope, arrival) = envelope();
+    let pieces = [(3, 8192, 100), (4, 16384, 50)].map(|(epoch, offset, size)| PieceRef {
+        epoch,
+        sequence: epoch,
+        offset,
+        size,
+    });
+    let tried = RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+    let head = MessageHead {
+        sequence: 5,
+        content_size: 154,
+        pieces: &pieces,
+        envelope: EnvelopeOctets::Of(&envelope, &arrival),
+        progress: std::slice::from_ref(&tried),
+        trace_size: 5,
+        tail_size: 4,
+    };
+    let mut payload = Vec::new();
+    head.encode(&mut payload);
+    payload.extend_from_slice(b"tracetail");
+    let message = MessagePayload::decode(&payload).unwrap();
+    assert_eq!((message.sequence, message.content_size, &message.pieces[..]), (5, 154, &pieces[..]));
+    assert_eq!((message.trace, message.tail), (&b"trace"[..], &b"tail"[..]));
+    assert_eq!(decode_envelope(message.envelope), Some((envelope.clone(), arrival.clone())));
+    assert_eq!(payload.len(), head.payload_size());
+    assert_eq!(message.progress, [tried.clone()]);
+    let again = MessageHead { envelope: EnvelopeOctets::Encoded(message.envelope), ..head };
+    let mut copied = Vec::new();
+    again.encode(&mut copied);
+    assert_eq!([&copied[..], b"tracetail"].concat(), payload);
+    assert_eq!(again.payload_size(), payload.len());
+
+    let deferred = RecipientOutcome {
+        index: 1,
+        is_done: false,
+        attempts: 3,
+        next_attempt: 99,
+        reason: "451 busy".into(),
+    };
+    let mut payload = Vec::new();
+    encode_outcome(5, &[], &mut payload);
+    encode_outcome(6, std::slice::from_ref(&deferred), &mut payload);
+    let entries = decode_outcomes(&payload).unwrap();
+    assert_eq!(entries[0], OutcomeEntry { sequence: 5, recipients: vec![] });
+    assert_eq!(entries[1], OutcomeEntry { sequence: 6, recipients: vec![deferred] });
+}
+
+#[test]
+fn either_header_block_is_enough_and_a_strange_version_is_named() {
+    let header = SegmentHeader { log: 7, epoch: 8, life: 9, size: 1 << 20 };
+    for damaged in [0, BLOCK_SIZE] {
+        let mut blocks = header.encode();
+        blocks[damaged + 20] ^= 1;
+        assert_eq!(SegmentHeader::decode(&blocks), Ok(header));
+    }
+    assert_eq!(SegmentHeader::decode(&[0; 8192]), Err(BadHeader::NotAHeader));
+    let mut blocks = header.encode();
+    blocks[8] = 2;
+    let crc = crc32c::crc32c(&blocks[..36]);
+    blocks[36..40].copy_from_slice(&crc.to_le_bytes());
+    assert_eq!(SegmentHeader::decode(&blocks), Err(BadHeader::UnknownVersion(2)));
+}
+
+#[test]
+fn a_record_with_any_bit_flipped_is_not_valid() {
+    let payload = *b"payload";
+    let header = RecordHeader {
+        life: 11,
+        sequence: 12,
+        horizon: 13,
+        payload_size: 7,
+        payload_crc: crc32c::crc32c(&payload),
+        kind: Kind::Piece,
+    };
+    let mut record = header.encode().to_vec();
+    record.extend_from_slice(&payload);
+    assert_eq!(decode_record(&record, 11), Some((header, &payload[..])));
+    assert_eq!(decode_record(&record, 10), None, "another life");
+    assert_eq!(decode_record(&record[..record.len() - 1], 11), None, "beyond the end");
+    for bit in 0..record.len() * 8 {
+        record[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(decode_record(&record, 11), None, "bit {bit}");
+        record[bit / 8] ^= 1 << (bit % 8);
+    }
+}
+
+#[test]
+fn damaged_payloads_are_refused_not_trusted() {
+    let (envelope, arrival) = envelope();
+    let head = MessageHead {
+        sequence: 5,
+        content_size: 4,
+        pieces: &[],
+        envelope: EnvelopeOctets::Of(&envelope, &arrival),
+        progress: &[],
+        trace_size: 0,
+        tail_size: 4,
+    };
+    let mut payload = Vec::new();
+    head.encode(&mut payload);
+    payload.extend_from_slice(b"tail");
+    for size in 0..payload.len() {
+        assert_eq!(MessagePayload::decode(&payload[..size]), None);
+    }
+    payload[16] = 0xff;
+    assert_eq!(MessagePayload::decode(&payload), None);
+    assert_eq!(decode_outcomes(&[1, 2, 3]), None);
+}
+
+#[test]
+fn an_index_tells_what_it_was_told() {
+    let piece = |sequence| PieceRef { epoch: 3, sequence, offset: 8192, size: 100 };
+    let many: Vec<PieceRef> = (0..17).map(piece).collect();
+    let mut index = IndexBuilder::default();
+    index.add(10, Kind::Open, 8192, 12);
+    index.add(11, Kind::Piece, 8256, 100);
+    index.add(12, Kind::Message, 8408, 300);
+    index.add_message(12, 2, &many[..16], false);
+    index.add(13, Kind::Message, 8760, 300);
+    index.add_message(7, 1, &many, false);
+    index.add(14, Kind::Message, 9112, 300);
+    index.add_message(8, 1, &[], true);
+    let page = IndexPayload::decode(&index.payload()).unwrap();
+    assert_eq!((page.previous, page.first, page.entries.len()), (0, 10, 5));
+    let pieces: Vec<_> = page
+        .entries
+        .iter()
+        .filter_map(|entry| entry.message.clone())
+        .map(|m| (m.sequence, m.recipient_count, m.pieces))
+        .collect();
+    assert_eq!(pieces, [(12, 2, Some(many[..16].into())), (7, 1, None), (8, 1, None)]);
+    let payload = index.payload();
+    for size in 0..payload.len() {
+        assert_eq!(IndexPayload::decode(&payload[..size]), None, "{size}");
+    }
+    index.begin(9464);
+    index.add(15, Kind::Index, 9464, 500);
+    assert_eq!(index.seal(), Seal { next_sequence: 16, index: 9464 });
+    let seal = index.seal();
+    let block = seal.encode(77);
+    assert_eq!((Seal::decode(&block, 77), Seal::decode(&block, 78)), (Some(seal), None));
+}
+
+#[test]
+fn the_largest_index_record_is_as_large_as_it_says() {
+    let pieces = [PieceRef { epoch: 1, sequence: 1, offset: 1, size: 1 }; 16];
+    let mut index = IndexBuilder::default();
+    for sequence in 1.. {
+        if index.is_full() {
+            break;
+        }
+        index.add(sequence, Kind::Message, 8192, 100);
+        index.add_message(sequence, 1, &pieces, false);
+        assert!(record_size(index.payload().len()) <= INDEX_RECORD_SIZE_MAX);
+    }
+}
