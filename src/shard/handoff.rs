@@ -17,7 +17,7 @@ use super::segment_file::{SegmentReader, StoredMessage, read_message};
 use crate::delivery::{Content, Job, JobSender, Outcome, OutcomeSender, Recipient, Report, Schedule};
 use crate::mail::{Arrival, Envelope, MessageId};
 use crate::spool::format::{PieceRef, RecipientOutcome};
-use crate::spool::{Location, Slot, Spool};
+use crate::spool::{Location, Page, Slot, Spool};
 
 /// Messages read back at once: enough to pay for the way to the blocking thread, few enough to hold in memory.
 const BATCH_COUNT_MAX: usize = 64;
@@ -206,7 +206,7 @@ fn judge(schedule: &Schedule, left: &[Recipient], report: &Report, unix_now: u64
 }
 
 /// Who still wants the message.
-fn outstanding(spool: &Spool<DmaPage>, sequence: u64) -> Vec<Recipient> {
+fn outstanding<P: Page>(spool: &Spool<P>, sequence: u64) -> Vec<Recipient> {
     let Some(entry) = spool.entry(sequence) else { return Vec::new() };
     match &entry.outstanding {
         Some(left) => left.iter().map(|o| Recipient { index: o.index, attempts: o.attempts }).collect(),
@@ -283,9 +283,13 @@ pub struct ReadBack {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::mail::{Body, ForwardPath, Protocol, ReversePath};
+    use crate::spool::memory_disk::MemoryDisk;
+    use crate::spool::recovery::Depth;
+    use crate::spool::{Incoming, Receiving, SpoolConfig};
 
     fn id(sequence: u64) -> MessageId {
         MessageId { log: 7, sequence }
@@ -345,5 +349,66 @@ mod tests {
         let times: std::collections::BTreeSet<u64> = (0..1000).map(due).collect();
         assert!(times.len() > 500, "{} times for 1000 messages", times.len());
         assert_eq!(due(3), due(3), "a restart computes the same");
+    }
+
+    #[test]
+    fn attempts_time_and_reason_of_each_recipient_survive_a_restart() {
+        const PAGE_SIZE: usize = 64 << 10;
+        let config = SpoolConfig { segment_size: 1 << 20, sync: true, page_size: PAGE_SIZE, pages_max: 4 };
+        let (mut disk, start, unix_start) = (MemoryDisk::default(), Instant::now(), 1_000_000);
+        let mut sequence = 0;
+        let (mut attempts, mut expected) = ([0; 3], Vec::new());
+        let paths = ["a@e.org", "b@e.org", "c@e.org"];
+        // In each life one attempt for all who are left; the second of them is delivered in the third.
+        for life in 1..=5 {
+            let times = (start + Duration::from_secs(life * 86_400), unix_start + life * 86_400);
+            let recovered = disk.recover(Depth::Quick);
+            let make_page = Box::new(|| vec![0; PAGE_SIZE]);
+            let mut spool = Spool::new(config, recovered, make_page, Box::new(move || life + 7), times);
+            disk.settle(&mut spool, times.0);
+            if life == 1 {
+                let path = |text: &&str| ForwardPath::parse(text, false).unwrap();
+                let envelope = Envelope {
+                    reverse_path: ReversePath::Null,
+                    forward_paths: paths.iter().map(path).collect(),
+                    body: Body::SevenBit,
+                    smtputf8: false,
+                };
+                let (peer, protocol) = ("192.0.2.1:25".parse().unwrap(), Protocol::Esmtp);
+                let arrival = Arrival { peer, hello: "e.net".into(), protocol, unix_time: unix_start };
+                let message = Incoming { envelope: &envelope, arrival: &arrival, tail: b"x" };
+                let mut receiving = Receiving::default();
+                sequence = spool.append_message(&mut receiving, message, |_| Vec::new()).unwrap().0.sequence;
+                disk.settle(&mut spool, times.0);
+                assert_eq!(spool.poll_stored(), Some((sequence, true)));
+            }
+            let left = outstanding(&spool, sequence);
+            let outcome = |r: &Recipient| match (r.index, life) {
+                (1, 3) => (r.index, Outcome::Delivered),
+                _ => (r.index, Outcome::deferred(format!("450 4.2.{life} {} is busy", r.index))),
+            };
+            let report = Report { id: id(sequence), recipients: left.iter().map(outcome).collect() };
+            left.iter().for_each(|r| attempts[r.index as usize] += 1);
+            let judged = judge(&Schedule::default(), &left, &report, times.1);
+            assert_eq!(spool.next_of_backlog(times.0), Some(sequence), "due after a day");
+            spool.hand_off(sequence);
+            spool.handle_outcome(sequence, &judged, times.0, times.1);
+            disk.settle(&mut spool, times.0 + Duration::from_secs(1));
+
+            let recovered = disk.recover(Depth::Quick);
+            let message = &recovered.messages[&sequence];
+            let due = judged.iter().filter(|o| !o.is_done).map(|o| o.next_attempt).min();
+            assert_eq!(Some(message.next_attempt), due, "life {life}");
+            expected.clear();
+            for recipient in [0, 1, 2].into_iter().filter(|index| *index != 1 || life < 3) {
+                let reason = format!("450 4.2.{life} {recipient} is busy");
+                expected.push((recipient, attempts[recipient as usize], Some(reason)));
+            }
+            let kept = message.entry.outstanding.iter().flatten();
+            let kept: Vec<_> =
+                kept.map(|o| (o.index, o.attempts, o.reason.as_deref().map(String::from))).collect();
+            assert_eq!(kept, expected, "life {life}");
+        }
+        assert_eq!(attempts, [5, 3, 5]);
     }
 }
