@@ -10,7 +10,6 @@
 //! ```
 
 #[path = "load/mod.rs"]
-#[allow(dead_code)]
 mod load;
 #[path = "../tests/support/mod.rs"]
 mod support;

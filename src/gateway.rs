@@ -5,7 +5,8 @@
 //!
 //! The end, in this order:
 //! 1. shards stop accepting; sessions finish their transactions, within `drain_timeout`;
-//! 2. workers end after the attempt they are making; what they reported goes to the shards;
+//! 2. workers end after the attempt they are making; what they reported goes to the shards; so ends whoever sends dead letters
+//!    again, after the one in hand;
 //! 3. shards make everything durable, outcomes too, and end.
 //!
 //! Were 2 and 3 swapped, deliveries made meanwhile would be made again after the next start.
@@ -27,7 +28,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{Config, Durability, Listener, Placement, Queue, Transport};
 use crate::delivery::transport::{Discard, Maildir};
-use crate::delivery::{DeadLetters, Delivery, JobSender, Schedule, Workers, job_channel, outcome_channel};
+use crate::delivery::{
+    DeadLetters, Delivery, JobSender, Schedule, Upkeep, Workers, job_channel, outcome_channel,
+};
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Phase, Phases};
 use crate::policy::{AcceptedDomains, Policies, Policy};
@@ -299,6 +302,7 @@ struct Running {
     controls: Vec<Arc<Control>>,
     progress: Receiver<Progress>,
     workers: Workers,
+    upkeep: Upkeep,
     _jobs: JobSender,
 }
 
@@ -312,11 +316,16 @@ fn start(
     let dead_dir = config.dead_dir();
     let dead = DeadLetters::new(&dead_dir)
         .map_err(|e| Error(format!("cannot make the folder {}: {e}", dead_dir.display())))?;
+    let dead = Arc::new(dead);
     let (jobs, jobs_end) = job_channel(config.delivery.channel_size);
     let schedule: Schedule = config.delivery.schedule();
     let workers = config.delivery.workers;
-    let workers = Workers::start(workers, jobs_end, transport(config), Arc::new(dead), schedule)
+    let workers = Workers::start(workers, jobs_end, transport(config), dead.clone(), schedule)
         .map_err(|e| failed("the delivery workers", &e))?;
+    let (injector, injected) = shard::injection();
+    let mut injected = Some(injected);
+    let upkeep = Upkeep::start(dead, Box::new(injector), config.delivery.dead_retention)
+        .map_err(|e| failed("the upkeep of dead letters", &e))?;
     let policies = policies(config);
     let session = Arc::new(session_config(config, &policies));
     let normalised: Arc<[_]> = config.smtp.normalise_bare_line_ends_from.clone().into();
@@ -326,6 +335,7 @@ fn start(
         controls: Vec::new(),
         progress: progress_end,
         workers,
+        upkeep,
         _jobs: jobs.clone(),
     };
     for (n, ((listeners, logs), placement)) in
@@ -354,6 +364,8 @@ fn start(
             outcomes,
             reports,
             schedule,
+            // One shard takes them all: they are few.
+            injected: injected.take(),
             control: control.clone(),
             progress: progress.clone(),
         };
@@ -424,6 +436,7 @@ impl Running {
             .name("stop-workers".into())
             .spawn(move || {
                 self.workers.stop();
+                self.upkeep.stop();
                 drop(stopped);
             })
             .map_err(|e| Error(format!("cannot wait for the delivery workers: {e}")))?;

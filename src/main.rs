@@ -2,11 +2,14 @@
 //!
 //! Exit codes: 0 when it did what it was told, 1 on a fault (configuration, start, running), 2 on a command line that makes no sense.
 
+mod dead_letters;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use dead_letters::DeadCommand;
 use incoming::config::{Config, Flags, Sources, System};
 use incoming::{gateway, telemetry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -27,12 +30,15 @@ struct Cli {
 const AFTER_HELP: &str = "Without a command it serves. Every setting can also be given as INCOMING_<SECTION>_<KEY> in the \
                           environment; flags override the environment, and the environment the file.";
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Takes mail and delivers it, until SIGTERM or SIGINT.
     Serve,
     /// Checks the configuration and prints the whole of it, every default included.
     Check,
+    /// Lists dead letters, has them sent again, or removes them; beside a running gateway or without one.
+    #[command(subcommand)]
+    Dead(DeadCommand),
 }
 
 #[derive(Args)]
@@ -73,6 +79,7 @@ fn main() -> ExitCode {
     match command.unwrap_or(Command::Serve) {
         Command::Serve => serve(config),
         Command::Check => print(&config.to_toml()),
+        Command::Dead(command) => dead_letters::run(command, &config),
     }
 }
 

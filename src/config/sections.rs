@@ -199,6 +199,9 @@ pub struct Delivery {
     /// How long a message may wait in the queue (RFC 5321 §4.5.4.1).
     #[serde(deserialize_with = "duration::<60, 31_536_000, _>", serialize_with = "write_duration")]
     pub queue_lifetime: Duration,
+    /// How long dead letters are kept; 0: for ever.
+    #[serde(deserialize_with = "duration::<0, 315_576_000, _>", serialize_with = "write_duration")]
+    pub dead_retention: Duration,
 }
 
 impl Default for Delivery {
@@ -212,6 +215,7 @@ impl Default for Delivery {
             backoff_base,
             backoff_max,
             queue_lifetime,
+            dead_retention: Duration::from_secs(30 * 24 * 3600),
         }
     }
 }

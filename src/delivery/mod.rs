@@ -6,8 +6,9 @@
 //!
 //! ```text
 //!  queue ──JobSender──▶ bounded channel ──▶ worker ──Attempt──▶ Delivery
-//!    ▲                                        │  └─ rejected, exhausted ─▶ DeadLetters
-//!    └──────────OutcomeReceiver◀──Report──────┘
+//!  ▲ ▲                                        │  └─ rejected, exhausted ─▶ DeadLetters
+//!  │ └──────────OutcomeReceiver◀──Report──────┘                               │
+//!  └──────────────Intake◀──────────────────Upkeep◀────────sent again───────────┘
 //! ```
 //!
 //! Invariants:
@@ -18,7 +19,7 @@
 //!
 //! Knows nothing of shards, sessions or how the content is stored.
 
-mod dead;
+pub mod dead;
 mod folder;
 mod job;
 mod queue;
@@ -32,7 +33,7 @@ use std::io::{self, Read, Write};
 use crate::limits::REASON_SIZE_MAX;
 use crate::mail::{Arrival, Envelope, ForwardPath, MessageId};
 
-pub use dead::DeadLetters;
+pub use dead::{DeadLetters, Intake, NotTaken, Resent, Upkeep};
 pub use job::{Content, Job, Outcome, Recipient, Report, StoredContent};
 pub use queue::{JobReceiver, JobSender, OutcomeReceiver, OutcomeSender, job_channel, outcome_channel};
 pub use schedule::Schedule;

@@ -133,6 +133,42 @@ mod tests {
         }
     }
 
+    /// A recipient that is never reached, from the first attempt to the one that gives up.
+    #[test]
+    fn a_recipient_that_is_never_reached_is_given_up_when_its_lifetime_is_over() {
+        let table = [
+            // (schedule, lifetime in seconds, the longest wait, attempts at least, at most)
+            (Schedule::default(), 5 * DAY, 4 * HOUR, 35, 50),
+            (
+                Schedule { queue_lifetime: Duration::from_secs(HOUR), ..Schedule::default() },
+                HOUR,
+                64 * MINUTE,
+                6,
+                9,
+            ),
+            (
+                Schedule { backoff_max: Duration::from_secs(MINUTE), ..Schedule::default() },
+                5 * DAY,
+                MINUTE,
+                5 * 24 * 60,
+                5 * 24 * 80,
+            ),
+        ];
+        for (schedule, lifetime, longest_wait, attempts_min, attempts_max) in table {
+            for seed in 0..50 {
+                let (mut age, mut attempts) = (Duration::ZERO, 1);
+                while !schedule.is_exhausted(attempts, age) {
+                    age += schedule.next_attempt(attempts, seed);
+                    attempts += 1;
+                }
+                let at = age.as_secs();
+                assert!((lifetime..=lifetime + longest_wait).contains(&at), "{schedule:?}: after {at} s");
+                let range = attempts_min..=attempts_max;
+                assert!(range.contains(&attempts), "{schedule:?}: {attempts} attempts");
+            }
+        }
+    }
+
     #[test]
     fn no_setting_overflows() {
         let longest = Duration::MAX;

@@ -84,7 +84,7 @@ fn join(threads: Vec<JoinHandle<()>>) {
 }
 
 /// Makes this thread one that is not run before a shard that has just become ready. Failing costs speed only.
-fn yield_to_shards() {
+pub(super) fn yield_to_shards() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the call reads `parameters` and changes nothing but how this thread is scheduled.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) };
@@ -316,7 +316,7 @@ pub(super) mod tests {
         }
 
         fn dead_letters(&self) -> usize {
-            std::fs::read_dir(self.dead.path()).unwrap().count()
+            DeadLetters::open(self.dead.path()).ids().unwrap().len()
         }
     }
 

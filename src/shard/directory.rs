@@ -114,6 +114,19 @@ pub fn lock(data: &Path) -> Result<DataLock, DirectoryError> {
     Err(DirectoryError::InUse(data.display().to_string()))
 }
 
+/// Has a running gateway locked the data folder?
+pub fn is_locked(data: &Path) -> io::Result<bool> {
+    let file = match File::open(data.join("lock")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    // Had for a moment only: a gateway that starts now tries more than once.
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        locked => locked.map(|()| false).map_err(io::Error::from),
+    }
+}
+
 /// Where a log is kept, and what recovery made of it.
 #[derive(Debug)]
 pub struct OpenedLog {

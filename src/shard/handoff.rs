@@ -13,8 +13,8 @@ use super::medium::DmaPage;
 use super::read_back::{Batch, StoredMessage, Wanted};
 use crate::delivery::{Content, Job, JobSender, Outcome, OutcomeSender, Recipient, Report, Schedule};
 use crate::mail::{Arrival, Envelope, MessageId};
-use crate::spool::Spool;
 use crate::spool::format::RecipientOutcome;
+use crate::spool::{Page, Spool};
 
 /// Messages read back at once: enough to pay for the way to the blocking thread, few enough to hold in memory.
 const BATCH_COUNT_MAX: usize = 64;
@@ -164,22 +164,7 @@ impl Handoff {
     /// What a report means for the spool: attempts counted, the next ones scheduled.
     pub fn judge(&self, spool: &Spool<DmaPage>, report: &Report, unix_now: u64) -> Vec<RecipientOutcome> {
         self.forget_job(report.id);
-        let left = outstanding(spool, report.id.sequence);
-        let judged = report.recipients.iter().map(|(index, outcome)| {
-            let before = left.iter().find(|r| r.index == *index).map_or(0, |r| r.attempts);
-            let attempts = before.saturating_add(1);
-            let is_done = !matches!(outcome, Outcome::Deferred { .. });
-            let seed = report.id.sequence ^ u64::from(report.id.log) << 32 ^ u64::from(*index) << 16;
-            let wait = self.schedule.next_attempt(attempts, seed).as_secs().max(1);
-            RecipientOutcome {
-                index: *index,
-                is_done,
-                attempts,
-                next_attempt: if is_done { 0 } else { unix_now + wait },
-                reason: outcome.reason().unwrap_or_default().into(),
-            }
-        });
-        judged.collect()
+        judge(&self.schedule, &outstanding(spool, report.id.sequence), report, unix_now)
     }
 
     /// The outcomes of a message whose record cannot be read.
@@ -196,11 +181,166 @@ impl Handoff {
     }
 }
 
+/// Counts the attempt for each recipient of the report, and says when the next one is due, by the wall clock. `left`: who wanted the
+/// message before.
+///
+/// The message alone seeds the chance in the wait: recipients that made the same attempts come due together, and are tried
+/// together.
+fn judge(schedule: &Schedule, left: &[Recipient], report: &Report, unix_now: u64) -> Vec<RecipientOutcome> {
+    let seed = report.id.sequence ^ u64::from(report.id.log) << 32;
+    let judged = report.recipients.iter().map(|(index, outcome)| {
+        let before = left.iter().find(|r| r.index == *index).map_or(0, |r| r.attempts);
+        let attempts = before.saturating_add(1);
+        let is_done = !matches!(outcome, Outcome::Deferred { .. });
+        let wait = schedule.next_attempt(attempts, seed).as_secs().max(1);
+        RecipientOutcome {
+            index: *index,
+            is_done,
+            attempts,
+            next_attempt: if is_done { 0 } else { unix_now.saturating_add(wait) },
+            reason: outcome.reason().unwrap_or_default().into(),
+        }
+    });
+    judged.collect()
+}
+
 /// Who still wants the message.
-fn outstanding(spool: &Spool<DmaPage>, sequence: u64) -> Vec<Recipient> {
+fn outstanding<P: Page>(spool: &Spool<P>, sequence: u64) -> Vec<Recipient> {
     let Some(entry) = spool.entry(sequence) else { return Vec::new() };
     match &entry.outstanding {
         Some(left) => left.iter().map(|o| Recipient { index: o.index, attempts: o.attempts }).collect(),
         None => (0..entry.recipient_count).map(|index| Recipient { index, attempts: 0 }).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::mail::{Body, ForwardPath, Protocol, ReversePath};
+    use crate::spool::memory_disk::MemoryDisk;
+    use crate::spool::recovery::Depth;
+    use crate::spool::{Incoming, Receiving, SpoolConfig};
+
+    fn id(sequence: u64) -> MessageId {
+        MessageId { log: 7, sequence }
+    }
+
+    #[test]
+    fn an_attempt_is_counted_for_each_and_the_next_is_due_for_all_at_once() {
+        let schedule = Schedule::default();
+        let left: Vec<_> = (0..40).map(|index| Recipient { index, attempts: 4 }).collect();
+        for sequence in 0..200 {
+            let recipients = left.iter().map(|r| (r.index, Outcome::deferred(format!("busy {}", r.index))));
+            let report = Report { id: id(sequence), recipients: recipients.collect() };
+            let judged = judge(&schedule, &left, &report, 1000);
+            let due = judged[0].next_attempt;
+            assert!((1000 + 16 * 45..=1000 + 16 * 60).contains(&due), "{due}");
+            for (n, outcome) in judged.iter().enumerate() {
+                let (index, reason) = (n as u32, format!("busy {n}").into());
+                let expected =
+                    RecipientOutcome { index, is_done: false, attempts: 5, next_attempt: due, reason };
+                assert_eq!(*outcome, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn each_recipient_has_its_own_count_and_end() {
+        let schedule = Schedule { backoff_base: Duration::from_secs(100), ..Schedule::default() };
+        let left =
+            [(1, 0), (4, 2), (5, 0), (6, u32::MAX)].map(|(index, attempts)| Recipient { index, attempts });
+        let (busy, no) = (Outcome::deferred("busy"), Outcome::rejected("no"));
+        let table = [
+            // (index, outcome, is done, attempts, the least and the most to wait)
+            (1, busy.clone(), false, 1, 75..=100),
+            (4, busy.clone(), false, 3, 300..=400),
+            (5, Outcome::Delivered, true, 1, 0..=0),
+            (4, no, true, 3, 0..=0),
+            (6, busy.clone(), false, u32::MAX, 3 * 3600..=4 * 3600),
+            // one the queue does not know to be left
+            (9, busy, false, 1, 75..=100),
+        ];
+        for (index, outcome, is_done, attempts, wait) in table {
+            let report = Report { id: id(1), recipients: vec![(index, outcome.clone())] };
+            let [judged] = &judge(&schedule, &left, &report, 50)[..] else { panic!("one outcome") };
+            assert_eq!((judged.is_done, judged.attempts), (is_done, attempts), "{index} {outcome:?}");
+            assert_eq!(&*judged.reason, outcome.reason().unwrap_or_default());
+            assert!(wait.contains(&judged.next_attempt.saturating_sub(50)), "{index}: {judged:?}");
+        }
+    }
+
+    #[test]
+    fn messages_deferred_together_do_not_come_back_together() {
+        let left = [Recipient { index: 0, attempts: 9 }];
+        let due = |sequence| {
+            let report = Report { id: id(sequence), recipients: vec![(0, Outcome::deferred("busy"))] };
+            judge(&Schedule::default(), &left, &report, 0)[0].next_attempt
+        };
+        let times: std::collections::BTreeSet<u64> = (0..1000).map(due).collect();
+        assert!(times.len() > 500, "{} times for 1000 messages", times.len());
+        assert_eq!(due(3), due(3), "a restart computes the same");
+    }
+
+    #[test]
+    fn attempts_time_and_reason_of_each_recipient_survive_a_restart() {
+        const PAGE_SIZE: usize = 64 << 10;
+        let config = SpoolConfig { segment_size: 1 << 20, sync: true, page_size: PAGE_SIZE, pages_max: 4 };
+        let (mut disk, start, unix_start) = (MemoryDisk::default(), Instant::now(), 1_000_000);
+        let mut sequence = 0;
+        let (mut attempts, mut expected) = ([0; 3], Vec::new());
+        let paths = ["a@e.org", "b@e.org", "c@e.org"];
+        // In each life one attempt for all who are left; the second of them is delivered in the third.
+        for life in 1..=5 {
+            let times = (start + Duration::from_secs(life * 86_400), unix_start + life * 86_400);
+            let recovered = disk.recover(Depth::Quick);
+            let make_page = Box::new(|| vec![0; PAGE_SIZE]);
+            let mut spool = Spool::new(config, recovered, make_page, Box::new(move || life + 7), times);
+            disk.settle(&mut spool, times.0);
+            if life == 1 {
+                let path = |text: &&str| ForwardPath::parse(text, false).unwrap();
+                let envelope = Envelope {
+                    reverse_path: ReversePath::Null,
+                    forward_paths: paths.iter().map(path).collect(),
+                    body: Body::SevenBit,
+                    smtputf8: false,
+                };
+                let (peer, protocol) = ("192.0.2.1:25".parse().unwrap(), Protocol::Esmtp);
+                let arrival = Arrival { peer, hello: "e.net".into(), protocol, unix_time: unix_start };
+                let message = Incoming { envelope: &envelope, arrival: &arrival, tail: b"x" };
+                let mut receiving = Receiving::default();
+                sequence = spool.append_message(&mut receiving, message, |_| Vec::new()).unwrap().0.sequence;
+                disk.settle(&mut spool, times.0);
+                assert_eq!(spool.poll_stored(), Some((sequence, true)));
+            }
+            let left = outstanding(&spool, sequence);
+            let outcome = |r: &Recipient| match (r.index, life) {
+                (1, 3) => (r.index, Outcome::Delivered),
+                _ => (r.index, Outcome::deferred(format!("450 4.2.{life} {} is busy", r.index))),
+            };
+            let report = Report { id: id(sequence), recipients: left.iter().map(outcome).collect() };
+            left.iter().for_each(|r| attempts[r.index as usize] += 1);
+            let judged = judge(&Schedule::default(), &left, &report, times.1);
+            assert_eq!(spool.next_of_backlog(times.0), Some(sequence), "due after a day");
+            spool.hand_off(sequence);
+            spool.handle_outcome(sequence, &judged, times.0, times.1);
+            disk.settle(&mut spool, times.0 + Duration::from_secs(1));
+
+            let recovered = disk.recover(Depth::Quick);
+            let message = &recovered.messages[&sequence];
+            let due = judged.iter().filter(|o| !o.is_done).map(|o| o.next_attempt).min();
+            assert_eq!(Some(message.next_attempt), due, "life {life}");
+            expected.clear();
+            for recipient in [0, 1, 2].into_iter().filter(|index| *index != 1 || life < 3) {
+                let reason = format!("450 4.2.{life} {recipient} is busy");
+                expected.push((recipient, attempts[recipient as usize], Some(reason)));
+            }
+            let kept = message.entry.outstanding.iter().flatten();
+            let kept: Vec<_> =
+                kept.map(|o| (o.index, o.attempts, o.reason.as_deref().map(String::from))).collect();
+            assert_eq!(kept, expected, "life {life}");
+        }
+        assert_eq!(attempts, [5, 3, 5]);
     }
 }

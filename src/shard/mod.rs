@@ -15,6 +15,7 @@ mod directory;
 mod disk;
 mod event;
 mod handoff;
+mod inject;
 mod medium;
 mod quarantine;
 mod read_back;
@@ -33,7 +34,10 @@ use glommio::timer::Timer;
 use ipnet::IpNet;
 use slab::Slab;
 
-pub use directory::{DataLock, DirectoryError, OpenedLog, count_segments, lock, open, open_in_memory};
+pub use directory::{
+    DataLock, DirectoryError, OpenedLog, count_segments, is_locked, lock, open, open_in_memory,
+};
+pub use inject::{Injected, Injector, injection};
 
 use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
 use crate::limits::SCRATCH_SIZE;
@@ -86,6 +90,8 @@ pub struct Plan {
     pub reports: OutcomeReceiver,
     /// When to try again.
     pub schedule: Schedule,
+    /// Messages that do not come by SMTP, if they come to this shard.
+    pub injected: Option<Injected>,
     /// Orders from the gateway.
     pub control: Arc<Control>,
     /// Told when the shard accepts, and when it has no session left after it was told to drain.
@@ -251,6 +257,9 @@ pub async fn run(plan: Plan) -> usize {
     shard.disks.iter().for_each(Disk::run);
     glommio::spawn_local(watch_deadlines(shard.clone(), plan.control.clone())).detach();
     shard.disk().ready().await;
+    if let Some(injected) = plan.injected {
+        glommio::spawn_local(inject::run(shard.clone(), injected)).detach();
+    }
     let accepting: Vec<_> = plan
         .listeners
         .into_iter()
