@@ -184,7 +184,7 @@ impl Segment {
 
     /// Octets of the message's record: header and payload.
     fn record(&self, sequence: u64) -> std::ops::Range<usize> {
-        let offset = self.undamaged.messages[&sequence].entry.location.offset as usize;
+        let offset = self.undamaged.messages[&sequence].location.offset as usize;
         let header = RecordHeader::decode(&self.disk.files[&SLOT][offset..]).expect("a record");
         offset..offset + format::RECORD_HEADER_SIZE + header.payload_size as usize
     }
@@ -232,7 +232,7 @@ impl Segment {
         }
         // What is lost at the very end cannot be told from what was never acknowledged.
         let is_missing =
-            |sequence: &&u64| !recovered.messages.contains_key(sequence) && **sequence != self.last;
+            |sequence: &&u64| !recovered.messages.contains(**sequence) && **sequence != self.last;
         let is_reported = |sequence: &u64| {
             let is_it =
                 |f: &Finding| matches!(f, Finding::Corrupt { sequences } if sequences.contains(sequence));
@@ -242,7 +242,7 @@ impl Segment {
             let silent: Vec<_> = lost.iter().filter(is_missing).filter(|s| !is_reported(s)).collect();
             assert!(silent.is_empty(), "{what}: {silent:?} are lost in silence: {:?}", recovered.findings);
         }
-        let is_false = |sequence: &u64| is_reported(sequence) && recovered.messages.contains_key(sequence);
+        let is_false = |sequence: &u64| is_reported(sequence) && recovered.messages.contains(*sequence);
         assert!(!self.all().any(|s| is_false(&s)), "{what}: {:?}", recovered.findings);
     }
 
@@ -337,14 +337,14 @@ fn a_damaged_outcome_brings_its_message_back_and_is_reported() {
     log.pass(Duration::from_secs(1));
     let second = log.append(b"second");
     log.settle();
-    assert!(log.disk.recover(Depth::Whole).messages.keys().eq([&second]));
+    assert!(log.disk.recover(Depth::Whole).messages.keys().eq([second]));
     let file = log.disk.files.get_mut(&SLOT).expect("the segment");
     let is_outcomes =
         |at: &usize| RecordHeader::decode(&file[*at..]).is_some_and(|header| header.kind == Kind::Outcomes);
     let at = (0..file.len()).step_by(BLOCK_SIZE).find(is_outcomes).expect("an Outcomes record");
     file[at + format::RECORD_HEADER_SIZE] ^= 1;
     let recovered = log.disk.recover(Depth::Whole);
-    assert!(recovered.messages.keys().eq([&first, &second]), "at least once, so it is delivered again");
+    assert!(recovered.messages.keys().eq([first, second]), "at least once, so it is delivered again");
     assert!(matches!(recovered.findings[..], [Finding::NotARecord { .. }, Finding::Corrupt { .. }]));
 }
 
@@ -356,7 +356,7 @@ fn behind_an_index_damage_loses_what_it_is_in_and_is_found_at_the_latest_when_th
     log.settle();
     log.finish();
     let undamaged = log.disk.recover(Depth::Quick);
-    assert!(undamaged.messages.keys().eq(&sequences) && undamaged.findings.is_empty());
+    assert!(undamaged.messages.keys().eq(sequences.iter().copied()) && undamaged.findings.is_empty());
     let mut disk = log.disk.clone();
     let size = disk.files[&SLOT].len();
     let (mut lost_count, mut told_count) = (0, 0);
@@ -364,7 +364,7 @@ fn behind_an_index_damage_loses_what_it_is_in_and_is_found_at_the_latest_when_th
         disk.files.get_mut(&SLOT).expect("the segment")[at] ^= 0xff;
         let recovered = disk.recover(Depth::Quick);
         for sequence in &sequences {
-            let location = undamaged.messages[sequence].entry.location;
+            let location = undamaged.messages[sequence].location;
             let is_hit = (location.offset..location.offset + location.size).contains(&(at as u32));
             let read = disk.message(&recovered, *sequence);
             let expected = (!is_hit).then(|| log.disk.message(&undamaged, *sequence).expect("it is there"));

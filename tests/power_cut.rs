@@ -120,7 +120,7 @@ impl Disk {
             let octets = &self.files[&segment.slot].durable[offset as usize..];
             format::decode_record(octets, segment.life).expect("its record is valid").1
         };
-        let entry = &recovered.messages[&sequence].entry;
+        let entry = &recovered.messages[&sequence];
         let payload = record(entry.location.epoch, entry.location.offset);
         let message = format::MessagePayload::decode(payload).expect("its payload is well-formed");
         let mut content = message.trace.to_vec();
@@ -271,7 +271,7 @@ impl World {
 
     fn end_attempt(&mut self, spool: &mut Spool<Vec<u8>>, sequence: u64) {
         let entry = spool.entry(sequence).expect("a message handed off is in the ledger");
-        let indices: Vec<u32> = match &entry.outstanding {
+        let indices: Vec<u32> = match entry.outstanding() {
             Some(left) => left.iter().map(|o| o.index).collect(),
             None => (0..entry.recipient_count).collect(),
         };
@@ -333,13 +333,13 @@ impl World {
     fn check(&mut self, recovered: &Recovered) {
         for sequence in self.ledger.stored.difference(&self.ledger.maybe_done) {
             assert!(
-                recovered.messages.contains_key(sequence),
+                recovered.messages.contains(*sequence),
                 "message {sequence} was acknowledged and is lost"
             );
         }
         for sequence in recovered.messages.keys() {
-            let content = self.disk.content(recovered, *sequence);
-            let appended = self.ledger.appended.get(sequence).expect("only appended messages are recovered");
+            let content = self.disk.content(recovered, sequence);
+            let appended = self.ledger.appended.get(&sequence).expect("only appended messages are recovered");
             assert!(appended.contains(&content), "message {sequence} was recovered with other content");
         }
         let is_harmless = |finding: &Finding| !finding.is_damage();
@@ -349,7 +349,7 @@ impl World {
             recovered.findings
         );
         // What was not acknowledged and was recovered all the same is ours now; what was cut is gone.
-        self.ledger.stored = recovered.messages.keys().copied().collect();
+        self.ledger.stored = recovered.messages.keys().collect();
         self.ledger.maybe_done.clear();
     }
 }

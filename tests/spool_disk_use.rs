@@ -84,11 +84,14 @@ fn messages_that_wait_long_do_not_hold_what_came_behind_them() {
     log.pass(Duration::from_secs(1));
     for depth in [Depth::Quick, Depth::Whole] {
         let recovered = log.disk.recover(depth);
-        assert!(recovered.messages.keys().eq(&waiting), "they are all there, and nothing else");
+        assert!(
+            recovered.messages.keys().eq(waiting.iter().copied()),
+            "they are all there, and nothing else"
+        );
         assert_eq!(recovered.findings, []);
         for (n, (sequence, found)) in recovered.messages.iter().enumerate() {
-            assert!(log.disk.message(&recovered, *sequence).expect("it can be read").ends_with(&message));
-            let left = found.entry.outstanding.as_deref().unwrap_or_default();
+            assert!(log.disk.message(&recovered, sequence).expect("it can be read").ends_with(&message));
+            let left = found.outstanding().unwrap_or_default();
             let left: Vec<_> = left.iter().map(|o| (o.index, o.attempts, o.reason.as_deref())).collect();
             match n % 2 {
                 0 => assert_eq!(left, [(0, 3, Some("451 4.3.0 try later"))]),

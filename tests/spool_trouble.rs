@@ -317,7 +317,7 @@ fn a_message_that_was_refused_because_of_a_failed_sync_is_not_delivered_after_a_
         lab.run(nothing);
     }
     assert!(lab.spool.is_idle());
-    let kept: Vec<u64> = lab.recover().messages.into_keys().collect();
+    let kept: Vec<u64> = lab.recover().messages.keys().collect();
     assert_eq!(kept, [first]);
 }
 

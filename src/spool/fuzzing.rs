@@ -88,7 +88,7 @@ fn go_on(disk: &MemoryDisk) {
         let recovered = disk.recover(depth);
         recovered.findings.iter().for_each(|finding| drop(finding.to_string()));
         for sequence in recovered.messages.keys() {
-            let can_be_read = disk.message(&recovered, *sequence).is_some();
+            let can_be_read = disk.message(&recovered, sequence).is_some();
             assert!(can_be_read || depth == Depth::Quick, "{sequence} cannot be read");
         }
         drop(spool(recovered, Instant::now()));
@@ -250,17 +250,20 @@ impl World {
 
     fn check_undamaged(&self, recovered: &Recovered) {
         assert_eq!(recovered.findings, [], "nothing is damaged");
-        assert!(self.left().eq(recovered.messages.keys()), "what is not done is recovered, and nothing else");
+        assert!(
+            self.left().copied().eq(recovered.messages.keys()),
+            "what is not done is recovered, and nothing else"
+        );
         self.check_contents(recovered, &self.disk, Depth::Whole);
     }
 
     fn check_damaged(&self, (before, after): (&Recovered, &Recovered), disk: &MemoryDisk, depth: Depth) {
         after.findings.iter().for_each(|finding| drop(finding.to_string()));
         self.check_contents(after, disk, depth);
-        let first = after.messages.keys().next().copied().unwrap_or(u64::MAX);
-        for sequence in self.left().filter(|sequence| !after.messages.contains_key(sequence)) {
+        let first = after.messages.keys().next().unwrap_or(u64::MAX);
+        for sequence in self.left().filter(|sequence| !after.messages.contains(**sequence)) {
             // It takes several blocks moved from one file to another to have both pass for the same segment.
-            let slot = slot_of(before, before.messages[sequence].entry.location.epoch);
+            let slot = slot_of(before, before.messages[sequence].location.epoch);
             if self.has_moved && after.findings.contains(&Finding::SegmentTwice { slot }) {
                 continue;
             }
@@ -283,17 +286,17 @@ impl World {
     /// Only what was appended is recovered, octet for octet. What only an index tells of may turn out damaged.
     fn check_contents(&self, recovered: &Recovered, disk: &MemoryDisk, depth: Depth) {
         for sequence in recovered.messages.keys() {
-            let content = disk.message(recovered, *sequence);
+            let content = disk.message(recovered, sequence);
             if content.is_none() && depth == Depth::Quick {
                 continue;
             }
-            assert_eq!(self.appended.get(sequence), content.as_ref(), "message {sequence}");
+            assert_eq!(self.appended.get(&sequence), content.as_ref(), "message {sequence}");
         }
     }
 
     /// Nothing has happened to the message's records and to what says whose they are.
     fn is_intact(&self, before: &Recovered, disk: &MemoryDisk, sequence: u64) -> bool {
-        let entry = &before.messages[&sequence].entry;
+        let entry = &before.messages[&sequence];
         // Which of two copies of a piece is the original is not always known.
         if self.has_moved && !entry.pieces.is_empty() {
             return false;

@@ -72,7 +72,7 @@ impl MemoryDisk {
             let octets = self.files.get(&segment.slot)?.get(offset as usize..)?;
             format::decode_record(octets, segment.life).map(|(_, payload)| payload)
         };
-        let location = recovered.messages.get(&sequence)?.entry.location;
+        let location = recovered.messages.get(sequence)?.location;
         let message = MessagePayload::decode(record(location.epoch, location.offset)?)?;
         let mut content = message.trace.to_vec();
         for piece in &message.pieces {

@@ -36,7 +36,9 @@ mod log;
 pub mod memory_disk;
 mod reasons;
 pub mod recovery;
+mod sequence_map;
 
 pub use io::{Completion, Io, IoFailure, Page, ReadSegment, RecordPlace, Slot};
-pub use ledger::{Location, Outstanding};
+pub use ledger::{Entry, Location, Outstanding};
 pub use log::{AppendError, Counters, Incoming, Receiving, Spool, SpoolConfig};
+pub use sequence_map::SequenceMap;

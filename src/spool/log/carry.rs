@@ -300,7 +300,7 @@ impl<P: Page> Spool<P> {
         let entry = self.ledger.entry(sequence).expect("the item is current");
         let (mut pieces, recipient_count) = (entry.pieces.clone(), entry.recipient_count);
         moved.iter().for_each(|(place, piece)| pieces[*place] = *piece);
-        let mut progress = self.ledger.progress(sequence, |at| self.unix_time(at));
+        let mut progress = self.ledger.progress(sequence);
         shorten_reasons(&mut progress);
         let head = MessageHead {
             sequence,

@@ -203,8 +203,6 @@ pub struct Spool<P> {
     outcomes: Outcomes,
     carry: Carry,
     counters: Counters,
-    /// A moment and the wall clock's seconds at it.
-    wall_clock: (Instant, u64),
     head: Vec<u8>,
 }
 
@@ -218,16 +216,12 @@ impl<P: Page> Spool<P> {
         entropy: Box<dyn FnMut() -> u64>,
         (now, unix_now): (Instant, u64),
     ) -> Self {
-        let mut ledger = Ledger::new(config.segment_size);
-        ledger.share_reasons(recovered.reasons);
+        let Recovered { messages, reasons, .. } = recovered;
+        let mut ledger = Ledger::new(config.segment_size, messages, reasons, (now, unix_now));
         for segment in &recovered.segments {
             ledger.add_segment(segment.epoch, segment.slot, segment.life, segment.first_sequence);
         }
-        for (sequence, message) in recovered.messages {
-            let wait = message.next_attempt.saturating_sub(unix_now);
-            let due = (wait > 0).then(|| now + Duration::from_secs(wait));
-            ledger.adopt(sequence, message.entry, due);
-        }
+        ledger.adopt();
         for segment in &recovered.segments {
             match segment.size == config.segment_size {
                 true => ledger.seal(segment.epoch),
@@ -269,7 +263,6 @@ impl<P: Page> Spool<P> {
             outcomes: Outcomes::default(),
             carry: Carry::default(),
             counters: Counters::default(),
-            wall_clock: (now, unix_now),
             head: Vec::new(),
         }
     }
@@ -828,18 +821,10 @@ impl<P: Page> Spool<P> {
         now: Instant,
         unix_now: u64,
     ) {
-        self.wall_clock = (now, unix_now);
         if self.ledger.entry(sequence).is_some() {
             let needs = self.ledger.handle_outcome(sequence, outcomes, (now, unix_now));
             self.note_outcomes(sequence, outcomes, needs, now);
         }
-    }
-
-    /// The wall clock's seconds at a moment.
-    fn unix_time(&self, at: Instant) -> u64 {
-        let (then, unix_then) = self.wall_clock;
-        (unix_then + at.saturating_duration_since(then).as_secs())
-            .saturating_sub(then.saturating_duration_since(at).as_secs())
     }
 
     /// Makes everything that was appended durable, outcomes too, as soon as may be, and seals the last segment: before a clean

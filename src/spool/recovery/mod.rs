@@ -36,8 +36,9 @@ use super::format::{
     RecordHeader, SegmentHeader,
 };
 use super::io::{ReadSegment, Slot};
-use super::ledger::{Location, RecoveredEntry, apply_outcomes};
+use super::ledger::{Entry, Location};
 use super::reasons::Reasons;
+use super::sequence_map::SequenceMap;
 use scan::{Fact, MessageFact, Record, Scan, scan_index, scan_whole};
 
 /// What is read of every file first: the header blocks and, usually, the whole Open record.
@@ -303,14 +304,13 @@ impl Recovery {
         // Pieces are in front of their message, so they have been met. Of a message that was moved, the older record
         // still serves where the younger one is not whole.
         if !pieces.iter().all(|piece| self.pieces.contains(piece)) {
-            if !self.found.messages.contains_key(&sequence) {
+            if !self.found.messages.contains(sequence) {
                 self.incomplete.insert(sequence, record);
             }
             return;
         }
         self.incomplete.remove(&sequence);
-        let entry = RecoveredEntry { location, pieces, recipient_count, outstanding: None };
-        self.found.messages.insert(sequence, RecoveredMessage { entry, next_attempt: 0 });
+        self.found.messages.insert(sequence, Entry::found(location, pieces, recipient_count));
         if !progress.is_empty() {
             self.apply(OutcomeEntry { sequence, recipients: progress });
         }
@@ -320,18 +320,12 @@ impl Recovery {
         if outcome.recipients.is_empty() {
             self.incomplete.remove(&outcome.sequence);
         }
-        let Some(message) = self.found.messages.get_mut(&outcome.sequence) else { return };
-        let entry = &mut message.entry;
-        let outstanding = entry.outstanding.take();
-        let left =
-            apply_outcomes(outstanding, entry.recipient_count, &outcome.recipients, &mut self.found.reasons);
-        if outcome.recipients.is_empty() || left.is_empty() {
-            self.found.messages.remove(&outcome.sequence);
-            return;
+        let Some(message) = self.found.messages.get_mut(outcome.sequence) else { return };
+        let is_left =
+            !outcome.recipients.is_empty() && message.apply(&outcome.recipients, &mut self.found.reasons);
+        if !is_left {
+            self.found.messages.remove(outcome.sequence);
         }
-        entry.outstanding = Some(left);
-        let times = outcome.recipients.iter().filter(|r| !r.is_done).map(|r| r.next_attempt);
-        message.next_attempt = times.min().unwrap_or(0);
     }
 
     /// Judges what is missing.
@@ -407,7 +401,7 @@ pub struct Recovered {
     /// Files that never became a segment: to be removed.
     pub unfinished: Vec<Slot>,
     /// What is not done, by message sequence.
-    pub messages: BTreeMap<u64, RecoveredMessage>,
+    pub messages: SequenceMap<Entry>,
     /// The texts that `messages` share.
     pub reasons: Reasons,
     /// No file has this slot or a higher one.
@@ -435,15 +429,6 @@ pub struct RecoveredSegment {
     pub size: u32,
     /// The number of its first record.
     pub first_sequence: u64,
-}
-
-/// A message that is not done.
-#[derive(Debug)]
-pub struct RecoveredMessage {
-    /// What the ledger needs.
-    pub entry: RecoveredEntry,
-    /// Not before this, seconds since 1970; 0: at once.
-    pub next_attempt: u64,
 }
 
 /// Something an operator should know.

@@ -320,7 +320,7 @@ fn every_row_of_the_decision_table() {
         // Segments come in the order of the directory: any.
         let recovered =
             recover_all(segments.iter().rev().map(|(epoch, puts)| (*epoch, segment(*epoch, puts))));
-        assert_eq!(recovered.messages.keys().copied().collect::<Vec<_>>(), kept, "{verdict}");
+        assert_eq!(recovered.messages.keys().collect::<Vec<_>>(), kept, "{verdict}");
         assert_eq!(recovered.findings, findings, "{verdict}");
         let voids = findings.into_iter().filter_map(|finding| match finding {
             Finding::Torn { sequences } => Some(sequences),
@@ -347,7 +347,7 @@ fn of_two_files_that_say_they_are_one_segment_the_fuller_is_read_and_the_other_l
     let copy = segment(1, &[Open(1, 1, 1)]);
     for (fuller_in, copy_in) in [(1, 9), (9, 1)] {
         let recovered = recover_all([(fuller_in, fuller.clone()), (copy_in, copy.clone())]);
-        assert!(recovered.messages.keys().eq([&2]));
+        assert!(recovered.messages.keys().eq([2]));
         assert_eq!(recovered.findings, [Finding::SegmentTwice { slot: Slot(copy_in as u32) }]);
         assert_eq!((recovered.segments.len(), recovered.free.len(), recovered.next_slot), (1, 0, 10));
     }
@@ -359,11 +359,11 @@ fn a_segment_without_header_blocks_is_read_by_what_its_first_record_says() {
     damaged[..2 * BLOCK_SIZE].fill(0xa5);
     let other = segment(2, &[Open(3, 3, 3), Message(4, 4)]);
     let recovered = recover_all([(1, damaged.clone()), (2, other.clone())]);
-    assert!(recovered.messages.keys().eq([&2, &4]));
+    assert!(recovered.messages.keys().eq([2, 4]));
     assert_eq!(recovered.findings, [Finding::HeaderLost { slot: Slot(1), is_rebuilt: true }]);
     damaged[2 * BLOCK_SIZE + RECORD_HEADER_SIZE] ^= 1;
     let recovered = recover_all([(1, damaged), (2, other)]);
-    assert!(recovered.messages.keys().eq([&4]));
+    assert!(recovered.messages.keys().eq([4]));
     assert_eq!(recovered.findings, [Finding::HeaderLost { slot: Slot(1), is_rebuilt: false }]);
     assert_eq!((recovered.unfinished.len(), recovered.next_slot), (0, 3), "it is left alone");
 }
