@@ -1,4 +1,4 @@
-//! The promise behind 250 on disks that fail: power cuts, failed syncs and writes, full file systems, short writes.
+//! The promise behind 250 on disks that fail: power cuts, failed syncs and writes, full file systems.
 //!
 //! Every test follows one pattern: sessions send and keep a ledger, the fault strikes, the gateway starts again on what
 //! is left, and every message that was acknowledged must arrive, octet for octet. Deliveries are held while the fault
@@ -8,21 +8,14 @@
 
 mod support;
 
-use std::fs;
 use std::sync::Arc;
 
 use support::disk::{Cut, Disk, FileSystem};
-use support::files::Passed;
-use support::ledger::{Balance, Ledger};
+use support::ledger::Ledger;
 use support::load::Load;
-use support::maildir;
-use support::server::Server;
-use support::setup::Setup;
 use support::tools;
+use support::trial::{SESSIONS, settle, setup_on, wait_for_more};
 use support::wait;
-
-/// Sessions that send while a fault strikes.
-const SESSIONS: usize = 6;
 
 /// Sizes in MB: xfs needs 300, ext4 is content with what a few segments take.
 fn size_of(file_system: FileSystem) -> u32 {
@@ -30,35 +23,6 @@ fn size_of(file_system: FileSystem) -> u32 {
         FileSystem::Ext4 => 128,
         FileSystem::Xfs => 320,
     }
-}
-
-/// A gateway with its spool on `folder`, and its Maildir on the healthy root file system.
-fn setup_on(folder: impl Into<std::path::PathBuf>) -> Setup {
-    let mut setup = Setup::new();
-    setup.data_at(folder.into().join("data")).small_segments().retry_soon();
-    setup
-}
-
-/// Waits until `more` messages were acknowledged beyond those so far; panics if the gateway ends before.
-#[track_caller]
-fn wait_for_more(ledger: &Ledger, server: &mut Server, more: usize) {
-    let wanted = ledger.acknowledged_count() + more;
-    wait::until("more messages are acknowledged", || {
-        if let Some(status) = server.ended() {
-            panic!("the gateway ended: {status}");
-        }
-        ledger.acknowledged_count() >= wanted
-    });
-}
-
-/// Starts the gateway again, lets deliveries succeed, and holds the ledger against what arrives.
-#[track_caller]
-fn settle(setup: &Setup, ledger: &Ledger) -> Balance {
-    setup.release_deliveries();
-    let mut server = setup.start();
-    let balance = ledger.assert_kept(setup.maildir());
-    assert!(server.stop().success());
-    balance
 }
 
 fn cuts_keep_every_acknowledged_message(file_system: FileSystem, cut: Cut) {
@@ -244,75 +208,4 @@ fn a_full_ext4_is_answered_452_and_recovers() {
 #[test]
 fn a_full_xfs_is_answered_452_and_recovers() {
     a_full_file_system_is_answered_452_and_recovers(FileSystem::Xfs);
-}
-
-/// Short writes and errors of single files, as only a file system in user space has them.
-#[test]
-fn a_write_or_sync_that_fails_is_never_acknowledged() {
-    for fault in ["eio", "enospc", "fsync_eio"] {
-        let passed = Passed::new();
-        let setup = setup_on(passed.mount_point());
-        let ledger = Arc::new(Ledger::default());
-        setup.hold_deliveries();
-        let mut server = setup.start();
-        let load = Load::start(server.address(), &ledger, SESSIONS);
-        wait_for_more(&ledger, &mut server, 20);
-        passed.fault(fault);
-        wait::until("the fault is answered", || !ledger.refusals().is_empty());
-        load.stop();
-        let refusals = ledger.refusals();
-        assert!(refusals.keys().all(|key| key.starts_with('4')), "{fault}: {refusals:?}");
-        // What is acknowledged now must be on the disk now.
-        server.kill();
-        passed.heal(fault);
-        let balance = settle(&setup, &ledger);
-        println!("{fault}: {refusals:?}, {balance}");
-    }
-}
-
-/// While this file system stores half of each write, completions of the whole length were seen, and damaged records: a medium that says
-/// more than it did. The gateway does not know it at the 250; it must find out when it reads, say so, and deliver nothing altered.
-#[test]
-fn a_medium_that_calls_a_short_write_whole_is_found_out() {
-    let passed = Passed::new();
-    let setup = setup_on(passed.mount_point());
-    let ledger = Arc::new(Ledger::default());
-    setup.hold_deliveries();
-    let mut server = setup.start();
-    let load = Load::start(server.address(), &ledger, SESSIONS);
-    wait_for_more(&ledger, &mut server, 20);
-    passed.fault("short");
-    let before = ledger.acknowledged_count();
-    wait::until("the fault is answered", || {
-        !ledger.refusals().is_empty() || ledger.acknowledged_count() > before + 20
-    });
-    load.stop();
-    assert!(ledger.refusals().keys().all(|key| key.starts_with('4')), "{:?}", ledger.refusals());
-    server.kill();
-    passed.heal("short");
-    setup.release_deliveries();
-    let server = setup.start();
-    // Everything from before the fault arrives; the balance refuses whatever was altered.
-    wait::until("what is intact is delivered", || maildir::count(setup.maildir()) >= before);
-    let balance = ledger.balance(setup.maildir());
-    let is_told = server.log().contains("damaged");
-    assert!(balance.missing.is_empty() || is_told, "lost in silence: {balance}\n{}", server.log());
-    println!("short: {balance}");
-}
-
-/// The spool's folder goes away under a running gateway: no panic, no false acknowledgement.
-#[test]
-fn a_spool_on_a_vanished_folder_is_refused_and_not_a_panic() {
-    let setup = setup_on(tempfile::tempdir().expect("a folder").keep());
-    let ledger = Arc::new(Ledger::default());
-    let mut server = setup.start();
-    fs::remove_dir_all(setup.data().join("spool")).expect("the spool is removed");
-    let load = Load::start(server.address(), &ledger, SESSIONS);
-    let answered = || !ledger.refusals().is_empty() || ledger.acknowledged_count() > 1000;
-    wait::until("it is answered", || answered() || server.ended().is_some());
-    load.stop();
-    assert!(!server.log().contains("panicked"), "{}", server.log());
-    server.kill();
-    println!("vanished folder: {:?}, {} delivered", ledger.refusals(), maildir::count(setup.maildir()));
-    fs::remove_dir_all(setup.data().parent().expect("its folder")).expect("the folder is removed");
 }
