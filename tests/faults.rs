@@ -8,13 +8,18 @@
 
 mod support;
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::sync::Arc;
+use std::time::Duration;
 
+use support::client::{Client, on_the_wire};
 use support::disk::{Cut, Disk, FileSystem};
-use support::ledger::Ledger;
+use support::ledger::{self, Ledger};
 use support::load::Load;
+use support::setup::Setup;
 use support::tools;
-use support::trial::{SESSIONS, settle, setup_on, wait_for_more};
+use support::trial::{SESSIONS, assert_temporary, settle, setup_on, wait_for_more};
 use support::wait;
 
 /// Sizes in MB: xfs needs 300, ext4 is content with what a few segments take.
@@ -105,7 +110,7 @@ fn one_error_is_answered_451_and_accepting_resumes(file_system: FileSystem, faul
         // The one error may have met the file system's own journal, which then ends for good. Nothing can be accepted on
         // it any more, and what was acknowledged is there after a reboot.
         let wanted = ledger.acknowledged_count() + 20;
-        let is_dead = || std::fs::write(disk.mount_point().join("probe"), "").is_err();
+        let is_dead = || fs::write(disk.mount_point().join("probe"), "").is_err();
         wait::until("accepting resumes, or the file system has ended", || {
             ledger.acknowledged_count() >= wanted || is_dead()
         });
@@ -189,6 +194,9 @@ fn a_full_file_system_is_answered_452_and_recovers(file_system: FileSystem) {
     let refusals = ledger.refusals();
     assert!(refusals.keys().all(|key| key.starts_with("45")), "{refusals:?}");
     assert!(server.ended().is_none(), "a full disk ends nobody");
+    // Said before the content is sent.
+    let reply = Client::greet(server.address()).say("MAIL FROM:<a@client.test> SIZE=10000000");
+    assert!(reply.line().starts_with("452 4.3.1"), "{reply:?}");
 
     // Accepted mail flows out, and with the room it leaves behind accepting resumes by itself.
     setup.release_deliveries();
@@ -208,4 +216,82 @@ fn a_full_ext4_is_answered_452_and_recovers() {
 #[test]
 fn a_full_xfs_is_answered_452_and_recovers() {
     a_full_file_system_is_answered_452_and_recovers(FileSystem::Xfs);
+}
+
+/// A flush that does not end: whoever waits for it waits, everybody else is served.
+#[test]
+fn a_stalled_disk_holds_up_only_who_waits_for_it() {
+    let disk = Disk::new(FileSystem::Ext4, size_of(FileSystem::Ext4), 1);
+    let setup = setup_on(disk.mount_point());
+    let mut server = setup.start();
+    let ledger = Ledger::default();
+    let [first, second] = [ledger.number(), ledger.number()];
+    let mut waiting = Client::greet(server.address());
+    let mut other = Client::greet(server.address());
+    let replies = waiting.envelope("a@client.test", &["b@mx.test"]).expect("replies");
+    assert_eq!(replies.last().map(|reply| reply.code), Some(354));
+    disk.fault("stall_flush");
+    waiting.send(&on_the_wire(&ledger::content(first))).expect("content is sent");
+    for (line, code) in [("NOOP", 250), ("EHLO again.test", 250), ("MAIL FROM:<a@client.test>", 250)] {
+        other.expect(line, code);
+    }
+    other.expect("RCPT TO:<b@mx.test>", 250);
+    other.expect("DATA", 354);
+    other.send(&on_the_wire(&ledger::content(second))).expect("content is sent");
+    let mut third = Client::greet(server.address());
+    third.expect("NOOP", 250);
+    for client in [&mut waiting, &mut other] {
+        assert!(client.is_silent_for(Duration::from_millis(200)), "answered before the flush has ended");
+    }
+    disk.heal("stall_flush");
+    for (client, number) in [(&mut waiting, first), (&mut other, second)] {
+        let reply = client.reply().expect("a reply to the content");
+        assert_eq!(reply.code, 250, "{reply:?}");
+        ledger.acknowledge(number);
+    }
+    ledger.assert_kept(setup.maildir());
+    assert!(server.stop().success());
+}
+
+/// Two shards whose logs are on different disks, one of which fails for good: its shard answers 421, the other goes on, and what
+/// the first had acknowledged is delivered all the same.
+#[test]
+fn the_other_shards_go_on_when_one_has_lost_its_disk() {
+    let mut disk = Disk::new(FileSystem::Ext4, size_of(FileSystem::Ext4), 1);
+    let mut setup = Setup::new();
+    setup.small_segments().retry_soon().set("shards", 2);
+    let [elsewhere, spool] = [disk.mount_point().join("log"), setup.data().join("spool")];
+    fs::create_dir_all(&elsewhere).and_then(|()| fs::create_dir_all(&spool)).expect("folders");
+    symlink(&elsewhere, spool.join("001")).expect("a link");
+    setup.hold_deliveries();
+    let ledger = Arc::new(Ledger::default());
+    let mut server = setup.start();
+    let load = Load::start(server.address(), &ledger, 2 * SESSIONS);
+    wait_for_more(&ledger, &mut server, 100);
+    disk.fault("flush_eio");
+    let greeting = || Client::connect(server.address()).and_then(|mut c| c.reply()).expect("a greeting").code;
+    wait::until("the shard is closed", || greeting() == 421);
+    let wanted = ledger.acknowledged_count() + 200;
+    wait::until("the other shard goes on", || ledger.acknowledged_count() >= wanted);
+    load.stop();
+    assert_temporary(&ledger);
+
+    // The kernel spreads connections over both: those that meet the failed shard are told so at once.
+    let greetings: Vec<_> = (0..60).map(|_| greeting()).collect();
+    let count = |code| greetings.iter().filter(|greeting| **greeting == code).count();
+    assert!(count(220) > 0 && count(421) > 0 && count(220) + count(421) == 60, "{greetings:?}");
+
+    // Reading what the failed disk holds is still possible.
+    setup.release_deliveries();
+    let balance = ledger.assert_kept(setup.maildir());
+    assert!(server.ended().is_none(), "the process goes on");
+    server.kill();
+    disk.heal("flush_eio");
+    disk.power_off(Cut::Drop);
+    disk.reboot();
+    println!(
+        "one shard of two: {:?}, {balance}; after a reboot: {}",
+        ledger.refusals(),
+        settle(&setup, &ledger)
+    );
 }

@@ -87,7 +87,7 @@ impl Disk {
     /// A log as recovery left it. Nothing runs until [`Disk::run`].
     pub fn new(
         directory: PathBuf,
-        recovered: Recovered,
+        mut recovered: Recovered,
         segment_size: u32,
         sync: bool,
         handoff: Rc<Handoff>,
@@ -97,6 +97,9 @@ impl Disk {
         let make_page = Box::new(|| glommio::allocate_dma_buffer(SPOOL_PAGE_SIZE));
         let entropy = Box::new(super::random);
         let times = (clock::now(), clock::unix_now());
+        // A clock that was wrong when the time was noted, or is now, delays nothing by more than the longest wait.
+        let latest = times.1.saturating_add(handoff.wait_max());
+        recovered.messages.values_mut().for_each(|m| m.next_attempt = m.next_attempt.min(latest));
         let spool = Spool::new(config, recovered, make_page, entropy, times);
         Rc::new(Disk {
             directory,

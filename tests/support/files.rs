@@ -46,6 +46,11 @@ impl Passed {
         self.home.path().join("mnt")
     }
 
+    /// What is passed through: the same files, which answer whatever the faults are.
+    pub fn source(&self) -> PathBuf {
+        self.home.path().join("source")
+    }
+
     /// Turns a fault of `passfs.py` on, as `short`.
     pub fn fault(&self, name: &str) {
         fs::write(self.switch(name), "").expect("a switch");
