@@ -129,7 +129,7 @@ fn a_process_without_io_uring_is_a_start_error() {
 #[test]
 fn a_spool_of_an_unknown_version_is_refused_and_left_alone() {
     let mut setup = Setup::new();
-    setup.small_segments().hold_deliveries();
+    setup.small_segments().retry_soon().hold_deliveries();
     let mut server = setup.start();
     Client::greet(server.address()).deliver("a@client.test", &["b@mx.test"], &ledger::content(0));
     assert!(server.stop().success());
