@@ -3,11 +3,13 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use support::client::{Client, on_the_wire};
 use support::disk::Mount;
@@ -112,6 +114,55 @@ fn too_little_locked_memory_is_a_start_error() {
     let mut setup = Setup::new();
     setup.under(&["prlimit", "--memlock=0"]);
     assert_names(&refused(&setup).log, &["memory"], &["memlock", "ulimit -l", "LimitMEMLOCK"]);
+}
+
+#[test]
+fn a_process_without_io_uring_is_a_start_error() {
+    let mut setup = Setup::new();
+    let launcher = tools::test_file("faults/without-io-uring");
+    setup.under(&[tools::PYTHON, launcher.to_str().expect("a path in UTF-8")]);
+    let refused = refused(&setup);
+    assert_eq!(refused.status.and_then(|status| status.code()), Some(1), "{refused}");
+    assert_names(&refused.log, &["io_uring", "not permitted"], &["seccomp", "io_uring_disabled"]);
+}
+
+#[test]
+fn a_spool_of_an_unknown_version_is_refused_and_left_alone() {
+    let mut setup = Setup::new();
+    setup.small_segments().retry_soon().hold_deliveries();
+    let mut server = setup.start();
+    Client::greet(server.address()).deliver("a@client.test", &["b@mx.test"], &ledger::content(0));
+    assert!(server.stop().success());
+    let version = setup.data().join("spool/VERSION");
+    let known = fs::read(&version).expect("the version");
+    for unknown in ["incoming spool 999\n", "", "something else", "incoming spool 1", "\u{fffd}\0"] {
+        fs::write(&version, unknown).expect("another version");
+        let before = tree(setup.data());
+        let refused = refused(&setup);
+        assert_eq!(refused.status.and_then(|status| status.code()), Some(1), "{refused}");
+        assert_names(&refused.log, &[&version.display().to_string()], &["version"]);
+        assert!(tree(setup.data()) == before, "{unknown:?}: something was touched");
+    }
+    // Nor was anything lost by it.
+    fs::write(&version, known).expect("the version");
+    setup.release_deliveries();
+    let _server = setup.start();
+    wait::until("the message is delivered", || maildir::count(setup.maildir()) == 1);
+}
+
+/// Every file and folder below, with its octets and the time it was last changed.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry")) {
+        let changed = entry.metadata().and_then(|m| m.modified()).expect("its time");
+        let is_folder = entry.file_type().expect("its kind").is_dir();
+        let octets = if is_folder { Vec::new() } else { fs::read(entry.path()).expect("its octets") };
+        found.insert(entry.path(), (changed, octets));
+        if is_folder {
+            found.append(&mut tree(&entry.path()));
+        }
+    }
+    found
 }
 
 #[test]

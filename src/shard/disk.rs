@@ -72,7 +72,7 @@ impl Disk {
     pub fn new(
         place: Place,
         damaged: PathBuf,
-        recovered: Recovered,
+        mut recovered: Recovered,
         segment_size: u32,
         sync: bool,
         handoff: Rc<Handoff>,
@@ -82,6 +82,8 @@ impl Disk {
         let make_page = Box::new(|| glommio::allocate_dma_buffer(SPOOL_PAGE_SIZE));
         let entropy = Box::new(super::random);
         let times = (clock::now(), clock::unix_now());
+        // A clock that was wrong when the time was noted, or is now, delays nothing by more than the longest wait.
+        recovered.limit_waits(times.1.saturating_add(handoff.wait_max()));
         let spool = Spool::new(config, recovered, make_page, entropy, times);
         Rc::new(Disk {
             medium: Medium::new(place),

@@ -57,6 +57,11 @@ impl Handoff {
         Handoff { jobs, outcomes, schedule, cache_size, cached, costs }
     }
 
+    /// The longest wait before another attempt, in whole seconds.
+    pub fn wait_max(&self) -> u64 {
+        self.schedule.backoff_max.as_secs().max(1)
+    }
+
     fn cost(message: &JustAccepted) -> usize {
         let paths = message.envelope.forward_paths.len() * PATH_COST;
         message.tail.capacity() + message.trace.capacity() + size_of::<Envelope>() + paths

@@ -93,6 +93,13 @@ impl Entry {
         if let State::Deferred(Tick(due)) = self.state { Some(due) } else { None }
     }
 
+    /// It is to be tried again at the latest then, in seconds since 1970.
+    pub(super) fn limit_wait(&mut self, latest: u64) {
+        if let State::Deferred(Tick(due)) = &mut self.state {
+            *due = (*due).min(latest.saturating_mul(1000));
+        }
+    }
+
     /// What an attempt has brought for some of its recipients. Who is left is to be tried again at the earliest of their next
     /// attempts, in seconds since 1970; false: nobody is left.
     pub(super) fn apply(&mut self, outcomes: &[RecipientOutcome], reasons: &mut Reasons) -> bool {

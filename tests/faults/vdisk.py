@@ -8,9 +8,12 @@ Switches are files in DIR, looked at on every request:
   poweroff    from now on everything fails; at the first request after it the cache is decided:
               default: all unflushed 512-octet sectors are lost
               torn:    each unflushed sector is kept with even odds (reordering and tearing); needs file DIR/torn
-  log         every request is appended to DIR/ops as `W offset length`, `F`, `U offset length` (FUA)
+  stall_flush flushes wait until the switch is gone, and everything behind them
+  trace       completed requests are appended to DIR/trace with the monotonic nanoseconds at which they began and ended:
+              `W begin end marker…` for a write (FUA: a flush follows), with every `<<…>>` of its octets, and `F begin end`
+              for a flush, which takes at least 2 ms then, so that nobody can be ahead of it by chance
 """
-import errno, os, random
+import errno, os, random, re, time
 import nbdkit
 
 API_VERSION = 2
@@ -39,10 +42,14 @@ def fail(e):
     raise OSError(e, os.strerror(e))
 
 
-def log(line):
-    if on('log'):
-        fd = os.open(os.path.join(opt['ctrl'], 'ops'), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.write(fd, line.encode() + b'\n')
+MARKER = re.compile(rb'<<[0-9a-z-]{1,40}>>')
+
+
+def trace(kind, begin, words=()):
+    if on('trace'):
+        line = ' '.join([kind, str(begin), str(time.monotonic_ns()), *words]) + '\n'
+        fd = os.open(os.path.join(opt['ctrl'], 'trace'), os.O_WRONLY | os.O_APPEND)
+        os.write(fd, line.encode())
         os.close(fd)
 
 
@@ -75,22 +82,30 @@ def pread(h, buf, off, flags):
 
 
 def pwrite(h, buf, off, flags):
+    begin = time.monotonic_ns()
     power(h)
-    log(f'{"U" if flags & nbdkit.FLAG_FUA else "W"} {off} {len(buf)}')
     if on('write_eio') or once('write_eio_once'):
         fail(errno.EIO)
     if on('write_enospc'):
         fail(errno.ENOSPC)
     for i in range(0, len(buf), 512):
         cache[(off + i) // 512] = bytes(buf[i:i + 512])
+    if on('trace'):
+        trace('W', begin, sorted({marker.decode() for marker in MARKER.findall(buf)}))
     if flags & nbdkit.FLAG_FUA:
         flush(h, 0)
 
 
 def flush(h, flags):
+    begin = time.monotonic_ns()
     power(h)
-    log('F')
+    while on('stall_flush') and not on('poweroff'):
+        time.sleep(0.005)
+    power(h)
+    if on('trace'):
+        time.sleep(0.002)
     if on('flush_eio') or once('flush_eio_once'):
         fail(errno.EIO)
     if not on('lie'):
         keep(h)
+    trace('F', begin)

@@ -156,6 +156,14 @@ impl Client {
         self.reader.get_mut().shutdown(Shutdown::Write)
     }
 
+    /// Whether nothing comes from the gateway for this long.
+    pub fn is_silent_for(&mut self, time: Duration) -> bool {
+        let _ = self.reader.get_mut().set_read_timeout(Some(time));
+        let is_silent = matches!(self.reader.fill_buf(), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
+        let _ = self.reader.get_mut().set_read_timeout(Some(REPLY_TIMEOUT));
+        is_silent
+    }
+
     /// Whether the gateway has closed the connection, without an octet before it.
     pub fn is_closed(&mut self) -> bool {
         match self.reader.read(&mut [0]) {

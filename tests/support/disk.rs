@@ -68,6 +68,11 @@ impl Disk {
         let _ = fs::remove_file(self.switch(name));
     }
 
+    /// What is in a switch's file: `trace` is one that `vdisk.py` writes into.
+    pub fn read_switch(&self, name: &str) -> String {
+        fs::read_to_string(self.switch(name)).unwrap_or_default()
+    }
+
     /// Takes the power away, under whoever is using the disk: from now on every request fails.
     pub fn power_off(&self, cut: Cut) {
         if cut == Cut::Torn {

@@ -1,6 +1,6 @@
 //! A folder whose files fail on request: `tests/faults/passfs.py` passes another folder through.
 //!
-//! The only way to have short writes: block devices do not do them.
+//! For what block devices do not do: short writes, errors of single files, a file system that hangs.
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,7 +21,6 @@ impl Passed {
     /// Mounts one.
     #[track_caller]
     pub fn new() -> Self {
-        tools::program("fusermount");
         let home = tempfile::Builder::new().prefix("incoming-pass-").tempdir().expect("a temporary folder");
         let [source, mount, switches] = ["source", "mnt", "ctrl"].map(|name| home.path().join(name));
         for folder in [&source, &mount, &switches] {
@@ -36,7 +35,7 @@ impl Passed {
         let mut passed = Passed { home, child };
         wait::until("passfs.py is mounted", || {
             let ended = passed.child.try_wait().expect("its status");
-            assert!(ended.is_none(), "passfs.py ended: are python3-fusepy and libfuse2 installed?");
+            assert!(ended.is_none(), "passfs.py ended: is /dev/fuse there?");
             is_mounted(&mount)
         });
         passed
@@ -45,6 +44,11 @@ impl Passed {
     /// The mount point.
     pub fn mount_point(&self) -> PathBuf {
         self.home.path().join("mnt")
+    }
+
+    /// What is passed through: the same files, which answer whatever the faults are.
+    pub fn source(&self) -> PathBuf {
+        self.home.path().join("source")
     }
 
     /// Turns a fault of `passfs.py` on, as `short`.
@@ -65,7 +69,9 @@ impl Passed {
 impl Drop for Passed {
     fn drop(&mut self) {
         let mount = self.mount_point();
-        let _ = Command::new(tools::program("fusermount")).arg("-uz").arg(&mount).status();
+        // Whoever waits in it would keep it busy for ever.
+        self.heal("hang");
+        let _ = Command::new(tools::program("umount")).arg("-l").arg(&mount).status();
         if wait::poll(wait::PATIENCE, || self.child.try_wait().ok().flatten()).is_none() {
             let _ = self.child.kill();
             let _ = self.child.wait();

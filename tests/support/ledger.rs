@@ -113,7 +113,14 @@ impl Ledger {
     #[track_caller]
     pub fn assert_kept(&self, folder: &Path) -> Balance {
         let wanted = self.acknowledged_count();
-        wait::poll(wait::PATIENCE, || (maildir::count(folder) >= wanted).then_some(()));
+        let mut seen = 0;
+        // Patience begins anew with every thousand: a long backlog takes as long as it takes.
+        while seen < wanted {
+            let goal = wanted.min(seen + 1000);
+            let arrived = wait::poll(wait::PATIENCE, || Some(maildir::count(folder)).filter(|n| *n >= goal));
+            let Some(count) = arrived else { break };
+            seen = count;
+        }
         let kept = wait::poll(wait::PATIENCE, || {
             let balance = self.balance(folder);
             balance.missing.is_empty().then_some(balance)

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// One delivered message.
 #[derive(Clone, Debug)]
@@ -26,6 +27,37 @@ pub fn read(folder: &Path) -> Vec<Stored> {
 /// How many messages there are, without reading them.
 pub fn count(folder: &Path) -> usize {
     files(folder).len()
+}
+
+/// What the name of a delivered file says of its delivery: `<seconds>.M<µs>P<pid>Q<count>_<message id>.<host>,S=<octets>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// When it began, since 1970 by the wall clock.
+    pub began: Duration,
+    /// The gateway's process.
+    pub pid: u32,
+    /// The message.
+    pub id: String,
+}
+
+/// The deliveries whose files are in a folder.
+#[track_caller]
+pub fn deliveries(folder: &Path) -> Vec<Delivery> {
+    let parse = |name: &str| {
+        let (seconds, rest) = name.split_once(".M")?;
+        let (micros, rest) = rest.split_once('P')?;
+        let (pid, rest) = rest.split_once('Q')?;
+        let (_, rest) = rest.split_once('_')?;
+        let (id, _) = rest.split_once('.')?;
+        let began = Duration::from_secs(seconds.parse().ok()?) + Duration::from_micros(micros.parse().ok()?);
+        Some(Delivery { began, pid: pid.parse().ok()?, id: id.into() })
+    };
+    let names = files(folder).into_iter().map(|file| file.file_name().unwrap_or_default().to_os_string());
+    names
+        .map(|name| {
+            parse(&name.to_string_lossy()).unwrap_or_else(|| panic!("not a Maildir's name: {name:?}"))
+        })
+        .collect()
 }
 
 /// Files that a delivery has begun and not finished.

@@ -4,7 +4,7 @@
 //!   process, which is stopped when it is dropped, also by a panic;
 //! - [`client`] is one SMTP session, command by command; [`load`] is many of them at once;
 //! - [`ledger`] remembers what was acknowledged; [`maildir`] reads what was delivered;
-//! - [`disk`] and [`files`] are storage that fails when it is told to.
+//! - [`disk`] and [`files`] are storage that fails when it is told to; [`trial`] is what tests with them have in common.
 //!
 //! Nothing here waits for a fixed time: [`wait`] polls a condition until it holds or its deadline has passed.
 //!
@@ -20,4 +20,5 @@ pub mod maildir;
 pub mod server;
 pub mod setup;
 pub mod tools;
+pub mod trial;
 pub mod wait;

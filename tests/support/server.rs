@@ -49,13 +49,8 @@ impl fmt::Display for Refused {
 
 impl Server {
     /// Starts `command` with its output going to `log_file`, and waits until it is ready or has ended.
-    pub fn start(mut command: Command, log_file: &Path) -> Result<Self, Refused> {
-        let log = File::create(log_file).expect("a log file");
-        let both = log.try_clone().expect("a second handle");
-        // Escape sequences of colours would stand between the words that are looked for.
-        command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log).stderr(both);
-        let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-        let mut server = Server { child, addresses: Vec::new(), log_file: log_file.into() };
+    pub fn start(command: Command, log_file: &Path) -> Result<Self, Refused> {
+        let mut server = Self::launch(command, log_file);
         let is_up = wait::poll(wait::PATIENCE, || {
             if let Some(status) = server.child.try_wait().expect("its status") {
                 return Some(Err(status));
@@ -76,6 +71,16 @@ impl Server {
         }
     }
 
+    /// Starts `command` with its output going to `log_file`, and waits for nothing: it has no address yet.
+    pub fn launch(mut command: Command, log_file: &Path) -> Self {
+        let log = File::create(log_file).expect("a log file");
+        let both = log.try_clone().expect("a second handle");
+        // Escape sequences of colours would stand between the words that are looked for.
+        command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log).stderr(both);
+        let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        Server { child, addresses: Vec::new(), log_file: log_file.into() }
+    }
+
     /// The first listener's address.
     pub fn address(&self) -> SocketAddr {
         self.addresses[0]
@@ -89,6 +94,14 @@ impl Server {
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its memory in use, octets (`VmRSS`).
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+        kib << 10
     }
 
     /// Everything it has written so far.

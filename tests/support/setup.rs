@@ -94,6 +94,12 @@ impl Setup {
         &self.maildir
     }
 
+    /// The message ids of the dead letters.
+    pub fn dead_letters(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.data.join("dead")) else { return Vec::new() };
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
     /// Makes every delivery fail for now: a file stands where the Maildir was. Messages stay in the spool.
     pub fn hold_deliveries(&self) {
         if self.maildir.is_dir() {
@@ -171,7 +177,16 @@ impl Setup {
 
     /// Starts the gateway and waits until it is ready or has ended.
     pub fn try_start(&self) -> Result<Server, Refused> {
-        Server::start(self.command(), &self.home.path().join("log"))
+        Server::start(self.command(), &self.log_file())
+    }
+
+    /// Starts the gateway and waits for nothing.
+    pub fn launch(&self) -> Server {
+        Server::launch(self.command(), &self.log_file())
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.home.path().join("log")
     }
 }
 

@@ -104,16 +104,19 @@ pub fn recover<S: ReadSegment>(
     for group in heads.chunk_by(|a, b| a.header.epoch == b.header.epoch) {
         let mut scans = Vec::new();
         for head in group {
-            let scan = open(head.slot).and_then(|mut segment| head.scan(&mut segment, depth));
-            scans.push((head, scan.map_err(|error| RecoverError::Read(head.slot, error))?));
+            let failed = |error| RecoverError::Read(head.slot, error);
+            let mut segment = open(head.slot).map_err(failed)?;
+            let scan = head.scan(&mut segment, depth).map_err(failed)?;
+            scans.push((head, segment, scan));
         }
         // Of several files that say they are one segment, the one with the most records is believed.
-        scans.sort_by_key(|(head, scan)| (Reverse(scan.records.len()), head.slot));
+        scans.sort_by_key(|(head, _, scan)| (Reverse(scan.records.len()), head.slot));
         let mut scans = scans.into_iter();
-        if let Some((head, scan)) = scans.next() {
-            recovery.add(head, scan, &mut see);
+        if let Some((head, mut segment, scan)) = scans.next() {
+            let added = recovery.add(head, scan, &mut segment, &mut see);
+            added.map_err(|error| RecoverError::Read(head.slot, error))?;
         }
-        recovery.found.findings.extend(scans.map(|(head, _)| Finding::SegmentTwice { slot: head.slot }));
+        recovery.found.findings.extend(scans.map(|(head, ..)| Finding::SegmentTwice { slot: head.slot }));
     }
     Ok(recovery.finish())
 }
@@ -154,6 +157,19 @@ fn read_voids<S: ReadSegment>(
     let octets = segment.read(at as u64, RECORD_HEADER_SIZE + open.payload_size as usize)?;
     let payload = format::decode_record(&octets, header.life).map(|(_, payload)| payload);
     Ok(payload.and_then(format::decode_open).map(|(_, voids)| voids).unwrap_or_default())
+}
+
+/// What an Outcomes record says; `None` if it is not valid.
+fn read_outcomes<S: ReadSegment>(
+    header: &SegmentHeader,
+    record: &Record,
+    segment: &mut S,
+) -> Result<Option<Vec<OutcomeEntry>>, S::Error> {
+    let Location { offset, size, .. } = record.location;
+    let octets = segment.read(u64::from(offset), size as usize)?;
+    let valid = format::decode_record(&octets, header.life);
+    let valid = valid.filter(|(found, _)| found.kind == Kind::Outcomes && found.sequence == record.sequence);
+    Ok(valid.and_then(|(_, payload)| format::decode_outcomes(payload)))
 }
 
 /// What has been found so far.
@@ -229,13 +245,19 @@ impl Recovery {
     }
 
     /// Takes the records of the next segment.
-    fn add(&mut self, head: &Head, mut scan: Scan, see: &mut impl FnMut(Seen)) {
+    fn add<S: ReadSegment>(
+        &mut self,
+        head: &Head,
+        mut scan: Scan,
+        segment: &mut S,
+        see: &mut impl FnMut(Seen),
+    ) -> Result<(), S::Error> {
         let Head { slot, header, is_whole, .. } = head;
         self.found.next_epoch = self.found.next_epoch.max(header.epoch.saturating_add(1));
         let size = if *is_whole { header.size } else { 0 };
         if scan.records.is_empty() && scan.damaged.is_empty() {
             self.found.free.push((*slot, size));
-            return;
+            return Ok(());
         }
         // Blocks that changed places are out of order, and a copied one is there twice.
         scan.records.sort_by_key(|record| record.sequence);
@@ -249,6 +271,14 @@ impl Recovery {
         }
         self.horizon = self.horizon.max(scan.horizon);
         for record in scan.records {
+            // Outcomes are many when a whole queue was deferred: they are in memory record by record.
+            let outcomes = match record.fact {
+                Fact::Outcomes => match read_outcomes(header, &record, segment)? {
+                    None => continue,
+                    outcomes => outcomes,
+                },
+                _ => None,
+            };
             let is_void = self.is_void(record.sequence);
             see(Seen::Record {
                 slot: *slot,
@@ -265,8 +295,10 @@ impl Recovery {
             self.expect(&record);
             if !is_void {
                 self.keep(record);
+                outcomes.into_iter().flatten().for_each(|entry| self.apply(entry));
             }
         }
+        Ok(())
     }
 
     fn is_void(&self, sequence: u64) -> bool {
@@ -289,13 +321,12 @@ impl Recovery {
 
     fn keep(&mut self, Record { sequence, location, fact, .. }: Record) {
         match fact {
-            Fact::Open | Fact::Index => {}
+            Fact::Open | Fact::Index | Fact::Outcomes => {}
             Fact::Piece { size } => {
                 let Location { epoch, offset, .. } = location;
                 self.pieces.insert(PieceRef { epoch, sequence, offset, size });
             }
             Fact::Message(message) => self.keep_message(sequence, location, message),
-            Fact::Outcomes(entries) => entries.into_iter().for_each(|entry| self.apply(entry)),
         }
     }
 
@@ -414,6 +445,13 @@ pub struct Recovered {
     pub voids: Vec<Range<u64>>,
     /// What is to be told of it.
     pub findings: Vec<Finding>,
+}
+
+impl Recovered {
+    /// No message waits longer for its next attempt than until then, in seconds since 1970.
+    pub fn limit_waits(&mut self, latest: u64) {
+        self.messages.iter_mut().for_each(|(_, message)| message.limit_wait(latest));
+    }
 }
 
 /// A segment with records.

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::spool::format::{
-    self, BLOCK_SIZE, IndexPayload, IndexedMessage, Kind, MessagePayload, OutcomeEntry, PieceRef,
-    RECORDS_OFFSET, RecipientOutcome, RecordHeader, Seal, SegmentHeader,
+    self, BLOCK_SIZE, IndexPayload, IndexedMessage, Kind, MessagePayload, PieceRef, RECORDS_OFFSET,
+    RecipientOutcome, RecordHeader, Seal, SegmentHeader,
 };
 use crate::spool::io::ReadSegment;
 use crate::spool::ledger::Location;
@@ -32,9 +32,12 @@ pub struct Record {
 #[derive(Debug)]
 pub enum Fact {
     Open,
-    Piece { size: u32 },
+    Piece {
+        size: u32,
+    },
     Message(MessageFact),
-    Outcomes(Vec<OutcomeEntry>),
+    /// To be read when its turn comes.
+    Outcomes,
     Index,
 }
 
@@ -53,7 +56,7 @@ impl Fact {
             Fact::Open => Kind::Open,
             Fact::Piece { .. } => Kind::Piece,
             Fact::Message(_) => Kind::Message,
-            Fact::Outcomes(_) => Kind::Outcomes,
+            Fact::Outcomes => Kind::Outcomes,
             Fact::Index => Kind::Index,
         }
     }
@@ -115,7 +118,7 @@ fn read_record(octets: &[u8], segment: &SegmentHeader, offset: usize) -> Option<
         Kind::Open => format::decode_open(payload).map(|_| Fact::Open)?,
         Kind::Piece => Fact::Piece { size: header.payload_size },
         Kind::Message => Fact::Message(read_message(payload)?),
-        Kind::Outcomes => Fact::Outcomes(format::decode_outcomes(payload)?),
+        Kind::Outcomes => format::decode_outcomes(payload).map(|_| Fact::Outcomes)?,
         Kind::Index => IndexPayload::decode(payload).map(|_| Fact::Index)?,
         Kind::Seal => return None,
     };
@@ -135,8 +138,7 @@ fn read_message(payload: &[u8]) -> Option<MessageFact> {
     })
 }
 
-/// The records of a sealed segment as its index tells them; those whose content matters here (outcomes, messages with many pieces
-/// or with progress) are read. `None`: it was not sealed, or seal or index are damaged. A record that was to be read and is
+/// The records of a sealed segment as its index tells them; messages with many pieces or with progress are read. `None`: it was not sealed, or seal or index are damaged. A record that was to be read and is
 /// damaged is left out.
 pub fn scan_index<S: ReadSegment>(header: &SegmentHeader, segment: &mut S) -> Result<Option<Scan>, S::Error> {
     let last_block = u64::from(header.size).saturating_sub(BLOCK_SIZE as u64);
@@ -152,6 +154,7 @@ pub fn scan_index<S: ReadSegment>(header: &SegmentHeader, segment: &mut S) -> Re
                 (Kind::Open, _) => Some(Fact::Open),
                 (Kind::Piece, _) => Some(Fact::Piece { size: entry.payload_size }),
                 (Kind::Index, _) => Some(Fact::Index),
+                (Kind::Outcomes, _) => Some(Fact::Outcomes),
                 (Kind::Message, Some(IndexedMessage { sequence, recipient_count, pieces: Some(pieces) })) => {
                     Some(Fact::Message(MessageFact {
                         sequence,
