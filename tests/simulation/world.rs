@@ -1,0 +1,607 @@
+//! One run: clients, deliveries, a gateway and its disk under one virtual clock, for several lives.
+//!
+//! Everything that happens is an event with a time; the seed decides the rest. At the end of each life the power is cut, the process is
+//! killed or ends as it should; then the log is recovered and the [`Ledger`] looks at what was found. In the last life nothing fails
+//! any more, and everything is delivered.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use incoming::spool::SpoolConfig;
+
+use crate::client::{Act, Client};
+use crate::disk;
+use crate::gateway::{Clock, Ending, Gateway, Op, Out, Plan};
+use crate::handoff::Job;
+use crate::ledger::{End, Ledger};
+use crate::medium::{Faults, Medium};
+use crate::random::Random;
+
+const MILLISECOND: u64 = 1000;
+const SECOND: u64 = 1000 * MILLISECOND;
+/// How often a shard looks at deadlines.
+const DEADLINES_INTERVAL: u64 = 250 * MILLISECOND;
+/// Longer than any wait that is not a hanging delivery.
+const PATIENCE: u64 = 60 * SECOND;
+/// Room that has come back is found after the next attempt to prepare a segment, one second later at most.
+const ROOM_PATIENCE: u64 = 5 * SECOND;
+
+/// What goes wrong in a run.
+#[derive(Clone, Debug, Default)]
+pub struct Troubles {
+    pub faults: Faults,
+    /// Space ends now and then.
+    pub fills: bool,
+    /// Sectors that were written go bad.
+    pub rots: bool,
+}
+
+enum Event {
+    Connect,
+    /// The client's turn.
+    Client(u32),
+    /// Replies have reached the client.
+    Replies(u32),
+    Turn,
+    Timer,
+    Deadlines,
+    Io(u64),
+    ReadBack(Vec<u64>),
+    Attempt(u64),
+    Report(u64, Vec<(u32, bool)>),
+    Space,
+    Rot,
+}
+
+/// What a run did, to see that it did something.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum {
+    pub acknowledged: usize,
+    pub recovered: usize,
+    pub lies: u32,
+    pub excused: usize,
+    /// I/O by kind.
+    pub io: [u64; 4],
+}
+
+impl Sum {
+    pub fn add(&mut self, other: Sum) {
+        self.acknowledged += other.acknowledged;
+        self.recovered += other.recovered;
+        self.lies += other.lies;
+        self.excused += other.excused;
+        (0..4).for_each(|i| self.io[i] += other.io[i]);
+    }
+}
+
+/// What is on its way to a client.
+#[derive(Default)]
+struct Wire {
+    octets: Vec<u8>,
+    is_closed: bool,
+}
+
+struct World {
+    random: Random,
+    clock: Clock,
+    events: BTreeMap<(u64, u64), Event>,
+    next_number: u64,
+    medium: Medium,
+    ledger: Ledger,
+    plan: Plan,
+    troubles: Troubles,
+    life: u32,
+    is_last: bool,
+    clients: BTreeMap<u32, Client>,
+    wires: BTreeMap<u32, Wire>,
+    next_client: u32,
+    ops: BTreeMap<u64, Op>,
+    attempts: BTreeMap<u64, Job>,
+    workers: usize,
+    /// Reports on their way.
+    report_count: usize,
+    is_turn_due: bool,
+    deadlines_at: Option<u64>,
+    /// There is room since then, and nothing fails.
+    has_room_since: u64,
+    io_count: u64,
+    stored_count: u64,
+    is_told: bool,
+}
+
+/// Writes a line of the history.
+macro_rules! tell {
+    ($world:expr, $($text:tt)*) => {
+        if $world.is_told {
+            let micros = $world.clock.micros;
+            let _ = writeln!(std::io::stdout(), "{:6}.{:06} {}", micros / SECOND, micros % SECOND, format_args!($($text)*));
+        }
+    };
+}
+
+/// Runs one seed. `is_told`: every event is written to standard output.
+pub fn run(seed: u64, troubles: Troubles, is_told: bool) -> Sum {
+    let mut random = Random::new(seed);
+    let medium = Medium::new(random.fork(), troubles.faults.clone());
+    let mut world = World {
+        clock: Clock { base: Instant::now(), micros: 0 },
+        events: BTreeMap::new(),
+        next_number: 0,
+        medium,
+        ledger: Ledger::new(random.next() as u32 | 1, troubles.faults.lies_left > 0),
+        plan: plan(&mut random),
+        troubles,
+        life: 0,
+        is_last: false,
+        clients: BTreeMap::new(),
+        wires: BTreeMap::new(),
+        next_client: 0,
+        ops: BTreeMap::new(),
+        attempts: BTreeMap::new(),
+        workers: 1 + random.index(4),
+        report_count: 0,
+        is_turn_due: false,
+        deadlines_at: None,
+        has_room_since: 0,
+        io_count: 0,
+        stored_count: 0,
+        is_told,
+        random,
+    };
+    let lives = world.random.between(2, 4);
+    let mut recovered = world.recover();
+    for _ in 0..lives {
+        recovered = world.live(recovered);
+        world.life += 1;
+    }
+    world.is_last = true;
+    world.heal();
+    world.live(recovered);
+    world.ledger.take_end(&world.medium);
+    Sum {
+        acknowledged: world.ledger.acknowledged_count,
+        recovered: world.ledger.recovered_count,
+        lies: world.medium.lies_count,
+        excused: world.ledger.excused.len(),
+        io: world.medium.counts,
+    }
+}
+
+fn plan(random: &mut Random) -> Plan {
+    let (page_size, pages_max) = [(8 << 10, 4), (16 << 10, 4), (8 << 10, 8)][random.index(3)];
+    let segment_size = [64 << 10, 64 << 10, 96 << 10, 128 << 10][random.index(4)];
+    Plan {
+        spool: SpoolConfig { segment_size, sync: true, page_size, pages_max },
+        message_size_max: [20_000, 40_000, 150_000][random.index(3)],
+        content_memory_max: [1 << 10, 64 << 10, 1 << 20][random.index(3)],
+        cache_size: [0, 8 << 10, 256 << 10][random.index(3)],
+        channel_size: 1 + random.index(8),
+        depth_max: if random.one_in(8) { 4 } else { 1000 },
+    }
+}
+
+impl World {
+    /// Everything is well from here on.
+    fn heal(&mut self) {
+        self.medium.faults = Faults::default();
+        self.medium.capacity = None;
+        self.troubles = Troubles::default();
+        self.has_room_since = self.clock.micros;
+    }
+
+    /// Reads the log as a start does. The power may go while it does.
+    fn recover(&mut self) -> disk::Restart {
+        if self.random.one_in(8) {
+            tell!(self, "the power goes during the start");
+            self.medium.sync_some();
+        }
+        self.medium.sync_all();
+        let files = self.medium.files().map(|(slot, octets)| (slot, octets.to_vec())).collect();
+        let restart = disk::recover(&files, self.ledger.log);
+        for report in &restart.reports {
+            tell!(self, "start: {report:?}");
+        }
+        restart
+    }
+
+    /// One life of the gateway, from its start to the next.
+    fn live(&mut self, restart: disk::Restart) -> disk::Restart {
+        if self.random.one_in(10) {
+            self.plan.spool.segment_size = plan(&mut self.random).spool.segment_size;
+        }
+        tell!(self, "life {} begins with {} messages, {:?}", self.life, restart.recovered.messages.len(), self.plan);
+        let entropy = self.random.fork();
+        let mut gateway = Gateway::new(self.plan, restart.recovered, entropy, &self.clock);
+        self.begin(&mut gateway);
+        let end = match self.random.below(4) {
+            _ if self.is_last => self.end_cleanly(&mut gateway),
+            0 => self.end_cleanly(&mut gateway),
+            1 => self.crash(&mut gateway, false),
+            _ => self.crash(&mut gateway, true),
+        };
+        self.events.clear();
+        self.clients.clear();
+        self.wires.clear();
+        self.attempts.clear();
+        (self.report_count, self.is_turn_due, self.deadlines_at) = (0, false, None);
+        let restart = self.recover();
+        self.ledger.take_restart(&restart, end, &self.medium);
+        restart
+    }
+
+    fn begin(&mut self, gateway: &mut Gateway) {
+        let now = self.clock.micros;
+        if !self.is_last {
+            let spread = [1, 20, 500, 5000][self.random.index(4)] * MILLISECOND;
+            for _ in 0..self.random.between(1, 7) {
+                let at = now + self.random.below(spread) / 100 * 100;
+                self.at(at, Event::Connect);
+            }
+        }
+        for _ in 0..if self.troubles.fills { self.random.between(1, 3) } else { 0 } {
+            let at = now + self.random.below(100 * MILLISECOND);
+            self.at(at, Event::Space);
+        }
+        if self.troubles.rots && self.random.one_in(2) {
+            let at = now + self.random.below(100 * MILLISECOND);
+            self.at(at, Event::Rot);
+        }
+        gateway.turn(&self.medium, &self.clock);
+        self.follow(gateway);
+    }
+
+    /// The power goes, or the process is killed, at any moment: by time, by I/O, or just when something was stored.
+    fn crash(&mut self, gateway: &mut Gateway, is_cut: bool) -> End {
+        let (io_count, stored_count) = (self.io_count, self.stored_count);
+        let (mut io_max, mut stored_max, mut time_max) = (u64::MAX, u64::MAX, 2000 * SECOND);
+        match self.random.below(3) {
+            0 => {
+                let longest = [10, 100, 5000][self.random.index(3)] * MILLISECOND;
+                time_max = self.random.below(longest);
+            }
+            1 => io_max = self.random.below(60),
+            _ => stored_max = self.random.between(1, 6),
+        }
+        let until = self.clock.micros + time_max;
+        self.run_until(gateway, until, |world, gateway| {
+            world.io_count - io_count >= io_max
+                || world.stored_count - stored_count >= stored_max
+                || world.clients.values().all(Client::is_gone) && world.clients.len() > 6 && gateway.spool().depth() == 0
+        });
+        tell!(self, "{}", if is_cut { "the power goes" } else { "the process is killed" });
+        let ops = std::mem::take(&mut self.ops);
+        let in_flight = ops.values().filter_map(Op::in_flight);
+        match is_cut {
+            true => self.medium.cut(in_flight),
+            false => self.medium.kill(in_flight),
+        }
+        End::Crash
+    }
+
+    /// Sessions end, then deliveries, then everything is made durable.
+    fn end_cleanly(&mut self, gateway: &mut Gateway) -> End {
+        let time = if self.is_last { 100_000 * SECOND } else { self.random.below(20 * SECOND) };
+        let until = self.clock.micros + time;
+        let is_last = self.is_last;
+        self.run_until(gateway, until, |world, gateway| {
+            let is_done = gateway.spool().depth() == 0 || world.is_stuck(gateway);
+            is_last && is_done && world.attempts.is_empty() && world.report_count == 0
+        });
+        tell!(self, "the process is told to end");
+        gateway.end(Ending::Drain, &self.clock);
+        self.follow(gateway);
+        let until = self.clock.micros + 10 * SECOND;
+        self.run_until(gateway, until, |_, gateway| gateway.connection_count() == 0);
+        gateway.end(Ending::Abort, &self.clock);
+        self.follow(gateway);
+        let until = self.clock.micros + PATIENCE;
+        self.run_until(gateway, until, |_, gateway| gateway.connection_count() == 0);
+        assert_eq!(gateway.connection_count(), 0, "sessions do not end");
+        self.workers = 0;
+        let until = self.clock.micros + 100_000 * SECOND;
+        self.run_until(gateway, until, |world, _| world.attempts.is_empty() && world.report_count == 0);
+        assert!(self.attempts.is_empty() && self.report_count == 0);
+        self.workers = 1 + self.random.index(4);
+        let give_up = self.clock.micros + 10 * SECOND;
+        while !gateway.finish(&self.medium, &self.clock) && self.clock.micros < give_up {
+            self.follow(gateway);
+            let until = self.clock.micros + 20 * MILLISECOND;
+            self.run_until(gateway, until, |_, _| false);
+            self.clock.micros = until;
+        }
+        let is_settled = gateway.spool().is_idle();
+        let may_fail = self.medium.faults.fault.is_some()
+            || self.medium.faults.fails_one_in != [0; 4]
+            || self.medium.faults.is_short_one_in > 0
+            || self.medium.capacity.is_some();
+        assert!(is_settled || may_fail, "a good medium lets nothing wait");
+        assert!(!is_settled || gateway.pages() == 0, "{} pages are kept for nothing", gateway.pages());
+        tell!(self, "the process ends");
+        let ops = std::mem::take(&mut self.ops);
+        self.medium.kill(ops.values().filter_map(Op::in_flight));
+        if is_settled && !self.has_dropped_outcomes() { End::Settled } else { End::Crash }
+    }
+
+    /// On a full disk outcomes may go unrecorded.
+    fn has_dropped_outcomes(&self) -> bool {
+        self.troubles.fills || self.medium.faults.fault.is_some_and(|fault| fault.why == incoming::spool::IoFailure::NoSpace)
+    }
+
+    /// What is left cannot be delivered: it is damaged.
+    fn is_stuck(&self, _: &Gateway) -> bool {
+        self.ledger.may_lie && self.clock.micros > self.has_room_since + 20_000 * SECOND
+    }
+
+    fn at(&mut self, micros: u64, event: Event) {
+        self.events.insert((micros.max(self.clock.micros), self.next_number), event);
+        self.next_number += 1;
+    }
+
+    fn after(&mut self, micros: u64, event: Event) {
+        self.at(self.clock.micros + micros, event);
+    }
+
+    fn run_until(&mut self, gateway: &mut Gateway, until: u64, is_over: impl Fn(&World, &Gateway) -> bool) {
+        while !is_over(self, gateway) {
+            let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= until) else { return };
+            let ((micros, _), event) = entry.remove_entry();
+            self.clock.micros = micros;
+            self.take(event, gateway);
+            self.follow(gateway);
+        }
+    }
+
+    fn take(&mut self, event: Event, gateway: &mut Gateway) {
+        match event {
+            Event::Connect => self.connect(gateway),
+            Event::Client(number) => self.take_turn_of(number, gateway),
+            Event::Replies(number) => self.take_replies(number, gateway),
+            Event::Turn => {
+                self.is_turn_due = false;
+                gateway.turn(&self.medium, &self.clock);
+                self.arm(gateway);
+            }
+            Event::Timer => {
+                gateway.handle_timer(&self.medium, &self.clock);
+                self.arm(gateway);
+            }
+            Event::Deadlines => {
+                self.deadlines_at = None;
+                gateway.handle_time(&self.clock);
+            }
+            Event::Io(number) => {
+                let op = self.ops.remove(&number).expect("an I/O ends once");
+                self.io_count += 1;
+                let name = name(&op);
+                gateway.end_io(op, &mut self.medium, &self.clock);
+                tell!(self, "{name} has ended");
+            }
+            Event::ReadBack(batch) => {
+                let read = batch.into_iter().map(|sequence| {
+                    let whole = gateway.read(sequence, &self.medium);
+                    (sequence, whole)
+                });
+                let read: Vec<_> = read.collect();
+                for (sequence, whole) in &read {
+                    tell!(self, "{sequence} is read back{}", if whole.is_none() { ": damaged" } else { "" });
+                    assert!(whole.is_some() || self.medium.lies_count > 0, "{sequence} cannot be read back");
+                }
+                gateway.end_read(read, &self.clock);
+            }
+            Event::Attempt(number) => self.end_attempt(number, gateway),
+            Event::Report(sequence, outcomes) => {
+                self.report_count -= 1;
+                tell!(self, "{sequence} is reported {outcomes:?}");
+                self.ledger.take_report(sequence, &outcomes);
+                gateway.handle_report(sequence, &outcomes, &self.clock);
+            }
+            Event::Space => self.change_space(),
+            Event::Rot => self.medium.rot(),
+        }
+    }
+
+    /// Does what the gateway wants.
+    fn follow(&mut self, gateway: &mut Gateway) {
+        while let Some(out) = gateway.poll_out() {
+            match out {
+                Out::Start(op) => {
+                    tell!(self, "{} begins", name(&op));
+                    let time = self.io_time(&op);
+                    let number = self.next_number;
+                    self.ops.insert(number, op);
+                    self.after(time, Event::Io(number));
+                }
+                Out::Replies(client, octets) => {
+                    self.wires.entry(client).or_default().octets.extend_from_slice(&octets);
+                    let time = self.random.below(10) * 100;
+                    self.after(time, Event::Replies(client));
+                }
+                Out::Closed(client) => {
+                    self.wires.entry(client).or_default().is_closed = true;
+                    self.after(1000, Event::Replies(client));
+                }
+                Out::Read(batch) => {
+                    let time = self.random.between(1, 10) * 100;
+                    self.after(time, Event::ReadBack(batch));
+                }
+                Out::Stored { sequence, is_stored: true, recipient, parts } => {
+                    tell!(self, "{sequence} for {recipient} is stored");
+                    self.stored_count += 1;
+                    self.ledger.take_stored(sequence, &recipient, parts, &self.medium);
+                }
+                Out::Stored { sequence, .. } => {
+                    tell!(self, "{sequence} is not stored");
+                    self.ledger.take_failed(sequence);
+                }
+                Out::Wanted => {
+                    if !std::mem::replace(&mut self.is_turn_due, true) {
+                        self.after(0, Event::Turn);
+                    }
+                }
+                Out::Offered => self.begin_attempts(gateway),
+            }
+        }
+        self.watch_deadlines(gateway);
+    }
+
+    fn arm(&mut self, gateway: &mut Gateway) {
+        if let Some(due) = gateway.poll_timer(&self.clock) {
+            let at = due.saturating_duration_since(self.clock.base).as_nanos().div_ceil(1000) as u64;
+            self.at(at, Event::Timer);
+        }
+    }
+
+    fn watch_deadlines(&mut self, gateway: &Gateway) {
+        let Some(deadline) = gateway.deadline() else { return };
+        let micros = deadline.saturating_duration_since(self.clock.base).as_micros() as u64;
+        let at = (micros.max(self.clock.micros) / DEADLINES_INTERVAL + 1) * DEADLINES_INTERVAL;
+        if self.deadlines_at.is_none_or(|planned| planned > at) {
+            self.deadlines_at = Some(at);
+            self.at(at, Event::Deadlines);
+        }
+    }
+
+    fn io_time(&mut self, op: &Op) -> u64 {
+        let time = match op {
+            Op::Prepare { .. } => self.random.between(5, 60) * 100,
+            Op::Write { .. } => self.random.between(1, 5) * 100,
+            Op::Sync { .. } => self.random.between(1, 20) * 100,
+            Op::Remove { .. } => self.random.between(1, 20) * 100,
+            Op::Failed(_) => 0,
+        };
+        if self.random.one_in(40) { time * 100 } else { time }
+    }
+
+    fn connect(&mut self, gateway: &mut Gateway) {
+        let number = self.next_client;
+        self.next_client += 1;
+        let client = Client::new(number, &mut self.random);
+        tell!(self, "client {number} connects");
+        self.clients.insert(number, client);
+        let is_well = self.medium.capacity.is_none() && self.clock.micros > self.has_room_since + ROOM_PATIENCE;
+        let may_fail = self.medium.faults.fault.is_some() || self.medium.faults.fails_one_in != [0; 4];
+        assert!(!is_well || may_fail || gateway.spool().has_room(0), "there is room again and nobody has noticed");
+        let peer = SocketAddr::from(([192, 0, 2, 1], 1024 + number as u16));
+        gateway.connect(number, peer, &self.clock);
+    }
+
+    fn take_turn_of(&mut self, number: u32, gateway: &mut Gateway) {
+        let Some(client) = self.clients.get_mut(&number) else { return };
+        let act = client.act(self.life, self.plan.message_size_max, &mut self.ledger.offers);
+        let pause = client.pause();
+        let is_lost = self.random.one_in(2);
+        match act {
+            Act::Send(octets) => {
+                tell!(self, "client {number} sends {:?}", Text(&octets));
+                gateway.receive(number, &octets, &self.clock);
+                self.after(pause, Event::Client(number));
+            }
+            Act::End => {
+                tell!(self, "client {number} sends no more");
+                gateway.receive(number, &[], &self.clock);
+            }
+            Act::Reset => {
+                tell!(self, "client {number} tears its connection down");
+                gateway.reset(number, is_lost, &self.clock);
+            }
+            Act::Wait => {}
+        }
+    }
+
+    fn take_replies(&mut self, number: u32, gateway: &mut Gateway) {
+        let Some(client) = self.clients.get_mut(&number) else { return };
+        let Some(wire) = self.wires.get_mut(&number) else { return };
+        let octets = std::mem::take(&mut wire.octets);
+        let was_gone = client.is_gone();
+        let told = client.read(&octets, &mut self.ledger.offers);
+        let told = told.unwrap_or_else(|wrong| panic!("client {number} is told {wrong}"));
+        if wire.is_closed {
+            client.leave();
+        } else if client.is_gone() && !was_gone {
+            tell!(self, "client {number} vanishes before it reads {:?}", Text(&octets));
+            gateway.reset(number, false, &self.clock);
+            return;
+        }
+        let pause = client.pause();
+        tell!(self, "client {number} reads {:?}", Text(&octets));
+        told.into_iter().for_each(|offer| self.ledger.take_told(offer));
+        self.after(pause, Event::Client(number));
+    }
+
+    fn begin_attempts(&mut self, gateway: &mut Gateway) {
+        while self.attempts.len() < self.workers
+            && let Some(job) = gateway.handoff.take_job()
+        {
+            tell!(self, "an attempt begins: {} to {:?}", job.sequence, job.recipients);
+            let time = match self.random.below(30) {
+                0 if !self.is_last => self.random.below(3600 * SECOND),
+                1 => self.random.below(10 * SECOND),
+                _ => self.random.between(1, 50) * 100,
+            };
+            let number = self.next_number;
+            self.attempts.insert(number, job);
+            self.after(time, Event::Attempt(number));
+            gateway.feed(&self.clock);
+        }
+    }
+
+    /// A worker has made its attempt. Content that cannot be read is deferred for everybody.
+    fn end_attempt(&mut self, number: u64, gateway: &mut Gateway) {
+        let job = self.attempts.remove(&number).expect("an attempt ends once");
+        let whole = gateway.read_job(&job, &self.medium);
+        self.ledger.take_attempt(job.sequence, &job.recipients, whole.as_ref(), &self.medium);
+        let manner = if self.is_last { 0 } else { self.random.below(3) };
+        let mut outcomes = Vec::new();
+        for index in job.recipients {
+            // Delivered, rejected (there is a dead letter then), or deferred.
+            let is_done = whole.is_some() && (manner == 0 || !self.random.one_in(3));
+            if is_done {
+                self.ledger.take_delivered(job.sequence, index);
+            }
+            outcomes.push((index, is_done));
+        }
+        self.report_count += 1;
+        let time = if self.random.one_in(4) { self.random.below(250 * MILLISECOND) } else { 0 };
+        self.after(time, Event::Report(job.sequence, outcomes));
+        self.begin_attempts(gateway);
+    }
+
+    fn change_space(&mut self) {
+        let segment = self.plan.spool.segment_size as usize;
+        self.medium.capacity = match self.medium.capacity {
+            None => Some(segment * self.random.index(4) + 5000),
+            Some(_) => {
+                self.has_room_since = self.clock.micros;
+                None
+            }
+        };
+        let capacity = self.medium.capacity;
+        tell!(self, "there is room for {capacity:?} octets");
+        if capacity.is_some() && self.random.one_in(2) {
+            let time = self.random.below(3 * SECOND);
+            self.after(time, Event::Space);
+        }
+    }
+}
+
+fn name(op: &Op) -> String {
+    match op {
+        Op::Prepare { slot, is_new, .. } => format!("prepare {} (new: {is_new})", slot.0),
+        Op::Write { slot, offset, size, done, .. } => format!("write {} at {offset}+{done}, {size} octets", slot.0),
+        Op::Sync { slot, .. } => format!("sync {}", slot.0),
+        Op::Remove { slot } => format!("remove {}", slot.0),
+        Op::Failed(completion) => format!("{completion:?}"),
+    }
+}
+
+/// Octets, as far as they can be read and not too many of them.
+struct Text<'a>(&'a [u8]);
+
+impl std::fmt::Debug for Text<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = &self.0[..self.0.len().min(60)];
+        write!(f, "{} octets {:?}", self.0.len(), String::from_utf8_lossy(shown))
+    }
+}
