@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use incoming::spool::SpoolConfig;
+use incoming::spool::{IoFailure, SpoolConfig};
 
 use crate::client::{Act, Client};
 use crate::disk;
@@ -92,7 +92,6 @@ struct World {
     ledger: Ledger,
     plan: Plan,
     troubles: Troubles,
-    life: u32,
     is_last: bool,
     clients: BTreeMap<u32, Client>,
     wires: BTreeMap<u32, Wire>,
@@ -133,7 +132,6 @@ pub fn run(seed: u64, troubles: Troubles, is_told: bool) -> Sum {
         ledger: Ledger::new(random.next() as u32 | 1, troubles.faults.lies_left > 0),
         plan: plan(&mut random),
         troubles,
-        life: 0,
         is_last: false,
         clients: BTreeMap::new(),
         wires: BTreeMap::new(),
@@ -150,11 +148,13 @@ pub fn run(seed: u64, troubles: Troubles, is_told: bool) -> Sum {
         is_told,
         random,
     };
+    world.ledger.may_drop_outcomes = world.troubles.fills
+        || world.medium.faults.fault.is_some_and(|fault| fault.why == IoFailure::NoSpace);
     let lives = world.random.between(2, 4);
     let mut recovered = world.recover();
     for _ in 0..lives {
         recovered = world.live(recovered);
-        world.life += 1;
+        world.ledger.life += 1;
     }
     world.is_last = true;
     world.heal();
@@ -211,7 +211,7 @@ impl World {
         if self.random.one_in(10) {
             self.plan.spool.segment_size = plan(&mut self.random).spool.segment_size;
         }
-        tell!(self, "life {} begins with {} messages, {:?}", self.life, restart.recovered.messages.len(), self.plan);
+        tell!(self, "life {} begins with {} messages, {:?}", self.ledger.life, restart.recovered.messages.len(), self.plan);
         let entropy = self.random.fork();
         let mut gateway = Gateway::new(self.plan, restart.recovered, entropy, &self.clock);
         self.begin(&mut gateway);
@@ -249,6 +249,7 @@ impl World {
             self.at(at, Event::Rot);
         }
         gateway.turn(&self.medium, &self.clock);
+        self.arm(gateway);
         self.follow(gateway);
     }
 
@@ -321,12 +322,7 @@ impl World {
         tell!(self, "the process ends");
         let ops = std::mem::take(&mut self.ops);
         self.medium.kill(ops.values().filter_map(Op::in_flight));
-        if is_settled && !self.has_dropped_outcomes() { End::Settled } else { End::Crash }
-    }
-
-    /// On a full disk outcomes may go unrecorded.
-    fn has_dropped_outcomes(&self) -> bool {
-        self.troubles.fills || self.medium.faults.fault.is_some_and(|fault| fault.why == incoming::spool::IoFailure::NoSpace)
+        if is_settled && !self.ledger.may_drop_outcomes { End::Settled } else { End::Crash }
     }
 
     /// What is left cannot be delivered: it is damaged.
@@ -488,8 +484,9 @@ impl World {
     }
 
     fn take_turn_of(&mut self, number: u32, gateway: &mut Gateway) {
+        let life = self.ledger.life;
         let Some(client) = self.clients.get_mut(&number) else { return };
-        let act = client.act(self.life, self.plan.message_size_max, &mut self.ledger.offers);
+        let act = client.act(life, self.plan.message_size_max, &mut self.ledger.offers);
         let pause = client.pause();
         let is_lost = self.random.one_in(2);
         match act {
