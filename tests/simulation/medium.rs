@@ -293,8 +293,12 @@ impl Medium {
         };
         match random.below(3) {
             0 => file.make_durable(|number| number < covered),
-            // What fsync reports once and forgets: the dirty sectors are dropped, and the next sync succeeds.
-            1 => file.unsynced.clear(),
+            // What fsync reports once and forgets: the dirty sectors are dropped, and the next sync succeeds. They are not seen any
+            // more: direct writes leave nothing in the page cache.
+            1 => {
+                file.unsynced.clear();
+                file.seen.clone_from(&file.durable);
+            }
             _ => {}
         }
         Err(why)
