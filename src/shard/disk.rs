@@ -221,6 +221,11 @@ impl Disk {
                 Completion::Removed { slot, result: self.judge("remove", slot, result) }
             }
         };
+        // What has failed is tried again after a while, and a preparation not before a removal has ended: the timer is set for
+        // that though nobody asks for anything meanwhile.
+        if !matches!(&completion, Completion::Written { result: Ok(()), .. } | Completion::Synced { result: Ok(()), .. }) {
+            self.wanted.set();
+        }
         self.spool.borrow_mut().handle_io(completion, clock::now());
         self.turn();
         self.progress.set();

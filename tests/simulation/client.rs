@@ -18,8 +18,8 @@ pub const REFUSED_DOMAIN: &str = "refused.example";
 pub enum Told {
     Nothing,
     Stored(MessageId),
-    /// A 4xx: it may send it again.
-    Deferred,
+    /// A 4xx, with its code: it may send it again.
+    Deferred(u32),
     /// A 5xx.
     Refused,
 }
@@ -313,7 +313,7 @@ impl Client {
             self.outbox.clear();
             self.expected.clear();
             let Some(Expected::Content { offer }) = expected else { return Ok(None) };
-            offers[offer].told = Told::Deferred;
+            offers[offer].told = Told::Deferred(code);
             return Ok(Some(offer));
         }
         let wrong = |expected: &Expected| Err(format!("{line:?} in reply to {expected:?}"));
@@ -346,7 +346,7 @@ impl Client {
                         Told::Stored(id.ok_or_else(|| format!("no message id: {line:?}"))?)
                     }
                     550..=554 if offers[offer].is_bad => Told::Refused,
-                    451 | 452 => Told::Deferred,
+                    451 | 452 => Told::Deferred(code),
                     _ => return wrong(&expected),
                 };
                 offers[offer].told = told;

@@ -579,6 +579,10 @@ impl Gateway {
             Op::Remove { slot } => Completion::Removed { slot, result: medium.remove(slot) },
             Op::Failed(completion) => completion,
         };
+        // What has failed is tried again after a while, and a preparation not before a removal has ended: the timer is set for that.
+        if !matches!(&completion, Completion::Written { result: Ok(()), .. } | Completion::Synced { result: Ok(()), .. }) {
+            self.out.push_back(Out::Wanted);
+        }
         self.spool.handle_io(completion, clock.now());
         self.turn(medium, clock);
         // Whoever waits for memory tries again.

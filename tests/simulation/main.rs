@@ -63,6 +63,49 @@ fn run_all(kind: u64, troubles: impl Fn(&mut Random) -> Troubles + std::panic::R
     assert!(only.is_some() || kind != LYING || sum.excused > 0, "lies must be found out");
 }
 
+/// Where to look for what a single failing I/O does: runs with every kind of I/O in them.
+const SCENARIOS: [u64; 3] = [1001, 1002, 1003];
+
+/// `SEED=n FAULT="Sync 12 false Failed"` replays one of them.
+#[test]
+fn any_single_failing_io_costs_no_acknowledged_message() {
+    let only = std::env::var("FAULT").ok();
+    let seeds = match (number("SEED"), &only) {
+        (Some(seed), Some(_)) => vec![seed],
+        (Some(_), None) => return,
+        (None, _) => SCENARIOS.to_vec(),
+    };
+    let mut sum = Sum::default();
+    for seed in seeds {
+        let undisturbed = world::run(seed, Troubles::default(), false);
+        for fault in Kind::ALL.into_iter().flat_map(|kind| faults(kind, undisturbed.io[kind as usize])) {
+            let name = format!("{:?} {} {} {:?}", fault.kind, fault.nth, fault.is_for_ever, fault.why);
+            if only.as_ref().is_some_and(|only| *only != name) {
+                continue;
+            }
+            let troubles = Troubles { faults: Faults { fault: Some(fault), ..Faults::default() }, ..Troubles::default() };
+            match catch_unwind(|| world::run(seed, troubles.clone(), only.is_some())) {
+                Ok(one) => sum.add(one),
+                Err(panic) => {
+                    eprintln!("replay with: SEED={seed} FAULT='{name}' cargo test --test simulation any_single");
+                    std::panic::resume_unwind(panic);
+                }
+            }
+        }
+    }
+    println!("{sum:?}");
+    assert!(only.is_some() || sum.io.iter().all(|count| *count > 0), "every kind of I/O must have failed");
+}
+
+/// Every I/O of a kind, failing once and for ever; a preparation also for want of space.
+fn faults(kind: Kind, count: u64) -> impl Iterator<Item = Fault> {
+    let whys = if kind == Kind::Prepare { vec![IoFailure::Failed, IoFailure::NoSpace] } else { vec![IoFailure::Failed] };
+    (0..count).flat_map(move |nth| {
+        let whys = whys.clone().into_iter();
+        whys.flat_map(move |why| [false, true].map(|is_for_ever| Fault { kind, nth, why, is_for_ever }))
+    })
+}
+
 const KINDS: u64 = 4;
 const HONEST: u64 = 0;
 const FAILING: u64 = 1;

@@ -107,6 +107,8 @@ pub struct Medium {
     pub faults: Faults,
     /// I/O of each kind so far.
     pub counts: [u64; 4],
+    /// How many of them failed.
+    pub failures_count: u64,
     next_number: u64,
     damaged: BTreeSet<(Slot, usize)>,
     /// How often it has lied.
@@ -122,6 +124,7 @@ impl Medium {
             capacity: None,
             faults,
             counts: [0; 4],
+            failures_count: 0,
             next_number: 0,
             damaged: BTreeSet::new(),
             lies_count: 0,
@@ -152,10 +155,10 @@ impl Medium {
         let nth = self.counts[kind as usize];
         self.counts[kind as usize] += 1;
         let is_due = |fault: &Fault| fault.kind == kind && (nth == fault.nth || fault.is_for_ever && nth > fault.nth);
-        if let Some(fault) = self.faults.fault.filter(is_due) {
-            return Some(fault.why);
-        }
-        self.random.one_in(self.faults.fails_one_in[kind as usize]).then_some(IoFailure::Failed)
+        let by_chance = self.random.one_in(self.faults.fails_one_in[kind as usize]).then_some(IoFailure::Failed);
+        let failure = self.faults.fault.filter(is_due).map(|fault| fault.why).or(by_chance);
+        self.failures_count += u64::from(failure.is_some());
+        failure
     }
 
     /// Writes, and returns how many octets.
@@ -306,7 +309,8 @@ impl Medium {
 
     /// Makes a segment ready, as `Io::Prepare` says.
     pub fn prepare(&mut self, slot: Slot, is_new: bool, size: usize, header: &[u8]) -> Result<(), IoFailure> {
-        if let Some(why) = self.fails(Kind::Prepare) {
+        // What was written through before needs no space.
+        if let Some(why) = self.fails(Kind::Prepare).filter(|why| is_new || *why != IoFailure::NoSpace) {
             self.prepare_some(slot, is_new, size, header);
             return Err(why);
         }

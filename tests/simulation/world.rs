@@ -96,6 +96,8 @@ struct World {
     clients: BTreeMap<u32, Client>,
     wires: BTreeMap<u32, Wire>,
     next_client: u32,
+    /// That have not connected yet.
+    expected_clients: u32,
     ops: BTreeMap<u64, Op>,
     attempts: BTreeMap<u64, Job>,
     workers: usize,
@@ -136,6 +138,7 @@ pub fn run(seed: u64, troubles: Troubles, is_told: bool) -> Sum {
         clients: BTreeMap::new(),
         wires: BTreeMap::new(),
         next_client: 0,
+        expected_clients: 0,
         ops: BTreeMap::new(),
         attempts: BTreeMap::new(),
         workers: 1 + random.index(4),
@@ -189,6 +192,7 @@ impl World {
         self.medium.capacity = None;
         self.troubles = Troubles::default();
         self.has_room_since = self.clock.micros;
+        self.ledger.is_well = true;
     }
 
     /// Reads the log as a start does. The power may go while it does.
@@ -225,7 +229,7 @@ impl World {
         self.clients.clear();
         self.wires.clear();
         self.attempts.clear();
-        (self.report_count, self.is_turn_due, self.deadlines_at) = (0, false, None);
+        (self.report_count, self.is_turn_due, self.deadlines_at, self.expected_clients) = (0, false, None, 0);
         let restart = self.recover();
         self.ledger.take_restart(&restart, end, &self.medium);
         restart
@@ -233,12 +237,11 @@ impl World {
 
     fn begin(&mut self, gateway: &mut Gateway) {
         let now = self.clock.micros;
-        if !self.is_last {
-            let spread = [1, 20, 500, 5000][self.random.index(4)] * MILLISECOND;
-            for _ in 0..self.random.between(1, 7) {
-                let at = now + self.random.below(spread) / 100 * 100;
-                self.at(at, Event::Connect);
-            }
+        let spread = [1, 20, 500, 5000][self.random.index(4)] * MILLISECOND;
+        let count = if self.is_last { 1 } else { self.random.between(1, 7) };
+        for _ in 0..count {
+            let at = now + self.random.below(spread) / 100 * 100;
+            self.expect_client(at);
         }
         for _ in 0..if self.troubles.fills { self.random.between(1, 3) } else { 0 } {
             let at = now + self.random.below(100 * MILLISECOND);
@@ -269,7 +272,7 @@ impl World {
         self.run_until(gateway, until, |world, gateway| {
             world.io_count - io_count >= io_max
                 || world.stored_count - stored_count >= stored_max
-                || world.clients.values().all(Client::is_gone) && world.clients.len() > 6 && gateway.spool().depth() == 0
+                || world.are_clients_done() && gateway.spool().depth() == 0
         });
         tell!(self, "{}", if is_cut { "the power goes" } else { "the process is killed" });
         let ops = std::mem::take(&mut self.ops);
@@ -288,7 +291,7 @@ impl World {
         let is_last = self.is_last;
         self.run_until(gateway, until, |world, gateway| {
             let is_done = gateway.spool().depth() == 0 || world.is_stuck(gateway);
-            is_last && is_done && world.attempts.is_empty() && world.report_count == 0
+            is_last && is_done && world.are_clients_done() && world.attempts.is_empty() && world.report_count == 0
         });
         tell!(self, "the process is told to end");
         gateway.end(Ending::Drain, &self.clock);
@@ -328,6 +331,10 @@ impl World {
     /// What is left cannot be delivered: it is damaged.
     fn is_stuck(&self, _: &Gateway) -> bool {
         self.ledger.may_lie && self.clock.micros > self.has_room_since + 20_000 * SECOND
+    }
+
+    fn are_clients_done(&self) -> bool {
+        self.expected_clients == 0 && self.clients.values().all(Client::is_gone)
     }
 
     fn at(&mut self, micros: u64, event: Event) {
@@ -370,9 +377,9 @@ impl World {
             Event::Io(number) => {
                 let op = self.ops.remove(&number).expect("an I/O ends once");
                 self.io_count += 1;
-                let name = name(&op);
+                let (name, failures) = (if self.is_told { name(&op) } else { String::new() }, self.medium.failures_count);
                 gateway.end_io(op, &mut self.medium, &self.clock);
-                tell!(self, "{name} has ended");
+                tell!(self, "{name} has {}", if self.medium.failures_count > failures { "failed" } else { "ended" });
             }
             Event::ReadBack(batch) => {
                 let read = batch.into_iter().map(|sequence| {
@@ -470,7 +477,13 @@ impl World {
         if self.random.one_in(40) { time * 100 } else { time }
     }
 
+    fn expect_client(&mut self, at: u64) {
+        self.expected_clients += 1;
+        self.at(at, Event::Connect);
+    }
+
     fn connect(&mut self, gateway: &mut Gateway) {
+        self.expected_clients -= 1;
         let number = self.next_client;
         self.next_client += 1;
         let client = Client::new(number, &mut self.random);
@@ -571,6 +584,8 @@ impl World {
             None => Some(segment * self.random.index(4) + 5000),
             Some(_) => {
                 self.has_room_since = self.clock.micros;
+                // Comes when it must have been noticed.
+                self.expect_client(self.clock.micros + ROOM_PATIENCE + SECOND);
                 None
             }
         };
