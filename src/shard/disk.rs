@@ -223,7 +223,10 @@ impl Disk {
         };
         // What has failed is tried again after a while, and a preparation not before a removal has ended: the timer is set for
         // that though nobody asks for anything meanwhile.
-        if !matches!(&completion, Completion::Written { result: Ok(()), .. } | Completion::Synced { result: Ok(()), .. }) {
+        if !matches!(
+            &completion,
+            Completion::Written { result: Ok(()), .. } | Completion::Synced { result: Ok(()), .. }
+        ) {
             self.wanted.set();
         }
         self.spool.borrow_mut().handle_io(completion, clock::now());
@@ -348,6 +351,10 @@ impl Disk {
 
     /// The message will not come.
     pub fn abandon(&self, receiving: &mut Receiving) {
+        // It may have held segments that can go now.
+        if !receiving.is_empty() {
+            self.wanted.set();
+        }
         self.spool.borrow_mut().abandon(receiving);
     }
 

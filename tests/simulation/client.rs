@@ -47,9 +47,15 @@ enum Expected {
     Hello,
     Mail,
     /// Of a transaction, and whether its path is well-formed.
-    Recipient { offer: usize, path: String, is_good: bool },
+    Recipient {
+        offer: usize,
+        path: String,
+        is_good: bool,
+    },
     Data,
-    Content { offer: usize },
+    Content {
+        offer: usize,
+    },
     /// NOOP, RSET, VRFY.
     Other,
     Bad,
@@ -250,7 +256,14 @@ impl Client {
     fn speak_transaction(&mut self, life: u32, size_max: usize, offers: &mut Vec<Offer>) {
         let offer = offers.len();
         let (content, is_bad) = content(offer, size_max, &mut self.random);
-        offers.push(Offer { life, content, is_bad, recipients: Vec::new(), is_whole: false, told: Told::Nothing });
+        offers.push(Offer {
+            life,
+            content,
+            is_bad,
+            recipients: Vec::new(),
+            is_whole: false,
+            told: Told::Nothing,
+        });
         let mut mail = match self.random.one_in(5) {
             true => "MAIL FROM:<>".to_owned(),
             false => format!("MAIL FROM:<s{offer}@sender.example>"),
@@ -306,7 +319,8 @@ impl Client {
 
     /// Takes one reply; returns the transaction whose fate it tells.
     fn take_reply(&mut self, line: &str, offers: &mut [Offer]) -> Result<Option<usize>, String> {
-        let code: u32 = line.get(..3).and_then(|code| code.parse().ok()).ok_or_else(|| format!("no reply: {line:?}"))?;
+        let code: u32 =
+            line.get(..3).and_then(|code| code.parse().ok()).ok_or_else(|| format!("no reply: {line:?}"))?;
         let expected = self.expected.pop_front();
         if code == 421 {
             self.is_ending = true;
@@ -376,7 +390,9 @@ fn content(offer: usize, size_max: usize, random: &mut Random) -> (Vec<u8>, bool
         }
         let size = 1 + random.index(200);
         let line = random.octets(size);
-        content.extend(line.iter().map(|octet| if octet.is_ascii_graphic() || *octet >= 0x80 { *octet } else { b' ' }));
+        content.extend(
+            line.iter().map(|octet| if octet.is_ascii_graphic() || *octet >= 0x80 { *octet } else { b' ' }),
+        );
         content.extend_from_slice(b"\r\n");
     }
     content.truncate(size);

@@ -41,7 +41,8 @@ pub struct Restart {
 
 /// Reads all files of a log. `log`: its number, where no file of it has one yet.
 pub fn recover(files: &BTreeMap<Slot, Vec<u8>>, log: u32) -> Restart {
-    let (mut scans, mut unfinished, mut left_alone, mut reports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut scans, mut unfinished, mut left_alone, mut reports) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (slot, file) in files {
         match SegmentHeader::decode(file) {
             Ok(header) => scans.push(recovery::scan(*slot, header, file)),
@@ -96,7 +97,8 @@ impl Restart {
 
     /// The queue as it was found.
     pub fn queue(&self) -> impl Iterator<Item = Queued> {
-        let segment = |epoch| self.recovered.segments.iter().find(|s| s.epoch == epoch).map(|s| (s.slot, s.life));
+        let segment =
+            |epoch| self.recovered.segments.iter().find(|s| s.epoch == epoch).map(|s| (s.slot, s.life));
         self.recovered.messages.iter().map(move |(sequence, message)| {
             let entry = &message.entry;
             let left = match &entry.outstanding {
@@ -136,8 +138,9 @@ impl Part {
     }
 }
 
-/// The file's two headers: one of them is enough.
-pub const HEADERS: [Range<usize>; 2] = [0..BLOCK_SIZE, BLOCK_SIZE..2 * BLOCK_SIZE];
+/// What says which segment a file is: the two header blocks and the first record. Any two of them are enough.
+pub const NAMES: [Range<usize>; 3] =
+    [0..BLOCK_SIZE, BLOCK_SIZE..2 * BLOCK_SIZE, 2 * BLOCK_SIZE..2 * BLOCK_SIZE + 64];
 
 /// The message's own record first, then its pieces. Panics where a segment is not known: it stays while it is needed.
 fn parts(location: Location, pieces: &[PieceRef], segment: impl Fn(u64) -> Option<(Slot, u64)>) -> Vec<Part> {
@@ -148,7 +151,9 @@ fn parts(location: Location, pieces: &[PieceRef], segment: impl Fn(u64) -> Optio
     let piece = |piece: &PieceRef| {
         part(piece.epoch, piece.offset, format::record_size(piece.size as usize) as u32, Some(piece.sequence))
     };
-    std::iter::once(part(location.epoch, location.offset, location.size, None)).chain(pieces.iter().map(piece)).collect()
+    std::iter::once(part(location.epoch, location.offset, location.size, None))
+        .chain(pieces.iter().map(piece))
+        .collect()
 }
 
 /// Where a message of a running log is.

@@ -43,7 +43,14 @@ impl Handoff {
             backoff_max: Duration::from_secs(60),
             ..Schedule::default()
         };
-        Handoff { jobs: VecDeque::new(), channel_size, schedule, cache_size, cached: 0, costs: BTreeMap::new() }
+        Handoff {
+            jobs: VecDeque::new(),
+            channel_size,
+            schedule,
+            cache_size,
+            cached: 0,
+            costs: BTreeMap::new(),
+        }
     }
 
     /// The worker's end of the channel.
@@ -97,7 +104,8 @@ impl Handoff {
     pub fn take_backlog<P: Page>(&mut self, spool: &mut Spool<P>, now: Instant) -> Vec<u64> {
         let mut batch = Vec::new();
         let memory_max = self.cache_size.max(64 << 10);
-        while batch.len() < BATCH_COUNT_MAX && self.cached < memory_max && self.jobs.len() < self.channel_size {
+        while batch.len() < BATCH_COUNT_MAX && self.cached < memory_max && self.jobs.len() < self.channel_size
+        {
             let Some(sequence) = spool.next_of_backlog(now) else { break };
             spool.hand_off(sequence);
             let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
@@ -135,7 +143,8 @@ impl Handoff {
         let judged = outcomes.iter().map(|(index, is_done)| {
             let before = left.iter().find(|r| r.index == *index).map_or(0, |r| r.attempts);
             let attempts = before.saturating_add(1);
-            let wait = self.schedule.next_attempt(attempts, sequence ^ u64::from(*index) << 16).as_secs().max(1);
+            let wait =
+                self.schedule.next_attempt(attempts, sequence ^ u64::from(*index) << 16).as_secs().max(1);
             RecipientOutcome {
                 index: *index,
                 is_done: *is_done,
@@ -148,7 +157,12 @@ impl Handoff {
     }
 
     /// The outcomes of a message whose record cannot be read.
-    pub fn unreadable<P: Page>(&mut self, spool: &Spool<P>, sequence: u64, unix_now: u64) -> Vec<RecipientOutcome> {
+    pub fn unreadable<P: Page>(
+        &mut self,
+        spool: &Spool<P>,
+        sequence: u64,
+        unix_now: u64,
+    ) -> Vec<RecipientOutcome> {
         self.forget_job(sequence);
         let outcomes = outstanding(spool, sequence).into_iter().map(|recipient| RecipientOutcome {
             index: recipient.index,

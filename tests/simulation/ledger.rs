@@ -80,7 +80,9 @@ impl Ledger {
     /// The offer that a recipient's path names.
     pub fn offer_of(path: &str) -> usize {
         let number = path.strip_prefix('o').and_then(|rest| rest.split(['.', '@']).next());
-        number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{path} is nobody's recipient"))
+        number
+            .and_then(|number| number.parse().ok())
+            .unwrap_or_else(|| panic!("{path} is nobody's recipient"))
     }
 
     /// The gateway takes the message for durable. `recipient`: its first.
@@ -108,10 +110,18 @@ impl Ledger {
             Told::Stored(MessageId { log, sequence }) => {
                 self.acknowledged_count += 1;
                 assert_eq!(log, self.log, "offer {offer} has an id of another log");
-                assert_eq!(self.stored_as.get(&offer), Some(&sequence), "offer {offer} was acknowledged as {sequence}");
+                assert_eq!(
+                    self.stored_as.get(&offer),
+                    Some(&sequence),
+                    "offer {offer} was acknowledged as {sequence}"
+                );
             }
-            Told::Deferred(451 | 452) if self.is_well => panic!("offer {offer} was deferred, and nothing is wrong"),
-            told => assert!(!self.stored_as.contains_key(&offer), "offer {offer} is stored and was told {told:?}"),
+            Told::Deferred(451 | 452) if self.is_well => {
+                panic!("offer {offer} was deferred, and nothing is wrong")
+            }
+            told => {
+                assert!(!self.stored_as.contains_key(&offer), "offer {offer} is stored and was told {told:?}")
+            }
         }
     }
 
@@ -125,7 +135,10 @@ impl Ledger {
         assert_eq!(paths, offer.recipients, "the recipients of offer {number}");
         let id = MessageId { log: self.log, sequence };
         let ends = memchr::memmem::find_iter(&whole.octets, b"\r\n").map(|at| at + 2);
-        let end = ends.into_iter().find(|at| whole.octets.get(*at) != Some(&b'\t')).expect("there is a trace field");
+        let end = ends
+            .into_iter()
+            .find(|at| whole.octets.get(*at) != Some(&b'\t'))
+            .expect("there is a trace field");
         let (trace, content) = whole.octets.split_at(end);
         let trace = String::from_utf8_lossy(trace);
         let is_ours = trace.starts_with("Received: from c") && trace.contains(&format!(" id {id}"));
@@ -136,13 +149,27 @@ impl Ledger {
     }
 
     /// An attempt reads the message. `None`: it cannot be read.
-    pub fn take_attempt(&mut self, sequence: u64, recipients: &[u32], whole: Option<&Whole>, medium: &Medium) {
-        let message = self.messages.get(&sequence).unwrap_or_else(|| panic!("{sequence} is delivered and not stored"));
+    pub fn take_attempt(
+        &mut self,
+        sequence: u64,
+        recipients: &[u32],
+        whole: Option<&Whole>,
+        medium: &Medium,
+    ) {
+        let message =
+            self.messages.get(&sequence).unwrap_or_else(|| panic!("{sequence} is delivered and not stored"));
         assert!(!self.failed.contains(&sequence), "{sequence} was reported not stored and is delivered");
         let is_left = recipients.iter().all(|index| message.left_now.contains(index));
-        assert!(is_left && !recipients.is_empty(), "{sequence} is delivered to {recipients:?} of {:?}", message.left_now);
+        assert!(
+            is_left && !recipients.is_empty(),
+            "{sequence} is delivered to {recipients:?} of {:?}",
+            message.left_now
+        );
         let offer = &self.offers[message.offer];
-        assert!(!matches!(offer.told, Told::Deferred(_)) || offer.life < self.life, "{sequence} was deferred and is delivered");
+        assert!(
+            !matches!(offer.told, Told::Deferred(_)) || offer.life < self.life,
+            "{sequence} was deferred and is delivered"
+        );
         match whole {
             Some(whole) => assert_eq!(self.check_whole(sequence, whole), message.offer),
             None => assert!(is_damaged(&message.parts, medium), "message {sequence} cannot be read back"),
@@ -166,10 +193,12 @@ impl Ledger {
     /// A restart has found this queue.
     pub fn take_restart(&mut self, restart: &Restart, end: End, medium: &Medium) {
         let lies = medium.lies_count > 0;
-        let is_done = |sequence: u64| self.messages.get(&sequence).is_none_or(|message| message.left_now.is_empty());
+        let is_done =
+            |sequence: u64| self.messages.get(&sequence).is_none_or(|message| message.left_now.is_empty());
         // A done message whose outcome was not recorded, and whose pieces were overwritten: reported, though nothing is lost.
         let is_known = |report: &&Report| {
-            self.may_drop_outcomes && matches!(report, Report::Lost(sequences) if sequences.clone().all(is_done))
+            self.may_drop_outcomes
+                && matches!(report, Report::Lost(sequences) if sequences.clone().all(is_done))
         };
         let damage = restart.reports.iter().find(|report| report.is_of_damage() && !is_known(report));
         assert!(lies || damage.is_none(), "a good medium has no damage: {damage:?}");
@@ -182,20 +211,37 @@ impl Ledger {
             let offer = match &whole {
                 Some(whole) => self.check_whole(sequence, whole),
                 None => {
-                    assert!(is_damaged(&parts, medium), "message {sequence} is in the queue and cannot be read");
+                    assert!(
+                        is_damaged(&parts, medium),
+                        "message {sequence} is in the queue and cannot be read"
+                    );
                     // Whose it is cannot be known from outside, if nobody was told of it.
                     let Some(known) = known else { continue };
                     known.offer
                 }
             };
-            assert!(lies || !self.gone.contains(&offer), "offer {offer} was gone and has come back as {sequence}");
+            assert!(
+                lies || !self.gone.contains(&offer),
+                "offer {offer} was gone and has come back as {sequence}"
+            );
             let stored_as = *self.stored_as.entry(offer).or_insert(sequence);
             assert_eq!(stored_as, sequence, "offer {offer} is in the queue under another number");
             let left: BTreeSet<u32> = queued.left.into_iter().collect();
             if let Some(known) = known.filter(|_| !lies) {
-                assert!(left.is_superset(&known.left_now), "{sequence} is for {left:?}, {:?} still want it", known.left_now);
-                assert!(left.is_subset(&known.left_then), "{sequence} is for {left:?} again, of {:?}", known.left_then);
-                assert!(end == End::Crash || left == known.left_now, "{sequence}: recorded outcomes are lost");
+                assert!(
+                    left.is_superset(&known.left_now),
+                    "{sequence} is for {left:?}, {:?} still want it",
+                    known.left_now
+                );
+                assert!(
+                    left.is_subset(&known.left_then),
+                    "{sequence} is for {left:?} again, of {:?}",
+                    known.left_then
+                );
+                assert!(
+                    end == End::Crash || left == known.left_now,
+                    "{sequence}: recorded outcomes are lost"
+                );
             }
             let message = Message { offer, parts, left_then: left.clone(), left_now: left };
             assert!(found.insert(sequence, message).is_none());
@@ -231,8 +277,12 @@ impl Ledger {
             let is_unreadable = is_damaged(&message.parts, medium);
             assert!(message.left_now.is_empty() || is_unreadable, "message {sequence} was never delivered");
         }
-        let unreadable: BTreeSet<usize> =
-            self.messages.values().filter(|message| !message.left_now.is_empty()).map(|message| message.offer).collect();
+        let unreadable: BTreeSet<usize> = self
+            .messages
+            .values()
+            .filter(|message| !message.left_now.is_empty())
+            .map(|message| message.offer)
+            .collect();
         for (number, offer) in self.offers.iter().enumerate() {
             let Told::Stored(id) = offer.told else { continue };
             let delivered = self.delivered.get(&number).map_or(0, |delivered| delivered.len());
@@ -248,6 +298,7 @@ impl Ledger {
 
 /// Has the medium other octets than were written, where the message is or where its segments say who they are?
 fn is_damaged(parts: &[Part], medium: &Medium) -> bool {
-    let is_nameless = |slot: Slot| disk::HEADERS.into_iter().any(|header| medium.is_damaged(slot, header));
+    let is_nameless =
+        |slot: Slot| disk::NAMES.into_iter().filter(|name| medium.is_damaged(slot, name.clone())).count() > 1;
     parts.iter().any(|part| medium.is_damaged(part.slot, part.octets()) || is_nameless(part.slot))
 }

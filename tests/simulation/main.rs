@@ -59,7 +59,10 @@ fn run_all(kind: u64, troubles: impl Fn(&mut Random) -> Troubles + std::panic::R
         }
     }
     println!("{sum:?}");
-    assert!(only.is_some() || sum.acknowledged > 0 && sum.recovered > 0, "the runs must exercise the promise");
+    assert!(
+        only.is_some() || sum.acknowledged > 0 && sum.recovered > 0,
+        "the runs must exercise the promise"
+    );
     assert!(only.is_some() || kind != LYING || sum.excused > 0, "lies must be found out");
 }
 
@@ -83,11 +86,16 @@ fn any_single_failing_io_costs_no_acknowledged_message() {
             if only.as_ref().is_some_and(|only| *only != name) {
                 continue;
             }
-            let troubles = Troubles { faults: Faults { fault: Some(fault), ..Faults::default() }, ..Troubles::default() };
+            let troubles = Troubles {
+                faults: Faults { fault: Some(fault), ..Faults::default() },
+                ..Troubles::default()
+            };
             match catch_unwind(|| world::run(seed, troubles.clone(), only.is_some())) {
                 Ok(one) => sum.add(one),
                 Err(panic) => {
-                    eprintln!("replay with: SEED={seed} FAULT='{name}' cargo test --test simulation any_single");
+                    eprintln!(
+                        "replay with: SEED={seed} FAULT='{name}' cargo test --test simulation any_single"
+                    );
                     std::panic::resume_unwind(panic);
                 }
             }
@@ -99,7 +107,11 @@ fn any_single_failing_io_costs_no_acknowledged_message() {
 
 /// Every I/O of a kind, failing once and for ever; a preparation also for want of space.
 fn faults(kind: Kind, count: u64) -> impl Iterator<Item = Fault> {
-    let whys = if kind == Kind::Prepare { vec![IoFailure::Failed, IoFailure::NoSpace] } else { vec![IoFailure::Failed] };
+    let whys = if kind == Kind::Prepare {
+        vec![IoFailure::Failed, IoFailure::NoSpace]
+    } else {
+        vec![IoFailure::Failed]
+    };
     (0..count).flat_map(move |nth| {
         let whys = whys.clone().into_iter();
         whys.flat_map(move |why| [false, true].map(|is_for_ever| Fault { kind, nth, why, is_for_ever }))

@@ -148,14 +148,17 @@ impl Medium {
 
     /// Has the medium, by a lie, other octets here than were written?
     pub fn is_damaged(&self, slot: Slot, octets: Range<usize>) -> bool {
-        (octets.start / SECTOR..octets.end.div_ceil(SECTOR)).any(|sector| self.damaged.contains(&(slot, sector)))
+        (octets.start / SECTOR..octets.end.div_ceil(SECTOR))
+            .any(|sector| self.damaged.contains(&(slot, sector)))
     }
 
     fn fails(&mut self, kind: Kind) -> Option<IoFailure> {
         let nth = self.counts[kind as usize];
         self.counts[kind as usize] += 1;
-        let is_due = |fault: &Fault| fault.kind == kind && (nth == fault.nth || fault.is_for_ever && nth > fault.nth);
-        let by_chance = self.random.one_in(self.faults.fails_one_in[kind as usize]).then_some(IoFailure::Failed);
+        let is_due =
+            |fault: &Fault| fault.kind == kind && (nth == fault.nth || fault.is_for_ever && nth > fault.nth);
+        let by_chance =
+            self.random.one_in(self.faults.fails_one_in[kind as usize]).then_some(IoFailure::Failed);
         let failure = self.faults.fault.filter(is_due).map(|fault| fault.why).or(by_chance);
         self.failures_count += u64::from(failure.is_some());
         failure
@@ -255,7 +258,8 @@ impl Medium {
     }
 
     fn damage(&mut self, slot: Slot, octets: Range<usize>) {
-        self.damaged.extend((octets.start / SECTOR..octets.end.div_ceil(SECTOR)).map(|sector| (slot, sector)));
+        self.damaged
+            .extend((octets.start / SECTOR..octets.end.div_ceil(SECTOR)).map(|sector| (slot, sector)));
     }
 
     /// A sector that was written once goes bad: a bit of it, or all.
@@ -315,7 +319,8 @@ impl Medium {
             return Err(why);
         }
         if is_new {
-            let others: usize = self.files.iter().filter(|(other, _)| **other != slot).map(|(_, f)| f.seen.len()).sum();
+            let others: usize =
+                self.files.iter().filter(|(other, _)| **other != slot).map(|(_, f)| f.seen.len()).sum();
             let room = self.capacity.map_or(usize::MAX, |capacity| capacity.saturating_sub(others));
             if room < size {
                 self.files.insert(slot, File::zeros(room / BLOCK * BLOCK, false));
@@ -384,7 +389,9 @@ impl Medium {
         for io in in_flight {
             match io {
                 InFlight::Write { slot, offset, octets } => self.write_some(slot, offset, octets),
-                InFlight::Prepare { slot, is_new, size, header } => self.prepare_some(slot, is_new, size, header),
+                InFlight::Prepare { slot, is_new, size, header } => {
+                    self.prepare_some(slot, is_new, size, header)
+                }
                 InFlight::Remove { slot } => self.remove_some(slot),
             }
         }
