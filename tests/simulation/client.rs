@@ -109,7 +109,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// `contents_max`: the largest content it offers, octets.
+    /// A client with a manner of its own.
     pub fn new(number: u32, random: &mut Random) -> Self {
         let mut random = random.fork();
         let never = u64::MAX;
@@ -295,7 +295,7 @@ impl Client {
         }
     }
 
-    /// Octets from the gateway. True if there was a whole reply; `Err` says what is wrong with it.
+    /// Octets from the gateway. Returns the transactions whose fate they tell; `Err` says what is wrong with them.
     pub fn read(&mut self, octets: &[u8], offers: &mut [Offer]) -> Result<Vec<usize>, String> {
         self.inbox.extend_from_slice(octets);
         let mut told = Vec::new();
