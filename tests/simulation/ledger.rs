@@ -190,6 +190,21 @@ impl Ledger {
         });
     }
 
+    /// A file is about to be used again or removed: whatever happens to it, a power cut now loses nothing. `restart`: what would be
+    /// found then.
+    pub fn take_given_up(&self, restart: &Restart, medium: &Medium) {
+        if medium.lies_count > 0 || self.may_drop_outcomes {
+            return;
+        }
+        let damage = restart.reports.iter().find(|report| report.is_of_damage());
+        assert_eq!(damage, None, "a file was given up too early");
+        let found: BTreeSet<u64> = restart.queue().map(|queued| queued.sequence).collect();
+        let owed = self.messages.iter().filter(|(_, message)| !message.left_now.is_empty());
+        for (sequence, _) in owed {
+            assert!(found.contains(sequence), "{sequence} was in a file that is given up");
+        }
+    }
+
     /// A restart has found this queue.
     pub fn take_restart(&mut self, restart: &Restart, end: End, medium: &Medium) {
         let lies = medium.lies_count > 0;

@@ -141,6 +141,12 @@ impl Medium {
         Some(&self.files.get(&slot)?.durable)
     }
 
+    /// What is left if the power goes now, everything unsynced is lost, and one file too.
+    pub fn durable_without(&self, slot: Slot) -> BTreeMap<Slot, Vec<u8>> {
+        let others = self.files.iter().filter(|(other, file)| **other != slot && file.is_name_durable);
+        others.map(|(other, file)| (*other, file.durable.clone())).collect()
+    }
+
     /// Every file as a read sees it.
     pub fn files(&self) -> impl Iterator<Item = (Slot, &[u8])> {
         self.files.iter().map(|(slot, file)| (*slot, &file.seen[..]))

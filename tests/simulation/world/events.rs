@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::{Event, MILLISECOND, SECOND, World, tell, write_line};
 use crate::client::{Act, Client};
+use crate::disk;
 use crate::gateway::{Gateway, Op, Out};
 
 /// How often a shard looks at deadlines.
@@ -71,6 +72,10 @@ impl World {
         while let Some(out) = gateway.poll_out() {
             match out {
                 Out::Start(op) => {
+                    if let Op::Remove { slot } | Op::Prepare { slot, is_new: false, .. } = &op {
+                        let restart = disk::recover(&self.medium.durable_without(*slot), self.ledger.log);
+                        self.ledger.take_given_up(&restart, &self.medium);
+                    }
                     tell!(self, "{} begins", name(&op));
                     let time = self.io_time(&op);
                     let number = self.next_number;
