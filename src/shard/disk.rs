@@ -215,6 +215,14 @@ impl Disk {
                 Completion::Removed { slot, result: self.judge("remove", slot, result) }
             }
         };
+        // What has failed is tried again after a while, and a preparation not before a removal has ended: the timer is set for
+        // that though nobody asks for anything meanwhile.
+        if !matches!(
+            &completion,
+            Completion::Written { result: Ok(()), .. } | Completion::Synced { result: Ok(()), .. }
+        ) {
+            self.wanted.set();
+        }
         self.spool.borrow_mut().handle_io(completion, clock::now());
         self.turn();
         self.progress.set();
@@ -292,6 +300,10 @@ impl Disk {
 
     /// The message will not come.
     pub fn abandon(&self, receiving: &mut Receiving) {
+        // It may have held segments that can go now.
+        if !receiving.is_empty() {
+            self.wanted.set();
+        }
         self.spool.borrow_mut().abandon(receiving);
     }
 

@@ -79,6 +79,10 @@ pub struct Carry {
     loaded: VecDeque<(Want, Option<Vec<u8>>)>,
     /// By the number of the new record, which rises.
     moved: VecDeque<(u64, Moved)>,
+    /// The queue was filled, and what was in it has been looked at or will be.
+    is_filled: bool,
+    /// Something was moved since.
+    has_moved: bool,
     /// Nothing could be moved just now: not before.
     paused_until: Option<Instant>,
     damaged: VecDeque<u64>,
@@ -110,12 +114,18 @@ impl<P: Page> Spool<P> {
             return None;
         }
         if self.carry.queue.is_empty() {
+            if std::mem::take(&mut self.carry.is_filled) && !self.carry.has_moved {
+                // What is there cannot be read: it is looked at again later.
+                self.carry.paused_until = Some(now + RETRY_INTERVAL);
+                return None;
+            }
             // The next look at the segment is to find it without what is on its way.
             if !self.carry.moved.is_empty() {
                 return None;
             }
             let epoch = self.ledger.sparse_segment(self.is_full)?;
             self.fill_queue(epoch);
+            (self.carry.is_filled, self.carry.has_moved) = (true, false);
             if self.carry.queue.is_empty() {
                 self.carry.paused_until = Some(now + RETRY_INTERVAL);
                 return None;
@@ -223,7 +233,7 @@ impl<P: Page> Spool<P> {
                     self.release_moved(item);
                     self.skip_loaded(want);
                 }
-                Ok(Progress::Moved) => {}
+                Ok(Progress::Moved) => self.carry.has_moved = true,
                 Ok(Progress::Partly) => self.carry.queue.push_front(item),
                 Err(error) => {
                     self.carry.queue.push_front(item);
