@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::path::PathBuf;
@@ -52,6 +53,26 @@ struct Waiting {
     message: Option<JustAccepted>,
 }
 
+/// An I/O, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Performed {
+    Prepare,
+    Write,
+    Sync,
+    Remove,
+}
+
+impl fmt::Display for Performed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Performed::Prepare => "prepare",
+            Performed::Write => "write",
+            Performed::Sync => "sync",
+            Performed::Remove => "remove",
+        })
+    }
+}
+
 /// One log and the medium it is kept on.
 pub struct Disk {
     medium: Medium,
@@ -61,6 +82,11 @@ pub struct Disk {
     handoff: Rc<Handoff>,
     /// In the order of their appends, which is the order in which the spool tells of them.
     waiting: RefCell<VecDeque<Waiting>>,
+    /// What is tried again and has failed the last time.
+    failing: RefCell<Vec<Performed>>,
+    was_accepting: Cell<bool>,
+    /// The end has come: nothing is read back any more.
+    is_ended: Cell<bool>,
     wanted: Event,
     progress: Broadcast,
     /// The backlog may have grown, or the delivery channel has room.
@@ -91,6 +117,9 @@ impl Disk {
             spool: RefCell::new(spool),
             handoff,
             waiting: RefCell::default(),
+            failing: RefCell::default(),
+            was_accepting: Cell::new(true),
+            is_ended: Cell::new(false),
             wanted: Event::default(),
             progress: Broadcast::default(),
             backlog: Event::default(),
@@ -187,6 +216,7 @@ impl Disk {
             let Some(sequence) = damaged else { break };
             glommio::spawn_local(Rc::clone(self).quarantine(sequence)).detach();
         }
+        self.tell_readiness();
         self.feed();
     }
 
@@ -196,7 +226,7 @@ impl Disk {
                 let result = self.medium.prepare(slot, is_new, size, header).await;
                 // Sealed segments are written no more.
                 self.medium.close_all_but(|slot| self.spool.borrow().is_open(slot));
-                Completion::Prepared { slot, result: self.judge("prepare", slot, result) }
+                Completion::Prepared { slot, result: self.judge(Performed::Prepare, slot, result) }
             }
             Io::Read { places } => {
                 let opener = self.medium.opener();
@@ -204,15 +234,15 @@ impl Disk {
             }
             Io::Write { slot, offset, size, page } => {
                 let result = self.medium.write(slot, offset, size, page).await;
-                Completion::Written { slot, offset, result: self.judge("write", slot, result) }
+                Completion::Written { slot, offset, result: self.judge(Performed::Write, slot, result) }
             }
             Io::Sync { slot } => {
                 let result = self.medium.sync(slot).await;
-                Completion::Synced { slot, result: self.judge("sync", slot, result) }
+                Completion::Synced { slot, result: self.judge(Performed::Sync, slot, result) }
             }
             Io::Remove { slot } => {
                 let result = self.medium.remove(slot).await;
-                Completion::Removed { slot, result: self.judge("remove", slot, result) }
+                Completion::Removed { slot, result: self.judge(Performed::Remove, slot, result) }
             }
         };
         // What has failed is tried again after a while, and a preparation not before a removal has ended: the timer is set for
@@ -229,20 +259,51 @@ impl Disk {
     }
 
     /// Says what failed, here and only here, and as what the spool is to take it.
-    fn judge(&self, what: &str, slot: Slot, result: io::Result<()>) -> Result<(), IoFailure> {
-        result.map_err(|error| {
-            let segment = self.medium.name(slot);
-            match error.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    tracing::warn!(%segment, %error, "cannot {what} a segment: new mail is deferred until there is room");
-                    IoFailure::NoSpace
-                }
-                _ => {
-                    tracing::error!(%segment, %error, "cannot {what} a segment: the log goes on in another");
-                    IoFailure::Failed
+    fn judge(&self, what: Performed, slot: Slot, result: io::Result<()>) -> Result<(), IoFailure> {
+        let mut failing = self.failing.borrow_mut();
+        let is_known = failing.contains(&what);
+        let segment = self.medium.name(slot);
+        let Err(error) = result else {
+            if is_known {
+                failing.retain(|other| *other != what);
+                tracing::info!(%segment, "can {what} a segment again");
+            }
+            return Ok(());
+        };
+        // What is tried every second is told once.
+        if matches!(what, Performed::Prepare | Performed::Remove) && !is_known {
+            failing.push(what);
+        }
+        let is_space = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        match what {
+            _ if is_known => {}
+            Performed::Prepare if is_space => {
+                tracing::warn!(%segment, %error, "cannot prepare a segment: new mail is deferred until there is room");
+            }
+            Performed::Prepare => {
+                tracing::error!(%segment, %error, "cannot prepare a segment: no new mail is taken without one; it is tried every second");
+            }
+            Performed::Remove => {
+                tracing::error!(%segment, %error, "cannot remove a segment: it is tried every second, and no other is prepared meanwhile");
+            }
+            Performed::Write | Performed::Sync => {
+                tracing::error!(%segment, %error, "cannot {what} a segment: the log goes on in another");
+            }
+        }
+        Err(if is_space { IoFailure::NoSpace } else { IoFailure::Failed })
+    }
+
+    /// Says when the log begins and ceases to take mail.
+    fn tell_readiness(&self) {
+        let is_accepting = self.is_accepting();
+        if self.was_accepting.replace(is_accepting) != is_accepting {
+            match is_accepting {
+                true => tracing::info!(log = %self.medium, "ready again: new mail is taken"),
+                false => {
+                    tracing::error!(log = %self.medium, "not ready: the medium fails, and new mail is answered 421")
                 }
             }
-        })
+        }
     }
 
     /// Appends a part of a message's content, waiting for memory as long as it takes.
@@ -327,7 +388,7 @@ impl Disk {
 
     /// Reads messages of the backlog back and offers them to the deliveries.
     async fn feed_all(self: Rc<Self>) {
-        loop {
+        while !self.is_ended.get() {
             let batch = self.handoff.take_backlog(&mut self.spool.borrow_mut());
             if batch.messages.is_empty() {
                 self.backlog.wait().await;
@@ -394,6 +455,7 @@ impl Disk {
 
     /// Makes everything appended so far durable, outcomes too, or finds that it cannot be.
     pub async fn finish(&self) {
+        self.is_ended.set(true);
         let until = clock::now() + FINISH_TIMEOUT;
         loop {
             self.spool.borrow_mut().finish(clock::now());

@@ -273,12 +273,32 @@ pub async fn run(plan: Plan) -> usize {
     for disk in &shard.disks {
         disk.finish().await;
     }
+    wait_for_blocking_thread().await;
     shard.disks.iter().map(|disk| disk.depth()).sum()
 }
 
+thread_local! {
+    /// What this shard's blocking thread has been given and not given back.
+    static BLOCKING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How long the end of a shard waits for its blocking thread.
+const BLOCKING_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Runs on the shard's blocking thread.
 async fn blocking<R: Send + 'static>(what: impl FnOnce() -> R + Send + 'static) -> R {
-    glommio::executor().spawn_blocking(what).await
+    BLOCKING.with(|count| count.set(count.get() + 1));
+    let result = glommio::executor().spawn_blocking(what).await;
+    BLOCKING.with(|count| count.set(count.get() - 1));
+    result
+}
+
+/// Waits for the blocking thread: it panics if it has something to give back and the shard is gone.
+async fn wait_for_blocking_thread() {
+    let until = clock::now() + BLOCKING_TIMEOUT;
+    while BLOCKING.with(Cell::get) > 0 && clock::now() < until {
+        Timer::new(Duration::from_millis(1)).await;
+    }
 }
 
 /// Takes reports and orders as they come, until the order to finish.

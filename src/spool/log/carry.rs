@@ -98,7 +98,7 @@ impl Carry {
 impl<P: Page> Spool<P> {
     /// Moves on with what is to be moved; gives the next read, if one is wanted.
     pub(super) fn poll_carry(&mut self, now: Instant) -> Option<Io<P>> {
-        if self.is_finishing || self.carry.reading.is_some() || !self.is_accepting() {
+        if self.is_finishing || self.carry.reading.is_some() || self.has_failed() {
             return None;
         }
         if self.carry.paused_until.is_some_and(|until| now < until) {

@@ -189,6 +189,8 @@ pub struct Spool<P> {
     voids_in: Option<u64>,
     /// The last preparation found no space. Until one succeeds, messages leave the reserve to what makes room.
     is_full: bool,
+    /// The last preparation failed for another reason.
+    is_unprepared: bool,
     /// A clean end has begun: nothing is moved any more.
     is_finishing: bool,
     removing: Option<Slot>,
@@ -252,6 +254,7 @@ impl<P: Page> Spool<P> {
             voids: recovered.voids,
             voids_in: None,
             is_full: false,
+            is_unprepared: false,
             is_finishing: false,
             removing: None,
             removal_failed: None,
@@ -277,10 +280,22 @@ impl<P: Page> Spool<P> {
         self.ledger.depth()
     }
 
-    /// Can it take messages, or will it be able to as soon as a preparation or write completes? False when the medium
-    /// failed for good: see [`AppendError::Failed`].
+    /// Can it take messages, or will it be able to as soon as a preparation or write completes? False while the medium lets no
+    /// segment be prepared for another reason than want of space, and for good when it has failed twice: see
+    /// [`AppendError::Failed`].
     pub fn is_accepting(&self) -> bool {
-        self.poisoned_count < POISONED_MAX
+        let is_stuck = match &self.spare {
+            Spare::Failed { why, .. } => *why == IoFailure::Failed,
+            Spare::None => self.removal_failed.is_some(),
+            Spare::Preparing(..) => self.is_unprepared,
+            Spare::Ready(_) => false,
+        };
+        !self.has_failed() && (self.active.is_some() || !is_stuck)
+    }
+
+    /// The medium failed for good.
+    fn has_failed(&self) -> bool {
+        self.poisoned_count >= POISONED_MAX
     }
 
     /// The first append will not wait: a segment is open or ready, or it is known that there is none.
@@ -418,7 +433,7 @@ impl<P: Page> Spool<P> {
 
     /// Makes the active segment have room and memory for a record of `size` octets.
     fn make_room(&mut self, size: usize, purpose: Purpose) -> Result<(), AppendError> {
-        if !self.is_accepting() || size > self.record_size_max() {
+        if self.has_failed() || size > self.record_size_max() {
             return Err(AppendError::Failed);
         }
         if let Some(active) = &self.active {
@@ -613,7 +628,7 @@ impl<P: Page> Spool<P> {
     }
 
     fn poll_prepare(&mut self, now: Instant) -> Option<Io<P>> {
-        if self.removing.is_some() || !self.is_accepting() {
+        if self.removing.is_some() || self.has_failed() {
             return None;
         }
         match self.spare {
@@ -640,7 +655,7 @@ impl<P: Page> Spool<P> {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let outcomes = self.outcomes.due();
         let prepare = match self.spare {
-            Spare::Failed { since, .. } if self.removing.is_none() && self.is_accepting() => {
+            Spare::Failed { since, .. } if self.removing.is_none() && !self.has_failed() => {
                 Some(since + RETRY_INTERVAL)
             }
             _ => None,
@@ -710,11 +725,12 @@ impl<P: Page> Spool<P> {
         match result {
             Ok(()) => {
                 self.spare = Spare::Ready(prepared);
-                self.is_full = false;
+                (self.is_full, self.is_unprepared) = (false, false);
                 self.roll_to_void();
             }
             Err(why) => {
                 self.is_full = why == IoFailure::NoSpace;
+                self.is_unprepared = !self.is_full;
                 // What is left of it is not used again: its header may be of the old life, of the new one, or torn.
                 debug_assert!(
                     is_new || why == IoFailure::Failed,
