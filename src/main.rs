@@ -8,7 +8,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use incoming::config::{Config, Flags, Sources, System};
-use incoming::{gateway, telemetry};
+use incoming::inspect::SpoolCommand;
+use incoming::{gateway, inspect, telemetry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const FAULT: u8 = 1;
@@ -27,12 +28,15 @@ struct Cli {
 const AFTER_HELP: &str = "Without a command it serves. Every setting can also be given as INCOMING_<SECTION>_<KEY> in the \
                           environment; flags override the environment, and the environment the file.";
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Takes mail and delivers it, until SIGTERM or SIGINT.
     Serve,
     /// Checks the configuration and prints the whole of it, every default included.
     Check,
+    /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
+    #[command(subcommand)]
+    Spool(SpoolCommand),
 }
 
 #[derive(Args)]
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
     match command.unwrap_or(Command::Serve) {
         Command::Serve => serve(config),
         Command::Check => print(&config.to_toml()),
+        Command::Spool(command) => inspect::run(command, &config),
     }
 }
 

@@ -19,7 +19,7 @@
 //! Knows nothing of shards, sessions or how the content is stored.
 
 mod dead;
-mod folder;
+pub(crate) mod folder;
 mod job;
 mod queue;
 mod schedule;
