@@ -220,6 +220,7 @@ fn words(finding: &Finding, log: u32) -> String {
         Finding::Torn { .. } => {
             format!("{finding}: no damage, and where a gateway runs it is being written")
         }
+        Finding::NotARecord { .. } => format!("{finding}: no damage unless records are missing"),
         Finding::PieceMissing { sequence, .. } => format!("{finding} (message {})", id(*sequence)),
         _ => finding.to_string(),
     }
