@@ -92,7 +92,120 @@ fn common(before: &[Finding], after: &[Finding]) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
+    use crate::spool::format::RecipientOutcome;
+    use crate::spool::memory_disk::MemoryDisk;
+    use crate::spool::{Incoming, Receiving, Spool, SpoolConfig};
+
+    const CONFIG: SpoolConfig =
+        SpoolConfig { segment_size: 64 << 10, sync: true, page_size: 16 << 10, pages_max: 4 };
+
+    /// A log with several segments of messages that wait; and later, when older ones are done and their files were used again.
+    fn before_and_after() -> [MemoryDisk; 2] {
+        let (mut disk, mut now, mut life) = (MemoryDisk::default(), Instant::now(), 0);
+        let entropy = move || {
+            life += 1;
+            life
+        };
+        let recovered = Recovered { log: 1, ..Recovered::default() };
+        let make_page = Box::new(|| vec![0; CONFIG.page_size]);
+        let mut spool = Spool::new(CONFIG, recovered, make_page, Box::new(entropy), (now, 0));
+        disk.settle(&mut spool, now);
+        let envelope = Envelope {
+            reverse_path: ReversePath::Null,
+            forward_paths: vec![ForwardPath::Postmaster],
+            body: Body::SevenBit,
+            smtputf8: false,
+        };
+        let peer = "127.0.0.1:25".parse().unwrap();
+        let arrival = Arrival { peer, hello: "c.example".into(), protocol: Protocol::Esmtp, unix_time: 1 };
+        let done =
+            RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+        let mut waiting = Vec::new();
+        let mut before = None;
+        for n in 0..60 {
+            let message = Incoming { envelope: &envelope, arrival: &arrival, tail: &[b'x'; 4096] };
+            spool.append_message(&mut Receiving::default(), message, |_| Vec::new()).unwrap();
+            disk.settle(&mut spool, now);
+            waiting.extend(std::iter::from_fn(|| spool.poll_stored()).map(|(sequence, _)| sequence));
+            disk.settle(&mut spool, now);
+            if n < 40 {
+                before = Some(disk.clone());
+                continue;
+            }
+            let now_done = if n == 40 { waiting.drain(..25).collect() } else { waiting.split_off(16) };
+            for sequence in now_done {
+                spool.hand_off(sequence);
+                spool.handle_outcome(sequence, std::slice::from_ref(&done), now, 0);
+            }
+            now += Duration::from_secs(1);
+            disk.settle(&mut spool, now);
+        }
+        [before.unwrap(), disk]
+    }
+
+    fn write(folder: &Path, disk: &MemoryDisk) {
+        let there = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        there.for_each(|path| fs::remove_file(path).unwrap());
+        for (slot, octets) in &disk.files {
+            fs::write(folder.join(slot.file_name()), octets).unwrap();
+        }
+    }
+
+    #[test]
+    fn files_that_are_used_again_while_they_are_read_are_not_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let [before, after] = before_and_after();
+        write(folder.path(), &before);
+        // The gateway goes on between the reading of the heads and of the second segment.
+        let mut is_first = true;
+        let mut go_on = || {
+            if std::mem::take(&mut is_first) {
+                write(folder.path(), &after);
+            }
+        };
+        let one =
+            directory::recover(folder.path(), Depth::Whole, Access::Look, |_| go_on()).unwrap().findings;
+        assert!(one.iter().any(Finding::is_damage), "one look finds damage where there is none: {one:?}");
+        write(folder.path(), &before);
+        is_first = true;
+        let mut go_on = || {
+            if std::mem::take(&mut is_first) {
+                write(folder.path(), &after);
+            }
+        };
+        let look = look::<()>(folder.path(), Depth::Whole, |(), _| go_on()).unwrap();
+        assert_eq!((look.count, look.is_settled), (2, true));
+        assert!(!look.has_damage());
+        assert_eq!(look.recovered.messages.len(), after.recover(Depth::Whole).messages.len());
+    }
+
+    #[test]
+    fn damage_that_stays_is_found_in_two_looks_and_none_in_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let [mut disk, _] = before_and_after();
+        write(folder.path(), &disk);
+        assert_eq!(look::<()>(folder.path(), Depth::Whole, |(), _| {}).unwrap().count, 1);
+        let message = disk.recover(Depth::Whole).messages.into_values().nth(1).unwrap().entry.location;
+        let slot = *disk.files.keys().next().unwrap();
+        disk.files.get_mut(&slot).unwrap()[message.offset as usize + 1000] ^= 1;
+        write(folder.path(), &disk);
+        let mut seen = BTreeSet::new();
+        let look = look::<()>(folder.path(), Depth::Whole, |(), record| {
+            if let Seen::Record { message: Some(message), .. } = record {
+                seen.insert(message);
+            }
+        });
+        let look = look.unwrap();
+        assert!(look.has_damage() && look.count == 2 && look.is_settled);
+        assert_eq!(look.recovered.messages.keys().copied().collect::<BTreeSet<_>>(), seen);
+        assert_eq!(seen.len(), 39);
+    }
 
     #[test]
     fn damage_is_what_both_looks_found() {
