@@ -7,6 +7,7 @@
 //!         main ── config ── limits
 //!                   │
 //!                gateway            cores → shards, threads → workers, signals, drain
+//!                   │                inspect, beside it: looks into a spool; only main calls it
 //!         ┌─────────┼──────────┐
 //!       shard    telemetry            shard: the only module that names glommio and awaits sockets and files
 //!      ┌──────┬─────┴───┬─────────┐
@@ -17,6 +18,7 @@
 pub mod config;
 pub mod delivery;
 pub mod gateway;
+pub mod inspect;
 pub mod limits;
 pub mod mail;
 pub mod policy;

@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use dead_letters::DeadCommand;
 use incoming::config::{Config, Flags, Sources, System};
-use incoming::{gateway, telemetry};
+use incoming::inspect::SpoolCommand;
+use incoming::{gateway, inspect, telemetry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const FAULT: u8 = 1;
@@ -39,6 +40,9 @@ enum Command {
     /// Lists dead letters, has them sent again, or removes them; beside a running gateway or without one.
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
+    #[command(subcommand)]
+    Spool(SpoolCommand),
 }
 
 #[derive(Args)]
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Command::Serve => serve(config),
         Command::Check => print(&config.to_toml()),
         Command::Dead(command) => dead_letters::run(command, &config),
+        Command::Spool(command) => inspect::run(command, &config),
     }
 }
 

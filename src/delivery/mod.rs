@@ -20,7 +20,7 @@
 //! Knows nothing of shards, sessions or how the content is stored.
 
 pub mod dead;
-mod folder;
+pub(crate) mod folder;
 mod job;
 mod queue;
 mod schedule;

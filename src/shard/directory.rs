@@ -10,21 +10,23 @@
 //! A log belongs to the shard of its number; where there are fewer shards now, the others' logs are spread over those there
 //! are and delivered. One that holds nothing any more is removed at the next start.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::medium::Place;
 use super::quarantine;
-use crate::spool::format::BLOCK_SIZE;
+use crate::spool::format::{BLOCK_SIZE, RECORD_HEADER_SIZE, RECORDS_OFFSET, SegmentHeader};
 use crate::spool::recovery::{self, Depth, Finding, RecoverError, Recovered, Seen};
 use crate::spool::{ReadSegment, Slot};
 
-/// What `VERSION` says for the layout described here.
+const VERSION_FILE: &str = "VERSION";
+/// What it says for the layout described here.
 const VERSION: &str = "incoming spool 1\n";
 /// A ring can keep the files of a killed process open for some milliseconds (the kernel tears it down later), and with
 /// them the lock: it is tried again this often.
@@ -67,6 +69,11 @@ pub enum DirectoryError {
         /// Its version.
         version: u32,
     },
+    /// There is nothing to look at.
+    #[error(
+        "there is no spool in {0}: nothing was ever stored there. Where the data is elsewhere, name its folder with --data or --config"
+    )]
+    NoSpool(String),
     /// The file system keeps nothing.
     #[error(
         "{0} is on a file system in memory: what is stored there does not survive a restart. Put --data on a disk, or set spool.durability = \"none\""
@@ -152,7 +159,7 @@ pub fn open(
     let mut numbers: Vec<usize> = (0..shards).collect();
     for entry in fs::read_dir(spool).map_err(failed("read the folder", spool))? {
         let name = entry.map_err(failed("read the folder", spool))?.file_name();
-        let number = name.to_str().filter(|name| name.len() >= 3).and_then(|name| name.parse::<usize>().ok());
+        let number = name.to_str().and_then(log_number);
         numbers.extend(number.filter(|number| *number >= shards));
     }
     let mut logs: Vec<Vec<OpenedLog>> = (0..shards).map(|_| Vec::new()).collect();
@@ -171,6 +178,31 @@ pub fn open(
     }
     sync_directory(spool).map_err(failed("sync", spool))?;
     Ok(logs)
+}
+
+/// The folders of the logs under `spool`, by their numbers, for who only looks: nothing is made, locked or written.
+pub fn list(spool: &Path) -> Result<BTreeMap<usize, PathBuf>, DirectoryError> {
+    let none = || DirectoryError::NoSpool(spool.display().to_string());
+    let entries = match fs::read_dir(spool) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Err(none());
+        }
+        entries => entries.map_err(failed("read the folder", spool))?,
+    };
+    has_version(spool)?;
+    let mut logs = BTreeMap::new();
+    for entry in entries {
+        let entry = entry.map_err(failed("read the folder", spool))?;
+        let number = entry.file_name().to_str().and_then(log_number);
+        logs.extend(number.map(|number| (number, entry.path())));
+    }
+    if logs.is_empty() { Err(none()) } else { Ok(logs) }
+}
+
+/// The number of a log whose folder has this name; `None` if it is not one.
+fn log_number(name: &str) -> Option<usize> {
+    let is_number = name.len() >= 3 && name.bytes().all(|octet| octet.is_ascii_digit());
+    is_number.then(|| name.parse().ok())?
 }
 
 /// Empty logs in memory, one for each of `shards` shards, of at most `size_max` octets each. No folder is looked at.
@@ -213,18 +245,25 @@ fn retire(directory: &Path, recovered: &Recovered) -> io::Result<()> {
 }
 
 fn check_version(spool: &Path) -> Result<(), DirectoryError> {
-    let path = spool.join("VERSION");
+    if has_version(spool)? {
+        return Ok(());
+    }
+    let path = spool.join(VERSION_FILE);
+    // Written aside and renamed: a crash leaves the whole file or none.
+    let aside = spool.join("VERSION.new");
+    fs::write(&aside, VERSION)
+        .and_then(|()| File::open(&aside)?.sync_all())
+        .and_then(|()| fs::rename(&aside, &path))
+        .map_err(failed("write", &path))
+}
+
+/// It is the version described here; false: it does not say.
+fn has_version(spool: &Path) -> Result<bool, DirectoryError> {
+    let path = spool.join(VERSION_FILE);
     match fs::read_to_string(&path) {
-        Ok(found) if found == VERSION => Ok(()),
+        Ok(found) if found == VERSION => Ok(true),
         Ok(found) => Err(DirectoryError::UnknownVersion { path: path.display().to_string(), found }),
-        // Written aside and renamed: a crash leaves the whole file or none.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let aside = spool.join("VERSION.new");
-            fs::write(&aside, VERSION)
-                .and_then(|()| File::open(&aside)?.sync_all())
-                .and_then(|()| fs::rename(&aside, &path))
-                .map_err(failed("write", &path))
-        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(failed("read", &path)(e)),
     }
 }
@@ -287,14 +326,8 @@ pub fn recover(
     access: Access,
     see: impl FnMut(Seen),
 ) -> Result<Recovered, DirectoryError> {
-    let mut slots = Vec::new();
-    for entry in fs::read_dir(directory).map_err(failed("read the folder", directory))? {
-        let name = entry.map_err(failed("read the folder", directory))?.file_name();
-        slots.extend(name.to_str().and_then(Slot::from_file_name));
-    }
-    slots.sort_unstable();
     let open = |slot| LogFile::open(directory, slot, access);
-    recovery::recover(slots, open, depth, see).map_err(|error| match error {
+    recovery::recover(slots(directory)?, open, depth, see).map_err(|error| match error {
         RecoverError::Read(slot, error) => failed("read", &directory.join(slot.file_name()))(error),
         RecoverError::UnknownVersion(slot, version) => {
             let path = directory.join(slot.file_name()).display().to_string();
@@ -303,34 +336,64 @@ pub fn recover(
     })
 }
 
+/// The segment files in this directory.
+fn slots(directory: &Path) -> Result<Vec<Slot>, DirectoryError> {
+    let mut slots = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed("read the folder", directory))? {
+        let name = entry.map_err(failed("read the folder", directory))?.file_name();
+        slots.extend(name.to_str().and_then(Slot::from_file_name));
+    }
+    slots.sort_unstable();
+    Ok(slots)
+}
+
+/// The lives of the files in this directory that have one, for who only looks.
+pub fn lives(directory: &Path) -> Result<BTreeMap<Slot, u64>, DirectoryError> {
+    /// The header blocks, and the header of the first record, which tells which of them is right.
+    const SIZE: usize = RECORDS_OFFSET as usize + RECORD_HEADER_SIZE;
+    let mut lives = BTreeMap::new();
+    for slot in slots(directory)? {
+        let head = LogFile::open(directory, slot, Access::Look).and_then(|mut file| file.read(0, SIZE));
+        let head = head.map_err(failed("read", &directory.join(slot.file_name())))?;
+        lives.extend(SegmentHeader::decode(&head).ok().map(|header| (slot, header.life)));
+    }
+    Ok(lives)
+}
+
 /// Whose files they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// This process's: they are synced before they are read.
     Own,
-    /// Perhaps another's: nothing is done to them.
+    /// Perhaps another's: nothing is done to them, and one that has been removed by now is empty.
     Look,
 }
 
 /// A segment file that is read at start, or looked at.
-pub struct LogFile(File);
+pub struct LogFile(Option<File>);
 
 impl LogFile {
     /// Opens it; see [`Access`].
     pub fn open(directory: &Path, slot: Slot, access: Access) -> io::Result<Self> {
         let is_own = access == Access::Own;
-        let file = OpenOptions::new().read(true).write(is_own).open(directory.join(slot.file_name()))?;
-        if is_own {
-            file.sync_all()?;
+        match OpenOptions::new().read(true).write(is_own).open(directory.join(slot.file_name())) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !is_own => Ok(LogFile(None)),
+            Err(e) => Err(e),
+            Ok(file) => {
+                if is_own {
+                    file.sync_all()?;
+                }
+                Ok(LogFile(Some(file)))
+            }
         }
-        Ok(LogFile(file))
     }
 
     /// Fills `octets`, or says how many there are.
     fn fill(&self, octets: &mut [u8], offset: u64) -> io::Result<usize> {
+        let Some(file) = &self.0 else { return Ok(0) };
         let mut filled = 0;
         while filled < octets.len() {
-            match self.0.read_at(&mut octets[filled..], offset + filled as u64) {
+            match file.read_at(&mut octets[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -345,7 +408,7 @@ impl ReadSegment for LogFile {
     type Error = io::Error;
 
     fn size(&mut self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        self.0.as_ref().map_or(Ok(0), |file| Ok(file.metadata()?.len()))
     }
 
     fn read(&mut self, offset: u64, size: usize) -> io::Result<Vec<u8>> {

@@ -11,14 +11,14 @@
 mod accept;
 mod clock;
 mod connection;
-mod directory;
+pub(crate) mod directory;
 mod disk;
 mod event;
 mod handoff;
 mod inject;
-mod medium;
+pub(crate) mod medium;
 mod quarantine;
-mod read_back;
+pub(crate) mod read_back;
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;

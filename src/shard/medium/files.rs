@@ -36,10 +36,7 @@ pub struct Files {
 impl Files {
     /// Those in this folder, which exists.
     pub fn new(directory: PathBuf) -> Self {
-        Files {
-            folder: Folder { directory: directory.into(), readers: Arc::default() },
-            open: RefCell::default(),
-        }
+        Files { folder: Folder::new(&directory), open: RefCell::default() }
     }
 
     /// Where they are.
@@ -126,6 +123,11 @@ pub struct Folder {
 }
 
 impl Folder {
+    /// This one; none of its files is open.
+    pub fn new(directory: &Path) -> Self {
+        Folder { directory: directory.into(), readers: Arc::default() }
+    }
+
     fn path(&self, slot: Slot) -> PathBuf {
         self.directory.join(slot.file_name())
     }

@@ -20,7 +20,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_lite::future::yield_now;
@@ -158,6 +158,11 @@ pub enum Opener {
 }
 
 impl Opener {
+    /// Of a log in this folder, for who only reads.
+    pub fn of_folder(directory: &Path) -> Self {
+        Opener::Folder(Folder::new(directory))
+    }
+
     /// Opens the segment in its present life.
     pub fn open(&self, slot: Slot) -> io::Result<Octets> {
         match self {

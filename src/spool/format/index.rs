@@ -18,6 +18,8 @@ const FIXED_SIZE: usize = 16;
 const ENTRY_SIZE_MAX: usize = 9 + 16 + 24 * PIECES_MAX;
 /// The largest Index record.
 pub const INDEX_RECORD_SIZE_MAX: usize = record_size(FIXED_SIZE + INDEX_SIZE + ENTRY_SIZE_MAX);
+/// The size of a seal without the zeros behind it.
+pub const SEAL_RECORD_SIZE: usize = record_size(4);
 
 /// What an index says of one record.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -87,7 +87,9 @@ mod outcomes;
 
 use std::ops::Range;
 
-pub use index::{INDEX_RECORD_SIZE_MAX, IndexBuilder, IndexEntry, IndexPayload, IndexedMessage, Seal};
+pub use index::{
+    INDEX_RECORD_SIZE_MAX, IndexBuilder, IndexEntry, IndexPayload, IndexedMessage, SEAL_RECORD_SIZE, Seal,
+};
 pub use message::{EnvelopeOctets, MessageHead, MessagePayload, decode_envelope};
 pub use outcomes::{OutcomeEntry, RecipientOutcome, decode_outcomes, encode_outcome};
 

@@ -83,6 +83,15 @@ pub enum Seen {
         /// An Open record voids its number.
         is_void: bool,
     },
+    /// The segment in this file is complete: the last block says so. Behind its records.
+    Seal {
+        /// The file.
+        slot: Slot,
+        /// The seal's place.
+        location: Location,
+        /// The number of the first record behind the segment.
+        sequence: u64,
+    },
     /// Octets that should be a record and are not.
     Damage {
         /// The file.
@@ -269,6 +278,7 @@ impl Recovery {
             see(Seen::Damage { slot: *slot, octets: octets.clone() });
             self.found.findings.push(Finding::NotARecord { slot: *slot, octets });
         }
+        let seal = Some(scan.horizon).filter(|horizon| *horizon > 0);
         self.horizon = self.horizon.max(scan.horizon);
         for record in scan.records {
             // Outcomes are many when a whole queue was deferred: they are in memory record by record.
@@ -297,6 +307,11 @@ impl Recovery {
                 self.keep(record);
                 outcomes.into_iter().flatten().for_each(|entry| self.apply(entry));
             }
+        }
+        if let Some(sequence) = seal {
+            let offset = header.size.saturating_sub(format::BLOCK_SIZE as u32);
+            let location = Location { epoch, offset, size: format::SEAL_RECORD_SIZE as u32 };
+            see(Seen::Seal { slot: *slot, location, sequence });
         }
         Ok(())
     }
