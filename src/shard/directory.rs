@@ -241,7 +241,14 @@ fn retire(directory: &Path, recovered: &Recovered) -> io::Result<()> {
     {
         super::medium::remove_file(directory, slot)?;
     }
-    fs::remove_dir(directory)
+    match fs::remove_dir(directory) {
+        // What is not ours, or could not be read, stays, and stops nobody.
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            tracing::warn!(log = %directory.display(), "the folder of an empty log holds other files and stays");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 fn check_version(spool: &Path) -> Result<(), DirectoryError> {
@@ -299,7 +306,10 @@ fn read_log(directory: &Path, damaged: &Path) -> Result<Recovered, DirectoryErro
         }
     }
     if recovered.findings.iter().any(Finding::is_damage) {
-        keep_damaged(directory, &recovered, damaged).map_err(failed("keep damaged octets in", damaged))?;
+        // What is intact is not to wait for it.
+        if let Err(error) = keep_damaged(directory, &recovered, damaged) {
+            tracing::error!(log = %directory.display(), folder = %damaged.display(), %error, "cannot keep damaged octets of the spool: they are lost when their segment is used again");
+        }
     }
     Ok(recovered)
 }
@@ -313,7 +323,7 @@ fn keep_damaged(directory: &Path, recovered: &Recovered, damaged: &Path) -> io::
         let name = format!("{log}-{:08}-{:08x}.octets", segment.epoch, octets.start);
         let mut file = LogFile::open(directory, *slot, Access::Look)?;
         let raw = file.read(u64::from(octets.start), octets.len())?;
-        quarantine::keep(damaged, &name, &[&raw])?;
+        quarantine::keep(damaged, &name, [Ok(&raw)])?;
         tracing::warn!(file = %damaged.join(name).display(), "kept damaged octets of the spool");
     }
     Ok(())
@@ -437,4 +447,25 @@ impl ReadSegment for LogFile {
 /// Makes names that were made or removed in the directory durable.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file whose headers are damaged is left as it is; so is what is not ours.
+    #[test]
+    fn an_empty_log_of_a_shard_that_is_gone_stops_no_start_whatever_is_in_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let (spool, damaged) = (folder.path().join("spool"), folder.path().join("damaged"));
+        let log = spool.join("001");
+        fs::create_dir_all(&log).unwrap();
+        fs::write(log.join("notes.txt"), "do not remove").unwrap();
+        let start = || open(&spool, &damaged, 1, false, || 7).map(|logs| logs[0].len());
+        assert_eq!((start().unwrap(), start().unwrap()), (1, 1));
+        assert!(log.join("notes.txt").exists());
+        fs::remove_file(log.join("notes.txt")).unwrap();
+        assert_eq!(start().unwrap(), 1);
+        assert!(!log.exists());
+    }
 }

@@ -17,9 +17,9 @@ use futures_lite::FutureExt;
 use glommio::timer::Timer;
 
 use super::event::{Broadcast, Event, keep_waker};
-use super::handoff::{Handoff, JustAccepted};
+use super::handoff::{Handoff, JustAccepted, wanted};
 use super::medium::{DmaPage, Medium, Place};
-use super::read_back::{ReadBack, read_records};
+use super::read_back::{Batch, ReadBack, is_shortage, read_raw, read_records};
 use super::{blocking, clock, quarantine};
 use crate::delivery::Report;
 use crate::limits::{SPOOL_PAGE_SIZE, SPOOL_PAGES_MAX};
@@ -434,18 +434,29 @@ impl Disk {
     async fn quarantine(self: Rc<Self>, sequence: u64) {
         let id = MessageId { log: self.log(), sequence };
         let Some(places) = self.spool.borrow().places(sequence) else { return };
+        let Some(wanted) = wanted(&self.spool.borrow(), sequence) else { return };
         let (opener, folder, name) = (self.medium.opener(), self.damaged.clone(), format!("{id}.octets"));
         let file = folder.join(&name);
         let kept = blocking(move || {
-            let records = read_records(&opener, &places);
-            let parts: Vec<&[u8]> = records.iter().flatten().map(|octets| &octets[..]).collect();
-            quarantine::keep(&folder, &name, &parts)
+            // Read once more: what is only hard to read is not damaged, and is not ours to give up.
+            match (Batch { messages: vec![wanted] }).verify(&opener) {
+                Ok(()) => return Ok(false),
+                Err(error) if is_shortage(&error) => return Err(error),
+                Err(_) => {}
+            }
+            // One record in memory at a time.
+            let parts = places.iter().map(|place| read_raw(&opener, place));
+            quarantine::keep(&folder, &name, parts).map(|()| true)
         });
         match kept.await {
-            Ok(()) => {
-                tracing::error!(message_id = %id, file = %file.display(), "a message is damaged and is given up; its octets are kept");
-                self.spool.borrow_mut().discard(sequence, clock::now());
+            Ok(true) => {
+                if self.spool.borrow_mut().discard(sequence, clock::now()) {
+                    tracing::error!(message_id = %id, file = %file.display(), "a message is damaged and is given up; its octets are kept");
+                }
                 self.wanted.set();
+            }
+            Ok(false) => {
+                tracing::warn!(message_id = %id, "a message could be read at the second attempt only");
             }
             Err(error) => {
                 tracing::error!(message_id = %id, file = %file.display(), %error, "cannot keep the octets of a damaged message: it stays where it is");
@@ -483,9 +494,4 @@ impl Disk {
         let depth = spool.depth();
         tracing::info!(log = %self.medium, depth, stored, stored_size, writes, written_size, syncs, carried, "log closed");
     }
-}
-
-/// Does the process lack something that others will give back?
-fn is_shortage(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }

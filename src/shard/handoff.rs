@@ -121,18 +121,11 @@ impl Handoff {
         {
             let Some(sequence) = spool.next_of_backlog(now) else { break };
             spool.hand_off(sequence);
-            let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
-            let segment = |epoch| spool.segment(epoch).expect("a segment stays while it is needed");
-            let pieces = entry.pieces.iter().map(|piece| (*piece, segment(piece.epoch))).collect();
-            let cost = entry.location.size as usize;
+            let wanted = wanted(spool, sequence).expect("what is in the backlog is in the ledger");
+            let cost = wanted.location.size as usize;
             self.cached.set(self.cached.get() + cost);
             self.costs.borrow_mut().insert(MessageId { log: spool.log(), sequence }, cost);
-            batch.messages.push(Wanted {
-                sequence,
-                location: entry.location,
-                segment: segment(entry.location.epoch),
-                pieces,
-            });
+            batch.messages.push(wanted);
         }
         batch
     }
@@ -184,6 +177,14 @@ impl Handoff {
         });
         outcomes.collect()
     }
+}
+
+/// Where the message is, if it is not done.
+pub fn wanted(spool: &Spool<DmaPage>, sequence: u64) -> Option<Wanted> {
+    let entry = spool.entry(sequence)?;
+    let segment = |epoch| spool.segment(epoch).expect("a segment stays while it is needed");
+    let pieces = entry.pieces.iter().map(|piece| (*piece, segment(piece.epoch))).collect();
+    Some(Wanted { sequence, location: entry.location, segment: segment(entry.location.epoch), pieces })
 }
 
 /// Counts the attempt for each recipient of the report, and says when the next one is due, by the wall clock. `left`: who wanted the

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use super::medium::{Octets, Opener};
 use crate::delivery::StoredContent;
 use crate::mail::{Arrival, Envelope};
-use crate::spool::format::{self, MessagePayload, PieceRef};
+use crate::spool::format::{self, BLOCK_SIZE, MessagePayload, PieceRef};
 use crate::spool::{Location, RecordPlace, Slot};
 
 /// A segment's slot, and the life its records must have.
@@ -34,6 +34,15 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Reads all of them with all of their content, and keeps nothing. An error: of the first that cannot be read.
+    pub fn verify(self, opener: &Opener) -> io::Result<()> {
+        self.read(opener).into_iter().try_for_each(|read_back| {
+            let content = read_back.message?.content;
+            let copied = io::copy(&mut content.open()?, &mut io::sink())?;
+            if copied == content.size() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+        })
+    }
+
     /// Reads them, each by itself. A number whose record cannot be read comes back with the reason.
     pub fn read(self, opener: &Opener) -> Vec<ReadBack> {
         let open = |(slot, life): SlotAndLife| {
@@ -63,14 +72,42 @@ pub struct ReadBack {
     pub message: io::Result<StoredMessage>,
 }
 
-/// Reads records as they are; `None` where one cannot be read.
+/// Reads records as they are; `None` where one cannot be read for want of descriptors or memory.
 pub fn read_records(opener: &Opener, places: &[RecordPlace]) -> Vec<Option<Vec<u8>>> {
-    let read = |place: &RecordPlace| {
-        let mut octets = vec![0; place.size as usize];
-        opener.open(place.slot)?.read_exact_at(&mut octets, u64::from(place.offset))?;
-        io::Result::Ok(octets)
-    };
-    places.iter().map(|place| read(place).ok()).collect()
+    places.iter().map(|place| read_raw(opener, place).ok()).collect()
+}
+
+/// The octets of a record as they are: zeros where the medium does not give them back. An error is a shortage: nothing is known
+/// of them then.
+pub fn read_raw(opener: &Opener, place: &RecordPlace) -> io::Result<Vec<u8>> {
+    let mut octets = vec![0; place.size as usize];
+    let read = opener.open(place.slot).and_then(|segment| {
+        if segment.read_exact_at(&mut octets, u64::from(place.offset)).is_ok() {
+            return Ok(());
+        }
+        // A sector that cannot be read costs its block.
+        let mut at = 0;
+        while at < octets.len() {
+            let end = octets.len().min(at + BLOCK_SIZE - (place.offset as usize + at) % BLOCK_SIZE);
+            let part = &mut octets[at..end];
+            match segment.read_exact_at(part, u64::from(place.offset) + at as u64) {
+                Err(error) if is_shortage(&error) => return Err(error),
+                Err(_) => part.fill(0),
+                Ok(()) => {}
+            }
+            at = end;
+        }
+        Ok(())
+    });
+    match read {
+        Err(error) if is_shortage(&error) => Err(error),
+        _ => Ok(octets),
+    }
+}
+
+/// Does the process lack something that others will give back?
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// An open segment, and the life its records must have.

@@ -142,7 +142,8 @@ pub enum Completion {
     },
     /// A `Read`.
     Read {
-        /// The octets of each record, in order; `None` where they could not be read.
+        /// The octets of each record, in order; `None` where nobody knows them just now (descriptors or memory were short):
+        /// asked for again later. What the medium does not give back is zeros, and damage.
         records: Vec<Option<Vec<u8>>>,
     },
     /// A `Remove`.

@@ -243,7 +243,9 @@ impl Ledger {
 
     fn instant(&self, Tick(at): Tick) -> Instant {
         let (opened, unix) = self.opened;
-        opened + Duration::from_millis(at.saturating_sub(unix))
+        // A moment beyond what the clock can name is not one.
+        const WAIT_MAX: u64 = 10 * 365 * 86_400 * 1000;
+        opened + Duration::from_millis(at.saturating_sub(unix).min(WAIT_MAX))
     }
 
     /// Messages that are not done.
@@ -401,20 +403,20 @@ impl Ledger {
         self.segments.len()
     }
 
-    /// The messages that need a record of this segment, and are durable.
-    pub fn messages_in(&self, epoch: u64) -> Vec<u64> {
+    /// Messages that need a record of this segment, and are durable: `count_max` of them at most.
+    pub fn messages_in(&self, epoch: u64, count_max: usize) -> Vec<u64> {
         let Some(segment) = self.segments.get(&epoch) else { return Vec::new() };
         let next = self.segments.range(epoch + 1..).next().map_or(u64::MAX, |(_, next)| next.first_sequence);
-        let own = self.entries.range(segment.first_sequence, next).map(|(sequence, _)| sequence);
-        let mut messages: Vec<u64> = own.chain(segment.guests.iter().copied()).collect();
+        let needs_it = |entry: &Entry| {
+            let has_piece = || entry.pieces.iter().any(|piece| piece.epoch == epoch);
+            entry.state != State::Appended && (entry.location.epoch == epoch || has_piece())
+        };
+        let own = self.entries.range(segment.first_sequence, next);
+        let guests = segment.guests.iter().filter_map(|guest| Some((*guest, self.entries.get(*guest)?)));
+        let messages = own.chain(guests).filter(|(_, entry)| needs_it(entry));
+        let mut messages: Vec<u64> = messages.map(|(sequence, _)| sequence).take(count_max).collect();
         messages.sort_unstable();
         messages.dedup();
-        messages.retain(|sequence| {
-            self.entries.get(*sequence).is_some_and(|entry| {
-                let has_piece = entry.pieces.iter().any(|piece| piece.epoch == epoch);
-                entry.state != State::Appended && (entry.location.epoch == epoch || has_piece)
-            })
-        });
         messages
     }
 
@@ -424,7 +426,9 @@ impl Ledger {
         let entry = self.entries.get_mut(sequence)?;
         let is_read = entry.state == State::HandedOff;
         let before = std::mem::replace(&mut entry.pieces, pieces);
-        let left = before.iter().filter(|piece| !entry.pieces.contains(piece)).copied().collect();
+        // A moved piece keeps its place among the message's pieces.
+        let moved = before.iter().zip(&entry.pieces).filter(|(before, now)| before != now);
+        let left = moved.map(|(before, _)| *before).collect();
         let needs = Needs { message: Some(std::mem::replace(&mut entry.location, location)), pieces: left };
         let pieces = std::mem::take(&mut entry.pieces);
         self.note_guest(sequence, location, &pieces);
@@ -545,7 +549,7 @@ impl Ledger {
         }
         // The wall clock may have been set since the log was opened: what counts is how long to wait.
         let due = entry.due().unwrap_or(0);
-        let due = Tick(tick + due.saturating_sub(unix_now * 1000));
+        let due = Tick(tick.saturating_add(due.saturating_sub(unix_now.saturating_mul(1000))));
         entry.state = State::Deferred(due);
         self.deferred.insert((due, sequence));
         None
@@ -635,6 +639,48 @@ mod tests {
         let mut ledger = ledger(1);
         ledger.poison(1);
         assert_eq!((ledger.take_free(), ledger.poll_removal()), (None, Some(Slot(1))));
+    }
+
+    #[test]
+    fn what_a_moved_message_does_not_need_any_more_is_released_and_nothing_else() {
+        let mut ledger = ledger(3);
+        let piece = |epoch, sequence| PieceRef { epoch, sequence, offset: 8192, size: 10 };
+        let before = [piece(1, 10), piece(2, 20), piece(1, 11)];
+        let after = [piece(3, 30), piece(2, 20), piece(3, 31)];
+        before.iter().chain([&after[0], &after[2]]).for_each(|p| ledger.hold(p.epoch, p.record_size()));
+        ledger.add(25, location(2), before.into(), 1);
+        ledger.hold(3, location(3).size as usize);
+        let needs = ledger.relocate(25, location(3), after.into()).unwrap();
+        assert_eq!((needs.message, &needs.pieces[..]), (Some(location(2)), &[before[0], before[2]][..]));
+        ledger.release(needs);
+        let needed: Vec<u32> = ledger.segments.values().map(|segment| segment.needed).collect();
+        assert_eq!(needed, [0, 1, 3]);
+    }
+
+    /// A message of 1 GiB in the smallest pieces. Compared each with each they would hold the shard for seconds.
+    #[test]
+    fn a_message_of_very_many_pieces_is_moved_without_comparing_each_with_each() {
+        let mut ledger = ledger(2);
+        let piece = |epoch, n| PieceRef { epoch, sequence: epoch * 10 + n, offset: 8192, size: 16 << 10 };
+        let pieces = |epoch| (0..1 << 20).map(|n| piece(epoch, n)).collect::<Box<[_]>>();
+        for epoch in [1, 2] {
+            pieces(epoch).iter().for_each(|p| ledger.hold(epoch, p.record_size()));
+        }
+        ledger.add(19, location(1), pieces(1), 1);
+        ledger.hold(2, location(2).size as usize);
+        let needs = ledger.relocate(19, location(2), pieces(2)).unwrap();
+        assert_eq!(needs.pieces.len(), 1 << 20);
+    }
+
+    #[test]
+    fn a_wait_beyond_what_the_clock_can_name_is_a_long_one() {
+        let now = Instant::now();
+        let mut ledger = ledger(1);
+        ledger.add(10, location(1), [].into(), 1);
+        ledger.make_durable(10);
+        ledger.hand_off(10);
+        assert!(ledger.handle_outcome(10, &[outcome(0, false, u64::MAX)], (now, 1000)).is_none());
+        assert!(ledger.next_due().is_some_and(|due| due > now));
     }
 
     #[test]

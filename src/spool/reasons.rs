@@ -3,21 +3,29 @@
 //! Equal reasons are one text. Where different ones are more than [`REASONS_SIZE_MAX`] octets together (a next hop that
 //! puts a number of its own into every reply), only their status is kept: the code, and the enhanced code.
 //!
-//! Invariant: the octets of the texts known here never exceed [`REASONS_SIZE_MAX`] by more than one text.
+//! Invariants: what is known here never exceeds [`REASONS_SIZE_MAX`] by more than one text; a text costs the same however many
+//! are known (texts that nobody uses are looked for as often as new texts have come as there are known ones).
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Octets of different reasons in memory, per log.
 const REASONS_SIZE_MAX: usize = 8 << 20;
+/// What a text costs beside its octets: its counts, its place in the set and in the heap.
+const TEXT_COST: usize = 64;
+/// A sweep is not worth its while for fewer new texts.
+const SWEEP_COUNT_MIN: usize = 1024;
 
 /// The reasons in use.
 #[derive(Debug, Default)]
 pub struct Reasons {
     known: HashSet<Arc<str>>,
+    /// What they cost, octets.
     size: usize,
-    /// Texts nobody uses any more are looked for when this size is reached.
-    sweep_size: usize,
+    /// New texts that came since those that nobody uses were looked for.
+    new_count: usize,
+    #[cfg(test)]
+    looked_at: usize,
 }
 
 impl Reasons {
@@ -26,22 +34,40 @@ impl Reasons {
         if let Some(known) = self.known.get(reason) {
             return known.clone();
         }
-        if self.size + reason.len() > self.sweep_size {
-            self.known.retain(|known| Arc::strong_count(known) > 1);
-            self.size = self.known.iter().map(|known| known.len()).sum();
-            // Twice what is in use: each sweep is paid for by as many new texts.
-            self.sweep_size = (2 * self.size).clamp(64 << 10, REASONS_SIZE_MAX);
+        self.new_count += 1;
+        // Each sweep is paid for by as many new texts, those of which the status alone was kept among them.
+        if self.new_count > self.known.len().max(SWEEP_COUNT_MIN) {
+            self.sweep();
         }
-        let reason = match self.size + reason.len() > REASONS_SIZE_MAX {
+        let reason = match self.size + cost(reason) > REASONS_SIZE_MAX {
             true => status(reason),
             false => reason,
         };
         let reason = self.known.get(reason).cloned().unwrap_or_else(|| Arc::from(reason));
         if self.known.insert(reason.clone()) {
-            self.size += reason.len();
+            self.size += cost(&reason);
         }
         reason
     }
+
+    /// Forgets what nobody uses.
+    fn sweep(&mut self) {
+        #[cfg(test)]
+        {
+            self.looked_at += self.known.len();
+        }
+        let size = &mut self.size;
+        self.known.retain(|known| {
+            let is_used = Arc::strong_count(known) > 1;
+            *size -= if is_used { 0 } else { cost(known) };
+            is_used
+        });
+        self.new_count = 0;
+    }
+}
+
+fn cost(text: &str) -> usize {
+    text.len() + TEXT_COST
 }
 
 /// The status a reason begins with: digits and dots, a space between code and enhanced code.
@@ -78,8 +104,18 @@ mod tests {
         let kept: Vec<_> = (0..3000).map(|n| reasons.intern(&text(n))).collect();
         assert_eq!(&*kept[0], text(0));
         assert_eq!(&*kept[2999], "450 4.7.1");
-        let size: usize = reasons.known.iter().map(|known| known.len()).sum();
+        let size: usize = reasons.known.iter().map(|known| cost(known)).sum();
         assert!(size == reasons.size && size <= REASONS_SIZE_MAX + 4100, "{size}");
+    }
+
+    #[test]
+    fn a_new_text_costs_the_same_however_many_are_known() {
+        let mut reasons = Reasons::default();
+        let count = 400_000;
+        let _kept: Vec<_> =
+            (0..count).map(|n| reasons.intern(&format!("450 4.7.1 greylisted {n}"))).collect();
+        assert!(reasons.size > REASONS_SIZE_MAX / 2, "more than are kept: {}", reasons.size);
+        assert!(reasons.looked_at <= 2 * count, "{} looked at for {count} texts", reasons.looked_at);
     }
 
     #[test]

@@ -17,7 +17,7 @@
 //! Memory: what one read brings, [`READ_SIZE`] and one record.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{AppendError, Purpose, RETRY_INTERVAL, Spool};
 use crate::spool::format::{self, EnvelopeOctets, MessageHead, MessagePayload, PieceRef, RecipientOutcome};
@@ -27,8 +27,14 @@ use crate::spool::reasons;
 
 /// A read is not made larger than this, but for its last record. In octets.
 const READ_SIZE: usize = 512 << 10;
+/// Messages that are looked for at once: more would hold the shard for milliseconds.
+const QUEUE_MAX: usize = 4096;
 /// Reasons in a record that is written again, all recipients together: beyond it only their status is written.
 const PROGRESS_REASONS_SIZE_MAX: usize = 64 << 10;
+
+/// Behind damage that cannot be moved, the segment is not looked at again before this: a delivery has to end, or octets have
+/// to be kept first.
+const DAMAGE_PAUSE: Duration = Duration::from_secs(10);
 
 /// What is to be moved.
 #[derive(Debug)]
@@ -79,13 +85,11 @@ pub struct Carry {
     loaded: VecDeque<(Want, Option<Vec<u8>>)>,
     /// By the number of the new record, which rises.
     moved: VecDeque<(u64, Moved)>,
-    /// The queue was filled, and what was in it has been looked at or will be.
-    is_filled: bool,
-    /// Something was moved since.
-    has_moved: bool,
     /// Nothing could be moved just now: not before.
     paused_until: Option<Instant>,
     damaged: VecDeque<u64>,
+    /// Something of the segment that is being emptied cannot be moved. To look at once again would be to look for ever.
+    has_met_damage: bool,
 }
 
 impl Carry {
@@ -114,18 +118,16 @@ impl<P: Page> Spool<P> {
             return None;
         }
         if self.carry.queue.is_empty() {
-            if std::mem::take(&mut self.carry.is_filled) && !self.carry.has_moved {
-                // What is there cannot be read: it is looked at again later.
-                self.carry.paused_until = Some(now + RETRY_INTERVAL);
-                return None;
-            }
             // The next look at the segment is to find it without what is on its way.
             if !self.carry.moved.is_empty() {
                 return None;
             }
+            if std::mem::take(&mut self.carry.has_met_damage) {
+                self.carry.paused_until = Some(now + DAMAGE_PAUSE);
+                return None;
+            }
             let epoch = self.ledger.sparse_segment(self.is_full)?;
             self.fill_queue(epoch);
-            (self.carry.is_filled, self.carry.has_moved) = (true, false);
             if self.carry.queue.is_empty() {
                 self.carry.paused_until = Some(now + RETRY_INTERVAL);
                 return None;
@@ -148,6 +150,7 @@ impl<P: Page> Spool<P> {
         }
         let needs = self.ledger.remove(sequence);
         self.note_outcomes(sequence, &[], Some(needs), now);
+        self.carry.paused_until = None;
         true
     }
 
@@ -164,7 +167,9 @@ impl<P: Page> Spool<P> {
     }
 
     fn fill_queue(&mut self, epoch: u64) {
-        for sequence in self.ledger.messages_in(epoch) {
+        let messages = self.ledger.messages_in(epoch, QUEUE_MAX);
+        let is_all = messages.len() < QUEUE_MAX;
+        for sequence in messages {
             let entry = self.ledger.entry(sequence).expect("the ledger has just named it");
             let pieces = entry.pieces.iter().copied().enumerate().filter(|(_, piece)| piece.epoch == epoch);
             self.carry.queue.push_back(Item::Message {
@@ -174,7 +179,7 @@ impl<P: Page> Spool<P> {
                 moved: Vec::new(),
             });
         }
-        for (key, pieces) in &self.receiving {
+        for (key, pieces) in self.receiving.iter().filter(|_| is_all) {
             let pieces = pieces.iter().filter(|piece| piece.epoch == epoch);
             self.carry.queue.extend(pieces.map(|piece| Item::Arriving { key, piece: *piece }));
         }
@@ -217,23 +222,25 @@ impl<P: Page> Spool<P> {
         self.carry.loaded = wants.into_iter().zip(records).collect();
     }
 
-    /// Appends what was read. An error: there is no room, or the medium failed.
+    /// Appends what was read. An error: there is no room, the medium failed, or something could not be read just now.
     fn append_loaded(&mut self) -> Result<(), AppendError> {
         while let Some((want, octets)) = self.carry.loaded.pop_front() {
             let Some(mut item) = self.carry.queue.pop_front() else {
                 self.carry.loaded.clear();
                 return Ok(());
             };
-            let appended = match self.is_current(&item) {
-                true => self.append_again(&mut item, want, octets.as_deref()),
-                false => Ok(Progress::Ended),
+            let appended = match (self.is_current(&item), &octets) {
+                (true, Some(octets)) => self.append_again(&mut item, want, octets),
+                // Not read is not damaged: what is there is not known.
+                (true, None) => Err(AppendError::Failed),
+                (false, _) => Ok(Progress::Ended),
             };
             match appended {
                 Ok(Progress::Ended) => {
                     self.release_moved(item);
                     self.skip_loaded(want);
                 }
-                Ok(Progress::Moved) => self.carry.has_moved = true,
+                Ok(Progress::Moved) => {}
                 Ok(Progress::Partly) => self.carry.queue.push_front(item),
                 Err(error) => {
                     self.carry.queue.push_front(item);
@@ -263,15 +270,13 @@ impl<P: Page> Spool<P> {
         while self.carry.loaded.pop_front_if(|(want, _)| want.message() == Some(message)).is_some() {}
     }
 
-    fn append_again(
-        &mut self,
-        item: &mut Item,
-        want: Want,
-        octets: Option<&[u8]>,
-    ) -> Result<Progress, AppendError> {
+    fn append_again(&mut self, item: &mut Item, want: Want, octets: &[u8]) -> Result<Progress, AppendError> {
         match (item, want) {
             (Item::Arriving { key, piece }, _) => {
-                let Some(content) = self.piece_content(piece, octets) else { return Ok(Progress::Ended) };
+                let Some(content) = self.piece_content(piece, octets) else {
+                    self.carry.has_met_damage = true;
+                    return Ok(Progress::Ended);
+                };
                 let new = self.append_held_piece(content, Purpose::Carried)?;
                 self.active.as_mut().expect("it was appended to").tail.wait(new.sequence);
                 self.carry.moved.push_back((new.sequence, Moved::Arriving { key: *key, old: *piece, new }));
@@ -289,7 +294,7 @@ impl<P: Page> Spool<P> {
             }
             (Item::Message { sequence, location, moved, .. }, _) => {
                 let life = self.ledger.segment(location.epoch).expect("a held segment stays").life;
-                let record = octets.and_then(|octets| format::decode_record(octets, life));
+                let record = format::decode_record(octets, life);
                 let message = record.and_then(|(_, payload)| MessagePayload::decode(payload));
                 let Some(message) = message.filter(|message| message.sequence == *sequence) else {
                     self.note_damaged(*sequence);
@@ -331,14 +336,15 @@ impl<P: Page> Spool<P> {
     }
 
     /// The content of a piece, if that is what was read.
-    fn piece_content<'a>(&self, piece: &PieceRef, octets: Option<&'a [u8]>) -> Option<&'a [u8]> {
+    fn piece_content<'a>(&self, piece: &PieceRef, octets: &'a [u8]) -> Option<&'a [u8]> {
         let life = self.ledger.segment(piece.epoch)?.life;
-        let (header, content) = format::decode_record(octets?, life)?;
+        let (header, content) = format::decode_record(octets, life)?;
         (header.sequence == piece.sequence && header.payload_size == piece.size).then_some(content)
     }
 
     /// While it is being delivered, the delivery finds out.
     fn note_damaged(&mut self, sequence: u64) {
+        self.carry.has_met_damage = true;
         if !self.ledger.is_handed_off(sequence) && !self.carry.damaged.contains(&sequence) {
             self.carry.damaged.push_back(sequence);
         }

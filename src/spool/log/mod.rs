@@ -661,7 +661,7 @@ impl<P: Page> Spool<P> {
             _ => None,
         };
         let removal = self.removal_failed.map(|since| since + RETRY_INTERVAL);
-        let carry = self.carry.paused_until();
+        let carry = self.carry.paused_until().filter(|_| self.is_accepting() && !self.is_finishing);
         [outcomes, prepare, removal, carry, self.ledger.next_due()].into_iter().flatten().min()
     }
 
@@ -764,7 +764,10 @@ impl<P: Page> Spool<P> {
         let failed = if is_sealing { self.sealing.take() } else { self.active.take() };
         let failed = failed.expect("the caller has found it");
         // What recovery kept is durable, though the horizon may be in front of it until the first Open record is.
-        self.voids.push(self.horizon.max(self.first_sequence)..self.next_sequence);
+        let void = self.horizon.max(self.first_sequence)..self.next_sequence;
+        // Of a failure right behind another, whose Open record is lost with it: one range for both, so that the next fits.
+        self.voids.retain(|before| before.start < void.start);
+        self.voids.push(void);
         self.voids_in = None;
         self.lost.retain(|(epoch, _)| self.ledger.segment(*epoch).is_some());
         self.lost.push((failed.epoch, failed.tail.positions().durable));
@@ -821,11 +824,14 @@ impl<P: Page> Spool<P> {
         self.ledger.take_back(sequence);
     }
 
-    /// Is the file of this slot being appended to, or about to be?
+    /// Is the file of this slot being written to, or about to be?
     pub fn is_open(&self, slot: Slot) -> bool {
         let is_ready =
             matches!(&self.spare, Spare::Ready(spare) | Spare::Preparing(spare, _) if spare.slot == slot);
-        is_ready || [&self.sealing, &self.active].into_iter().flatten().any(|open| open.tail.slot() == slot)
+        let is_unsealed = self.unsealed.iter().any(|unsealed| unsealed.slot == slot);
+        is_ready
+            || is_unsealed
+            || [&self.sealing, &self.active].into_iter().flatten().any(|open| open.tail.slot() == slot)
     }
 
     /// What an attempt has brought. Recorded in the log; nobody waits for that. `unix_now` is the wall clock of the

@@ -43,7 +43,7 @@ use scan::{Fact, MessageFact, Record, Scan, scan_index, scan_whole};
 
 /// What is read of every file first: the header blocks and, usually, the whole Open record.
 const HEAD_SIZE: usize = RECORDS_OFFSET as usize + 1024;
-/// Torn ranges that are named void at most. With more (a batch of tiny records of which every other sector is lost) the
+/// Ranges that an Open record names void at most. With more (a batch of tiny records of which every other sector is lost) the
 /// rest will be reported as corrupt by a later start: a false alarm, and no loss.
 pub const VOIDS_MAX: usize = 1024;
 
@@ -400,7 +400,8 @@ impl Recovery {
             }
             found.findings.push(Finding::PieceMissing { sequence, was_durable });
         }
-        found.voids.truncate(VOIDS_MAX);
+        // One more may come before the record that names them is durable: a failed write of it voids again.
+        found.voids.truncate(VOIDS_MAX - 1);
         found.next_epoch = found.next_epoch.max(1);
         found.next_sequence = next;
         self.found
