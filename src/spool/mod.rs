@@ -13,8 +13,10 @@
 //! appended    append_message                      absent or durable: nobody was told either way
 //! durable     a completed sync; poll_stored       durable: it is delivered
 //! handed off  hand_off                            durable: it is delivered (again)
-//! deferred    handle_outcome, someone is left     deferred, once the outcome is synced
+//! deferred    handle_outcome, someone is left     deferred, once the outcome is synced; else durable
+//! moved       its records were written again      as before: found where it was, or where it is
 //! done        handle_outcome, nobody is left      done, once the outcome is synced; else delivered again
+//! recycled    its segment is used again           absent
 //! ```
 //!
 //! Invariants:
