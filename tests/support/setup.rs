@@ -97,7 +97,9 @@ impl Setup {
     /// The message ids of the dead letters.
     pub fn dead_letters(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.data.join("dead")) else { return Vec::new() };
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        // What begins with a dot is the gateway's own.
+        names.filter(|name| !name.starts_with('.')).collect()
     }
 
     /// Makes every delivery fail for now: a file stands where the Maildir was. Messages stay in the spool.
