@@ -116,7 +116,6 @@ fn every_state_of_a_message_is_after_a_power_cut_what_the_table_says() {
                 let mut receiving = Receiving::default();
                 log.spool.append_piece(&mut receiving, &[b'x'; 50_000]).unwrap();
                 log.run(|_| true);
-                std::mem::forget(receiving);
                 2
             },
             None,
