@@ -195,6 +195,36 @@ fn an_outage_of_the_consumer_gives_nobody_up() {
     assert!(server.stop().success());
 }
 
+/// A long queue is offered by and by, and leaves room: a message that comes now is delivered among it, not behind it.
+#[test]
+fn new_mail_does_not_wait_for_a_long_queue() {
+    let mut setup = Setup::new();
+    setup.retry_soon().set("delivery.channel_size", 16).set("delivery.workers", 1);
+    setup.hold_deliveries();
+    let ledger = Arc::new(Ledger::default());
+    let mut server = setup.start();
+    let load = Load::start(server.address(), &ledger, SESSIONS);
+    wait_for_more(&ledger, &mut server, 2000);
+    load.stop();
+    server.kill();
+    setup.release_deliveries();
+
+    let mut server = setup.start();
+    wait::until("the queue is being delivered", || maildir::count(setup.maildir()) > 0);
+    let number = ledger.number();
+    let content = ledger::content(number);
+    let id = Client::greet(server.address()).deliver("a@client.test", &["b@mx.test"], &content);
+    ledger.acknowledge(number);
+    ledger.assert_kept(setup.maildir());
+    let mut deliveries = maildir::deliveries(setup.maildir());
+    deliveries.sort_by_key(|delivery| delivery.began);
+    let place = deliveries.iter().position(|delivery| delivery.id == id).expect("it was delivered");
+    let behind = deliveries.len() - place;
+    println!("{behind} of {} were delivered after the new one", deliveries.len());
+    assert!(behind > 100, "the new message was the {place}th of {}", deliveries.len());
+    assert!(server.stop().success());
+}
+
 /// The clock jumps by ten days, forth and back, under way and between two lives.
 #[test]
 fn a_clock_that_jumps_gives_nobody_up_and_causes_no_storm() {
