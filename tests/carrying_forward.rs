@@ -11,10 +11,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use incoming::mail::{Arrival, Body, Envelope, ForwardPath, MessageId, Protocol, ReversePath};
+use incoming::mail::MessageId;
 use incoming::spool::Entry;
 use incoming::spool::format::{self, MessagePayload, PieceRef, RecipientOutcome};
-use incoming::spool::memory_disk::recover;
+use incoming::spool::memory_disk::{mail, recover};
 use incoming::spool::recovery::{Depth, Recovered};
 use incoming::spool::{
     AppendError, Completion, Incoming, Io, IoFailure, Location, Receiving, RecordPlace, Slot, Spool,
@@ -283,7 +283,7 @@ impl World {
                 upload.pieces_left -= 1;
             })
         } else {
-            let (envelope, arrival) = envelope(1 + self.random.below(3) as usize);
+            let (envelope, arrival) = mail(1 + self.random.below(3) as usize);
             let message = Incoming { envelope: &envelope, arrival: &arrival, tail: &part };
             let trace = |id: MessageId| format!("Received: id {id}\r\n").into_bytes();
             spool.append_message(&mut upload.receiving, message, trace).map(|(id, trace)| {
@@ -496,23 +496,6 @@ impl World {
 
 fn everybody(count: usize) -> Vec<(u32, u32, String)> {
     (0..count as u32).map(|index| (index, 0, String::new())).collect()
-}
-
-fn envelope(recipients: usize) -> (Envelope, Arrival) {
-    let paths = (0..recipients).map(|i| ForwardPath::parse(&format!("r{i}@example.com"), false).unwrap());
-    let envelope = Envelope {
-        reverse_path: ReversePath::Null,
-        forward_paths: paths.collect(),
-        body: Body::SevenBit,
-        smtputf8: false,
-    };
-    let arrival = Arrival {
-        peer: "127.0.0.1:25".parse().unwrap(),
-        hello: "c.example".into(),
-        protocol: Protocol::Esmtp,
-        unix_time: 1,
-    };
-    (envelope, arrival)
 }
 
 fn run(seed: u64, fails: bool) -> u64 {

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use incoming::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
 use incoming::spool::format::RecipientOutcome;
-use incoming::spool::memory_disk::{MemoryDisk, recover};
+use incoming::spool::memory_disk::{MemoryDisk, mail, recover};
 use incoming::spool::recovery::{Depth, Recovered};
 use incoming::spool::{Incoming, Io, Receiving, Slot, Spool, SpoolConfig};
 
@@ -65,18 +64,7 @@ impl Log {
     }
 
     fn append(&mut self, receiving: &mut Receiving) -> u64 {
-        let envelope = Envelope {
-            reverse_path: ReversePath::Null,
-            forward_paths: vec![ForwardPath::parse("b@example.com", false).unwrap()],
-            body: Body::SevenBit,
-            smtputf8: false,
-        };
-        let arrival = Arrival {
-            peer: "192.0.2.1:25".parse().unwrap(),
-            hello: "c.example".into(),
-            protocol: Protocol::Esmtp,
-            unix_time: 1,
-        };
+        let (envelope, arrival) = mail(1);
         let message = Incoming { envelope: &envelope, arrival: &arrival, tail: &[b'x'; 1000] };
         self.spool.append_message(receiving, message, |_| Vec::new()).unwrap().0.sequence
     }

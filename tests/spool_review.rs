@@ -5,9 +5,8 @@ mod log;
 
 use std::time::{Duration, Instant};
 
-use incoming::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
 use incoming::spool::format::{BLOCK_SIZE, Kind, RecordHeader};
-use incoming::spool::memory_disk::MemoryDisk;
+use incoming::spool::memory_disk::{MemoryDisk, mail};
 use incoming::spool::recovery::{Depth, Finding, Recovered, VOIDS_MAX};
 use incoming::spool::{Completion, Incoming, Io, IoFailure, Receiving, Slot, Spool, SpoolConfig};
 use log::Log;
@@ -51,18 +50,7 @@ fn open(recovered: Recovered, now: Instant) -> Spool<Vec<u8>> {
 }
 
 fn append(spool: &mut Spool<Vec<u8>>, tail: &[u8]) -> Option<u64> {
-    let envelope = Envelope {
-        reverse_path: ReversePath::Null,
-        forward_paths: vec![ForwardPath::parse("b@example.com", false).unwrap()],
-        body: Body::SevenBit,
-        smtputf8: false,
-    };
-    let arrival = Arrival {
-        peer: "127.0.0.1:25".parse().unwrap(),
-        hello: "c.example".into(),
-        protocol: Protocol::Esmtp,
-        unix_time: 1,
-    };
+    let (envelope, arrival) = mail(1);
     let message = Incoming { envelope: &envelope, arrival: &arrival, tail };
     let appended = spool.append_message(&mut Receiving::default(), message, |_| b"Received: x\r\n".to_vec());
     appended.ok().map(|(id, _)| id.sequence)

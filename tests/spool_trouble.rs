@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use incoming::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
 use incoming::spool::format::RecipientOutcome;
-use incoming::spool::memory_disk::recover;
+use incoming::spool::memory_disk::{mail, recover};
 use incoming::spool::recovery::{Depth, Recovered};
 use incoming::spool::{
     AppendError, Completion, Incoming, Io, IoFailure, Receiving, RecordPlace, Slot, Spool, SpoolConfig,
@@ -116,7 +115,7 @@ impl Lab {
         recipients: usize,
         tail: &[u8],
     ) -> Result<u64, AppendError> {
-        let (envelope, arrival) = envelope(recipients);
+        let (envelope, arrival) = mail(recipients);
         let message = Incoming { envelope: &envelope, arrival: &arrival, tail };
         self.spool
             .append_message(receiving, message, |_| b"Received: x\r\n".to_vec())
@@ -126,23 +125,6 @@ impl Lab {
     fn recover(&self) -> Recovered {
         recover(&self.files, Depth::Whole)
     }
-}
-
-fn envelope(recipients: usize) -> (Envelope, Arrival) {
-    let paths = (0..recipients).map(|i| ForwardPath::parse(&format!("r{i}@example.com"), false).unwrap());
-    let envelope = Envelope {
-        reverse_path: ReversePath::Null,
-        forward_paths: paths.collect(),
-        body: Body::SevenBit,
-        smtputf8: false,
-    };
-    let arrival = Arrival {
-        peer: "127.0.0.1:25".parse().unwrap(),
-        hello: "c.example".into(),
-        protocol: Protocol::Esmtp,
-        unix_time: 1,
-    };
-    (envelope, arrival)
 }
 
 fn deferred(index: u32, reason: usize, next_attempt: u64) -> RecipientOutcome {

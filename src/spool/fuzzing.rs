@@ -7,14 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::entry::Location;
 use super::format::{self, BLOCK_SIZE, Kind, MessagePayload, RECORDS_OFFSET, RecipientOutcome, RecordHeader};
 use super::format::{PieceRef, SegmentHeader};
 use super::io::Slot;
-use super::ledger::Location;
 use super::log::{AppendError, Incoming, Receiving, Spool, SpoolConfig};
-use super::memory_disk::MemoryDisk;
+use super::memory_disk::{MemoryDisk, mail};
 use super::recovery::{Depth, Finding, Recovered};
-use crate::mail::{Arrival, Body, Envelope, ForwardPath, MessageId, Protocol, ReversePath};
+use crate::mail::MessageId;
 
 /// Small, so that a few messages fill several segments.
 const CONFIG: SpoolConfig =
@@ -173,19 +173,7 @@ impl World {
     }
 
     fn append(&mut self, size: usize, piece_count: usize) {
-        let forward_path = ForwardPath::parse("b@example.com", false).expect("a path");
-        let envelope = Envelope {
-            reverse_path: ReversePath::Null,
-            forward_paths: vec![forward_path],
-            body: Body::SevenBit,
-            smtputf8: false,
-        };
-        let arrival = Arrival {
-            peer: "192.0.2.1:25".parse().expect("an address"),
-            hello: "c.example".into(),
-            protocol: Protocol::Esmtp,
-            unix_time: 1,
-        };
+        let (envelope, arrival) = mail(1);
         // Content that tells every message and every part of it from all others.
         let part = |i: usize| {
             let seed = (self.appended.len() * 8 + i) as u32;

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::format::{self, MessagePayload};
 use super::recovery::{self, Depth, Recovered};
 use super::{Completion, Io, Page, ReadSegment, RecordPlace, Slot, Spool};
+use crate::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
 
 /// The files of one log.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +82,24 @@ impl MemoryDisk {
         content.extend_from_slice(message.tail);
         Some(content)
     }
+}
+
+/// Somebody's mail to so many recipients: an envelope, and how it came.
+pub fn mail(recipient_count: usize) -> (Envelope, Arrival) {
+    let path = |i| ForwardPath::parse(&format!("r{i}@example.com"), false).expect("a path");
+    let envelope = Envelope {
+        reverse_path: ReversePath::Null,
+        forward_paths: (0..recipient_count).map(path).collect(),
+        body: Body::SevenBit,
+        smtputf8: false,
+    };
+    let arrival = Arrival {
+        peer: "192.0.2.1:25".parse().expect("an address"),
+        hello: "c.example".into(),
+        protocol: Protocol::Esmtp,
+        unix_time: 1,
+    };
+    (envelope, arrival)
 }
 
 /// What recovery makes of these files.

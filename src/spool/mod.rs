@@ -28,6 +28,7 @@
 //! Knows nothing of SMTP, sessions, files or async.
 
 mod commit;
+mod entry;
 pub mod format;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -40,7 +41,7 @@ mod reasons;
 pub mod recovery;
 mod sequence_map;
 
+pub use entry::{Entry, Location, Outstanding};
 pub use io::{Completion, Io, IoFailure, Page, ReadSegment, RecordPlace, Slot};
-pub use ledger::{Entry, Location, Outstanding};
 pub use log::{AppendError, Counters, Incoming, Receiving, Spool, SpoolConfig};
 pub use sequence_map::SequenceMap;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use incoming::mail::{Arrival, Body, Envelope, ForwardPath, MessageId, Protocol, ReversePath};
+use incoming::mail::{Arrival, Envelope, MessageId};
 use incoming::spool::format::RecipientOutcome;
-use incoming::spool::memory_disk::MemoryDisk;
+use incoming::spool::memory_disk::{MemoryDisk, mail};
 use incoming::spool::recovery::Depth;
 use incoming::spool::{AppendError, Incoming, Receiving, Spool, SpoolConfig};
 
@@ -30,18 +30,7 @@ impl Log {
         };
         let make_page = Box::new(move || vec![0; config.page_size]);
         let spool = Spool::new(config, disk.recover(Depth::Quick), make_page, Box::new(entropy), (now, 0));
-        let envelope = Envelope {
-            reverse_path: ReversePath::Null,
-            forward_paths: vec![ForwardPath::parse("b@example.com", false).expect("a path")],
-            body: Body::SevenBit,
-            smtputf8: false,
-        };
-        let arrival = Arrival {
-            peer: "192.0.2.1:25".parse().expect("an address"),
-            hello: "c.example".into(),
-            protocol: Protocol::Esmtp,
-            unix_time: 1,
-        };
+        let (envelope, arrival) = mail(1);
         Log { disk, spool, now, envelope, arrival }
     }
 

@@ -20,9 +20,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::{AppendError, Purpose, RETRY_INTERVAL, Spool};
+use crate::spool::entry::Location;
 use crate::spool::format::{self, EnvelopeOctets, MessageHead, MessagePayload, PieceRef, RecipientOutcome};
 use crate::spool::io::{Io, Page, RecordPlace};
-use crate::spool::ledger::{Location, Needs};
+use crate::spool::ledger::Needs;
 use crate::spool::reasons;
 
 /// A read is not made larger than this, but for its last record. In octets.

@@ -31,12 +31,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 
+use super::entry::{Entry, Location};
 use super::format::{
     self, BadHeader, Kind, OutcomeEntry, PieceRef, RECORD_HEADER_SIZE, RECORD_MAGIC, RECORDS_OFFSET,
     RecordHeader, SegmentHeader,
 };
 use super::io::{ReadSegment, Slot};
-use super::ledger::{Entry, Location};
 use super::reasons::Reasons;
 use super::sequence_map::SequenceMap;
 use scan::{Fact, MessageFact, Record, Scan, scan_index, scan_whole};

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
+use crate::spool::entry::Location;
 use crate::spool::format::{
     self, BLOCK_SIZE, IndexPayload, IndexedMessage, Kind, MessagePayload, PieceRef, RECORDS_OFFSET,
     RecipientOutcome, RecordHeader, Seal, SegmentHeader,
 };
 use crate::spool::io::ReadSegment;
-use crate::spool::ledger::Location;
 
 /// A segment's records.
 #[derive(Debug, Default)]

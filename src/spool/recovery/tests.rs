@@ -2,9 +2,8 @@
 
 use super::scan::scan_whole;
 use super::*;
-use crate::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
 use crate::spool::format::{BLOCK_SIZE, EnvelopeOctets, MessageHead, Seal};
-use crate::spool::memory_disk;
+use crate::spool::memory_disk::{self, mail};
 
 /// What a test puts into a segment: a record with its number and horizon, or damage.
 enum Put {
@@ -28,18 +27,7 @@ use Put::*;
 const PIECE: &[u8] = b"piece";
 
 fn message(sequence: u64, pieces: &[PieceRef]) -> Vec<u8> {
-    let envelope = Envelope {
-        reverse_path: ReversePath::Null,
-        forward_paths: vec![ForwardPath::parse("b@example.com", false).unwrap()],
-        body: Body::SevenBit,
-        smtputf8: false,
-    };
-    let arrival = Arrival {
-        peer: "192.0.2.1:25".parse().unwrap(),
-        hello: "c.example".into(),
-        protocol: Protocol::Esmtp,
-        unix_time: 1,
-    };
+    let (envelope, arrival) = mail(1);
     let head = MessageHead {
         sequence,
         content_size: pieces.iter().map(|piece| u64::from(piece.size)).sum(),
