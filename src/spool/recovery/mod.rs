@@ -192,6 +192,8 @@ struct Recovery {
     /// Every record with a smaller number was durable.
     horizon: u64,
     missing: Vec<Range<u64>>,
+    /// Smaller numbers may stand in a file that could not be taken for a segment of the log.
+    taken: u64,
     pieces: HashSet<PieceRef>,
     /// Messages without all their pieces, by their numbers: the numbers of their records.
     incomplete: BTreeMap<u64, u64>,
@@ -242,6 +244,12 @@ impl Recovery {
                     add(slot, header, &octets, size, &mut segment)?;
                 }
                 None if memchr::memmem::find(&octets, RECORD_MAGIC).is_some() => {
+                    // Whose log it is may be known at the next start: what begins now is to stay apart from it.
+                    if let Some(header) = rebuilt {
+                        let sequences = scan_whole(&header, &octets).records.into_iter().map(|r| r.sequence);
+                        self.taken = sequences.map(|s| s.saturating_add(1)).fold(self.taken, u64::max);
+                        self.found.next_epoch = self.found.next_epoch.max(header.epoch.saturating_add(1));
+                    }
                     self.found.findings.push(Finding::HeaderLost { slot, is_rebuilt: false });
                 }
                 None => self.found.unfinished.push(slot),
@@ -377,8 +385,8 @@ impl Recovery {
     /// Judges what is missing.
     fn finish(mut self) -> Recovered {
         let void_end = self.voids.last().map_or(1, |void| void.end);
-        let next = self.expected.unwrap_or(1).max(self.horizon).max(void_end).max(1);
-        let behind = self.expected.unwrap_or(next)..next;
+        let known = self.expected.unwrap_or(1).max(self.horizon).max(void_end).max(1);
+        let behind = self.expected.unwrap_or(known)..known;
         self.missing.extend(without(behind, &self.voids));
         let found = &mut self.found;
         for missing in self.missing {
@@ -403,7 +411,7 @@ impl Recovery {
         // One more may come before the record that names them is durable: a failed write of it voids again.
         found.voids.truncate(VOIDS_MAX - 1);
         found.next_epoch = found.next_epoch.max(1);
-        found.next_sequence = next;
+        found.next_sequence = known.max(self.taken);
         self.found
     }
 }

@@ -357,6 +357,18 @@ fn a_segment_without_header_blocks_is_read_by_what_its_first_record_says() {
 }
 
 #[test]
+fn a_log_that_begins_beside_a_file_whose_log_is_not_known_stays_apart_from_it() {
+    let mut damaged = segment(7, &[Open(40, 40, 40), Message(41, 40)]);
+    damaged[..2 * BLOCK_SIZE].fill(0xa5);
+    let recovered = recover_all([(1, damaged.clone())]);
+    assert_eq!(recovered.findings, [Finding::HeaderLost { slot: Slot(1), is_rebuilt: false }]);
+    assert_eq!((recovered.next_epoch, recovered.next_sequence, recovered.next_slot), (8, 42, 2));
+    // The log that began: now it is known whose the file is.
+    let recovered = recover_all([(1, damaged), (2, segment(8, &[Open(42, 42, 42), Message(43, 42)]))]);
+    assert!(recovered.messages.keys().eq([41, 43]));
+}
+
+#[test]
 fn a_file_of_zeros_was_never_finished() {
     let recovered = recover_all([(1, segment(1, &[Open(1, 1, 1)])), (2, vec![0; 1 << 20])]);
     assert_eq!((&recovered.unfinished[..], &recovered.findings[..]), (&[Slot(2)][..], &[][..]));
