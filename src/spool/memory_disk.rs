@@ -71,13 +71,16 @@ impl MemoryDisk {
         let record = |epoch: u64, offset: u32| {
             let segment = recovered.segments.iter().find(|segment| segment.epoch == epoch)?;
             let octets = self.files.get(&segment.slot)?.get(offset as usize..)?;
-            format::decode_record(octets, segment.life).map(|(_, payload)| payload)
+            format::decode_record(octets, segment.life)
         };
         let location = recovered.messages.get(sequence)?.location;
-        let message = MessagePayload::decode(record(location.epoch, location.offset)?)?;
+        let (_, payload) = record(location.epoch, location.offset)?;
+        let message = MessagePayload::decode(payload).filter(|message| message.sequence == sequence)?;
         let mut content = message.trace.to_vec();
         for piece in &message.pieces {
-            content.extend_from_slice(record(piece.epoch, piece.offset)?);
+            let piece_record = record(piece.epoch, piece.offset);
+            let (_, octets) = piece_record.filter(|(header, _)| header.sequence == piece.sequence)?;
+            content.extend_from_slice(octets);
         }
         content.extend_from_slice(message.tail);
         Some(content)
