@@ -30,7 +30,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use super::look::look;
-use super::{InspectError, Log, kind_name};
+use super::{InspectError, Log, counted, kind_name};
 use crate::mail::MessageId;
 use crate::shard::directory::{Access, LogFile, recover};
 use crate::spool::format::{self, IndexPayload, Kind, MessagePayload, OutcomeEntry, RecordHeader};
@@ -357,8 +357,9 @@ impl fmt::Display for Details {
             Details::Piece { content } => write!(f, "{content} octets of content"),
             Details::Message { message, state, reverse_path, recipients, content, pieces } => {
                 let from = Escaped(reverse_path.as_bytes());
-                write!(f, "{message} {state}, from <{from}>, {recipients} recipients, {content} octets")?;
-                if *pieces > 0 { write!(f, ", {pieces} pieces") } else { Ok(()) }
+                let recipients = counted(*recipients, "recipient");
+                write!(f, "{message} {state}, from <{from}>, {recipients}, {content} octets")?;
+                if *pieces > 0 { write!(f, ", {}", counted(*pieces, "piece")) } else { Ok(()) }
             }
             Details::Outcomes { outcomes } => {
                 let outcomes = outcomes.iter().map(ToString::to_string);

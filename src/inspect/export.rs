@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::look::look;
-use super::{InspectError, Log, Reader, complain, words};
+use super::{InspectError, Log, Reader, complain, counted, words};
 use crate::delivery::{Content, CopyError, StoredContent, folder};
 use crate::limits::COPY_SIZE;
 use crate::mail::{Body, MessageId};
@@ -60,7 +60,7 @@ pub fn export(
         complain(&format_args!("message {id} is not in the spool: it is done, or was never accepted"));
         export.is_sound = false;
     }
-    writeln!(out, "{} messages written to {}", export.count, folder.display())?;
+    writeln!(out, "{} written to {}", counted(export.count, "message"), folder.display())?;
     Ok(export.is_sound)
 }
 
@@ -69,7 +69,7 @@ struct Export {
     /// Those that were named and not found yet.
     wanted: BTreeSet<MessageId>,
     all: bool,
-    count: u64,
+    count: usize,
     is_sound: bool,
 }
 

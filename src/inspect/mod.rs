@@ -198,6 +198,12 @@ fn outstanding_count(message: &Entry) -> usize {
     message.outstanding().map_or(message.recipient_count as usize, |outstanding| outstanding.len())
 }
 
+/// A count and what is counted, as `1 message` or `2 messages`.
+fn counted(count: usize, noun: &str) -> String {
+    let ending = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{ending}")
+}
+
 fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Open => "open",

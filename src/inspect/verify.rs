@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::look::{Look, look};
-use super::{InspectError, Log, Reader, complain, finding_name, kind_name, outstanding_count, words};
+use super::{
+    InspectError, Log, Reader, complain, counted, finding_name, kind_name, outstanding_count, words,
+};
 use crate::mail::MessageId;
 use crate::spool::format::Kind;
 use crate::spool::recovery::{Depth, Finding, Recovered, Seen};
@@ -151,7 +153,8 @@ impl<'a> Report<'a> {
         writeln!(out, "  records   {}", if records.is_empty() { "none" } else { &records })?;
         let Octets { live, used, files } = octets;
         writeln!(out, "  octets    {live} live, {used} in records, {files} in files")?;
-        write!(out, "  messages  {} not done, {} recipients outstanding", self.messages, self.recipients)?;
+        let recipients = counted(self.recipients, "recipient");
+        write!(out, "  messages  {} not done, {recipients} outstanding", self.messages)?;
         match self.oldest_seconds {
             Some(age) => {
                 let age = humantime::format_duration(Duration::from_secs(age));
