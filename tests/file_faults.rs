@@ -97,8 +97,10 @@ fn a_write_cut_by_the_file_size_limit_is_refused() {
     let mut server = setup.start();
     let load = Load::start(server.address(), &ledger, SESSIONS);
     wait_for_more(&ledger, &mut server, 20);
-    // A limit behind what is written so far would only refuse new segments; each of these is in the current one or will be.
-    tools::run("prlimit", ["--pid", &server.pid().to_string(), &format!("--fsize={}:", 4 << 20)]);
+    // The limit is ahead of what is written so far, and inside a block: every write is of whole blocks, so none can end at
+    // the limit, and the one that reaches it is cut.
+    let limit = (4 << 20) + 512;
+    tools::run("prlimit", ["--pid", &server.pid().to_string(), &format!("--fsize={limit}:")]);
     wait::until("the fault is answered", || ledger.refused_count("4") > 0);
     load.stop();
     wait::until("a short write is logged", || server.log().contains(SHORT_WRITE));
