@@ -1,0 +1,126 @@
+//! `loadtest`: argv → what is to be done → exit code.
+//!
+//! Exit codes: 0 when all went well; 1 when something could not be done, when nothing was accepted, or when `verify` finds
+//! a loss; 2 on a command line that makes no sense.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{Args, Parser, Subcommand};
+use loadtest::arguments::{LoadArguments, TargetArgument};
+use loadtest::drive::{self, Nobody};
+use loadtest::report::Report;
+use loadtest::report::summary::Summary;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const FAULT: u8 = 1;
+const USAGE: u8 = 2;
+
+/// Drives an SMTP server as hard, or as steadily, as it is told, and says what came of it.
+///
+/// Only a 250 to an end-of-data counts as accepted.
+#[derive(Parser)]
+#[command(version, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  loadtest run --target 127.0.0.1:2525 --pipeline
+      as fast as 64 connections can, for ten seconds
+  loadtest run --target 127.0.0.1:2525 --rate 1000 --duration 1m --html run.html
+      a thousand messages a second, latency from the time each was due
+  loadtest run --target mx.example:25 --starttls --corpus mail.mbox --messages 10000 --ledger run.ledger
+      real messages, and a record of each that was acknowledged";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Loads one server.
+    Run(RunArguments),
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// The server: HOST:PORT, or NAME=HOST:PORT to call it something.
+    #[arg(long, short, value_name = "HOST:PORT")]
+    target: TargetArgument,
+    #[command(flatten)]
+    load: LoadArguments,
+    /// Record every acknowledged message here, for `loadtest verify`.
+    #[arg(long, value_name = "FILE", help_heading = "What is told")]
+    ledger: Option<PathBuf>,
+    /// Write the figures as JSON.
+    #[arg(long, value_name = "FILE", help_heading = "What is told")]
+    json: Option<PathBuf>,
+    /// The server's process id: CPU time and memory of it and all below it are told as well.
+    #[arg(long, value_name = "PID", help_heading = "What is told")]
+    server_pid: Option<u32>,
+}
+
+fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    raise_descriptor_limit();
+    match command {
+        Command::Run(arguments) => run(&arguments),
+    }
+}
+
+fn run(arguments: &RunArguments) -> ExitCode {
+    let mut plan = match arguments.load.plan(&arguments.target) {
+        Ok(plan) => plan,
+        Err(fault) => return complain(USAGE, &fault),
+    };
+    plan.ledger.clone_from(&arguments.ledger);
+    plan.server_pid = arguments.server_pid.or(plan.server_pid);
+    let interrupted = match interruption() {
+        Ok(interrupted) => interrupted,
+        Err(e) => return complain(FAULT, &format_args!("cannot catch signals: {e}")),
+    };
+    let outcome = match drive::run(&plan, &interrupted, &mut Nobody) {
+        Ok(outcome) => outcome,
+        Err(fault) => return complain(FAULT, &fault),
+    };
+    let report = Report::new(&plan, &outcome);
+    let _ = write!(io::stdout(), "{}", Summary(&report));
+    if let Some(path) = &arguments.json
+        && let Err(e) = write_json(path, &report)
+    {
+        return complain(FAULT, &format_args!("{}: {e}", path.display()));
+    }
+    match report.accepted {
+        0 => ExitCode::from(FAULT),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn write_json(path: &PathBuf, report: &Report) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(report)?;
+    text.push(b'\n');
+    std::fs::write(path, text)
+}
+
+/// Set by SIGINT or SIGTERM; a second one ends the process.
+fn interruption() -> io::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(FAULT), interrupted.clone())?;
+        signal_hook::flag::register(signal, interrupted.clone())?;
+    }
+    Ok(interrupted)
+}
+
+fn complain(code: u8, fault: &dyn std::fmt::Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "loadtest: {fault}");
+    ExitCode::from(code)
+}
+
+/// Connections are descriptors, and the soft limit is for programs that use `select`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}

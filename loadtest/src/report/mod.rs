@@ -1,0 +1,331 @@
+//! The figures of a run, and how they are told: [`Report`] is what all of it is made from.
+
+pub mod summary;
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::drive::Outcome;
+use crate::drive::probe::Probe;
+use crate::measure::{Failed, Failure, INTERVAL, Phase};
+use crate::plan::Plan;
+use crate::usage::Usage;
+
+/// Above this part of its cores' time the harness may have been what limits.
+const BUSY_MAX: f64 = 0.9;
+
+/// One run, in figures. Times are microseconds unless a name says otherwise.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The version of the harness.
+    pub loadtest: &'static str,
+    /// The run's part of every message's name.
+    pub run: String,
+    /// When it began, seconds since 1970.
+    pub started: u64,
+    /// What was to be done.
+    pub plan: Plan,
+    /// What the server said of itself.
+    pub probe: Probe,
+    /// It was ended before its goal.
+    pub is_interrupted: bool,
+    /// How long counting lasted.
+    pub elapsed_seconds: f64,
+    /// Messages whose end-of-data was answered 250.
+    pub accepted: u64,
+    /// Messages that came to something else.
+    pub failed: u64,
+    /// Accepted messages a second.
+    pub rate: f64,
+    /// Recipients of accepted messages.
+    pub recipients: u64,
+    /// Octets of content of accepted messages.
+    pub content_octets: u64,
+    /// Octets of content accepted a second.
+    pub octets_per_second: f64,
+    /// Octets sent while counting.
+    pub sent_octets: u64,
+    /// Octets received while counting.
+    pub received_octets: u64,
+    /// Connections that were greeted, from the beginning.
+    pub connections: u64,
+    /// TLS handshakes in full.
+    pub tls_full: u64,
+    /// TLS handshakes that resumed a session.
+    pub tls_resumed: u64,
+    /// Latencies of each phase that came about.
+    pub phases: Vec<PhaseFigures>,
+    /// Open loop: how it kept to its times.
+    pub schedule: Option<ScheduleFigures>,
+    /// Replies by phase and code.
+    pub replies: Vec<ReplyFigures>,
+    /// Failures by kind.
+    pub failures: Vec<FailureFigures>,
+    /// The course of the run, warm-up included.
+    pub timeline: Vec<Point>,
+    /// Seconds from the beginning of the load to that of counting.
+    pub counting_from_seconds: f64,
+    /// What the harness itself used.
+    pub load: Cost,
+    /// What the server used, if it was named.
+    pub server: Option<ServerFigures>,
+    /// What a reader of these figures must know.
+    pub warnings: Vec<String>,
+}
+
+/// Latencies of one phase.
+#[derive(Clone, Debug, Serialize)]
+pub struct PhaseFigures {
+    /// Which.
+    pub phase: Phase,
+    /// How they are spread.
+    #[serde(flatten)]
+    pub latency: Latency,
+}
+
+/// How latencies are spread, microseconds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Latency {
+    /// How many.
+    pub count: u64,
+    /// The shortest.
+    pub min: f64,
+    /// Their mean.
+    pub mean: f64,
+    /// Half are no longer.
+    pub p50: f64,
+    /// 90 of 100 are no longer.
+    pub p90: f64,
+    /// 99 of 100 are no longer.
+    pub p99: f64,
+    /// 999 of 1,000 are no longer.
+    pub p99_9: f64,
+    /// 9,999 of 10,000 are no longer.
+    pub p99_99: f64,
+    /// The longest.
+    pub max: f64,
+    /// Percentile and latency, from the shortest to the longest.
+    pub curve: Vec<(f64, f64)>,
+}
+
+/// How an open loop kept to its times.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScheduleFigures {
+    /// Messages a second that fell due.
+    pub rate: f64,
+    /// From when a message fell due to when it was begun.
+    pub lag: Latency,
+    /// Messages that were never begun.
+    pub never_begun: u64,
+}
+
+/// How often a phase was answered with a code.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplyFigures {
+    /// Which phase.
+    pub phase: Phase,
+    /// Which code.
+    pub code: u16,
+    /// How often.
+    pub count: u64,
+    /// The first of them in full, where it refuses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first: Option<String>,
+}
+
+/// How often something failed.
+#[derive(Clone, Debug, Serialize)]
+pub struct FailureFigures {
+    /// What.
+    pub failure: Failure,
+    /// How often, and the first time.
+    #[serde(flatten)]
+    pub failed: Failed,
+}
+
+/// What happened within one interval.
+#[derive(Clone, Debug, Serialize)]
+pub struct Point {
+    /// Its beginning, seconds since the load began.
+    pub at: f64,
+    /// Messages accepted.
+    pub accepted: u64,
+    /// Messages and connections that came to something else.
+    pub failed: u64,
+    /// Octets of content accepted.
+    pub content_octets: u64,
+    /// End-of-data to 250: half are no longer.
+    pub p50: f64,
+    /// 99 of 100 are no longer.
+    pub p99: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+/// CPU time, in all and for each accepted message.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Cost {
+    /// User and system time while counting.
+    pub cpu_seconds: f64,
+    /// For a thousand accepted messages.
+    pub cpu_seconds_per_1000: Option<f64>,
+}
+
+/// What the server used.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ServerFigures {
+    /// CPU time.
+    #[serde(flatten)]
+    pub cost: Cost,
+    /// The most memory that its processes held together at one look, octets.
+    pub memory_octets: u64,
+    /// Processes at the end.
+    pub processes: usize,
+}
+
+impl Report {
+    /// The report of what came of `plan`.
+    pub fn new(plan: &Plan, outcome: &Outcome) -> Self {
+        let figures = &outcome.figures;
+        let elapsed = outcome.elapsed.as_secs_f64();
+        let per_second = |count: u64| if elapsed > 0.0 { count as f64 / elapsed } else { 0.0 };
+        let cost = |cpu_seconds: f64| Cost {
+            cpu_seconds,
+            cpu_seconds_per_1000: (figures.accepted > 0)
+                .then(|| cpu_seconds * 1000.0 / figures.accepted as f64),
+        };
+        let phases = Phase::ALL.into_iter().filter(|phase| !figures.phase(*phase).is_empty());
+        let replies = figures.replies.iter().map(|(&(phase, code), &count)| {
+            let first = figures.refusals.get(&(phase, code)).cloned();
+            ReplyFigures { phase, code, count, first }
+        });
+        let failures = figures.failures.iter();
+        Report {
+            loadtest: env!("CARGO_PKG_VERSION"),
+            run: format!("{:08x}", outcome.run),
+            started: outcome.started,
+            plan: plan.clone(),
+            probe: outcome.probe.clone(),
+            is_interrupted: outcome.is_interrupted,
+            elapsed_seconds: elapsed,
+            accepted: figures.accepted,
+            failed: figures.failed,
+            rate: per_second(figures.accepted),
+            recipients: figures.recipients,
+            content_octets: figures.content_octets,
+            octets_per_second: per_second(figures.content_octets),
+            sent_octets: figures.sent_octets,
+            received_octets: figures.received_octets,
+            connections: figures.connections,
+            tls_full: figures.tls_full,
+            tls_resumed: figures.tls_resumed,
+            phases: phases
+                .map(|phase| PhaseFigures { phase, latency: Latency::of(figures.phase(phase)) })
+                .collect(),
+            schedule: plan.rate.map(|rate| ScheduleFigures {
+                rate,
+                lag: Latency::of(&figures.lag),
+                never_begun: figures.never_begun,
+            }),
+            replies: replies.collect(),
+            failures: failures
+                .map(|(&failure, failed)| FailureFigures { failure, failed: failed.clone() })
+                .collect(),
+            timeline: outcome.intervals.iter().map(Point::of).collect(),
+            counting_from_seconds: outcome.counting_from.as_secs_f64(),
+            load: cost(outcome.load_cpu_seconds),
+            server: outcome.server.map(|Usage { cpu_seconds, memory_octets, processes }| ServerFigures {
+                cost: cost(cpu_seconds),
+                memory_octets,
+                processes,
+            }),
+            warnings: warnings(plan, outcome),
+        }
+    }
+
+    /// The latencies of a phase, if it came about.
+    pub fn phase(&self, phase: Phase) -> Option<&Latency> {
+        self.phases.iter().find(|figures| figures.phase == phase).map(|figures| &figures.latency)
+    }
+}
+
+fn warnings(plan: &Plan, outcome: &Outcome) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let has = |keyword: &str| outcome.probe.extensions.iter().any(|line| line.eq_ignore_ascii_case(keyword));
+    // What is offered only below TLS is not known here.
+    let is_known = plan.tls.is_none();
+    if is_known && plan.is_pipelined && !has("PIPELINING") {
+        warnings.push("the target does not offer PIPELINING: every command waited for its reply".to_owned());
+    }
+    if is_known && plan.is_chunking && !has("CHUNKING") {
+        warnings.push("the target does not offer CHUNKING: contents were sent with DATA".to_owned());
+    }
+    if outcome.is_interrupted {
+        warnings.push("the run was ended before its goal".to_owned());
+    }
+    let figures = &outcome.figures;
+    if figures.never_begun > 0 {
+        let lag = Duration::from_nanos(figures.lag.max());
+        warnings.push(format!(
+            "the target did not keep up: {} messages that fell due were never begun, and the last of those that were \
+             begun came up to {:.3} s late",
+            figures.never_begun,
+            lag.as_secs_f64()
+        ));
+    }
+    let busy = outcome.load_cpu_seconds / (outcome.elapsed.as_secs_f64() * plan.cores.len() as f64);
+    if plan.rate.is_none() && busy > BUSY_MAX {
+        warnings.push(format!(
+            "the harness was busy {:.0} % of the time: it may have been the limit, give it more cores",
+            busy * 100.0
+        ));
+    }
+    if let Some(fault) = &outcome.server_fault {
+        warnings.push(format!("what the server used is not known: {fault}"));
+    }
+    warnings
+}
+
+impl Latency {
+    /// Of a histogram of nanoseconds.
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile: f64| microseconds(histogram.value_at_quantile(quantile));
+        let is_empty = histogram.is_empty();
+        Latency {
+            count: histogram.len(),
+            min: if is_empty { 0.0 } else { microseconds(histogram.min()) },
+            mean: histogram.mean() / 1000.0,
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p99_9: at(0.999),
+            p99_99: at(0.9999),
+            max: if is_empty { 0.0 } else { microseconds(histogram.max()) },
+            curve: histogram
+                .iter_quantiles(4)
+                .map(|step| (step.quantile_iterated_to() * 100.0, microseconds(step.value_iterated_to())))
+                .collect(),
+        }
+    }
+}
+
+impl Point {
+    fn of(interval: &crate::measure::Interval) -> Self {
+        let at = |quantile: f64| microseconds(interval.end_of_data.value_at_quantile(quantile));
+        Point {
+            at: (INTERVAL * interval.index as u32).as_secs_f64(),
+            accepted: interval.accepted,
+            failed: interval.failed,
+            content_octets: interval.content_octets,
+            p50: at(0.5),
+            p99: at(0.99),
+            max: microseconds(interval.end_of_data.max()),
+        }
+    }
+}
+
+fn microseconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1000.0
+}
