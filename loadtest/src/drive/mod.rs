@@ -23,7 +23,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 
 use crate::content::Contents;
 use crate::ledger;
-use crate::measure::{Figures, INTERVAL, Interval};
+use crate::measure::{Figures, Interval};
 use crate::plan::Plan;
 use crate::schedule::Window;
 use crate::usage::Usage;
@@ -83,7 +83,7 @@ pub enum Stage {
 pub trait Watcher {
     /// An interval is over on every core; called in order.
     fn handle_interval(&mut self, interval: &Interval);
-    /// Called every [`INTERVAL`] or more often. `elapsed` is time since the load began.
+    /// Called every [`crate::measure::INTERVAL`] or more often. `elapsed` is time since the load began.
     fn handle_stage(&mut self, stage: Stage, elapsed: Duration);
 }
 
@@ -303,7 +303,6 @@ impl<'a> Watch<'a> {
             if self.is_interrupted() {
                 self.control.is_stopped.store(true, Ordering::Relaxed);
             }
-            self.watch_memory();
             let stage = match (&self.before, &self.after) {
                 (None, _) => Stage::WarmUp,
                 (_, None) => Stage::Counting,
@@ -343,6 +342,7 @@ impl<'a> Watch<'a> {
             let (_, interval) = first.remove();
             self.watcher.handle_interval(&interval);
             self.intervals.push(interval);
+            self.watch_memory();
         }
     }
 
@@ -358,15 +358,11 @@ impl<'a> Watch<'a> {
         Sample { at: Instant::now(), load_cpu, server }
     }
 
-    /// The server's memory, once an interval while counting.
+    /// Looks at the server's memory while counting.
     fn watch_memory(&mut self) {
-        if self.before.is_none() || self.after.is_some() {
-            return;
-        }
-        let looks = (INTERVAL.as_millis() / LOOK_INTERVAL.as_millis()) as usize;
-        if self.intervals.len() % looks == 0
-            && let Some(pid) = self.plan.server_pid
-            && let Ok(usage) = Usage::of_tree(pid)
+        if self.before.is_some()
+            && self.after.is_none()
+            && let Some(usage) = self.plan.server_pid.and_then(|pid| Usage::of_tree(pid).ok())
         {
             self.memory_peak = self.memory_peak.max(usage.memory_octets);
         }
