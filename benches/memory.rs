@@ -14,17 +14,16 @@ mod load;
 mod support;
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{self, ExitCode};
 use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
 
-use load::generator::connect_from;
 use load::target::{self, FileSystem, Keeping, Options, Target};
 use load::usage;
-use load::wire;
+use socket2::{Domain, Protocol, Socket, Type};
 use support::tools;
 
 /// Idle sessions share these source addresses, so that a bound per address is not what is measured.
@@ -41,6 +40,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// Descriptors of this process that are not sessions.
 const DESCRIPTORS_RESERVED: usize = 64;
+
+const EHLO: &[u8] = b"EHLO load.test\r\n";
 
 const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * 1024.0;
@@ -125,7 +126,7 @@ fn uploads(arguments: &Arguments) -> io::Result<(u64, u64)> {
     drop(greet_all(target.address, arguments.uploads)?);
     let before = usage::size(pid, "VmRSS")?;
     usage::reset_peak(pid)?;
-    let mut octets = wire::content(arguments.upload_size);
+    let mut octets = content(arguments.upload_size);
     octets.extend_from_slice(b".\r\n");
     let mut sessions = greet_all(target.address, arguments.uploads)?;
     for session in &mut sessions {
@@ -168,7 +169,7 @@ fn start(arguments: &Arguments) -> io::Result<(Target, u32)> {
         None => Target::start(&Options {
             file_system: arguments.file_system,
             keeping: Keeping::Sync,
-            core: arguments.server_core,
+            cores: arguments.server_core.to_string(),
             settings: arguments.settings.clone(),
         }),
     };
@@ -184,7 +185,7 @@ fn greet_all(address: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
             session.set_read_timeout(Some(REPLY_TIMEOUT))?;
             session.set_write_timeout(Some(REPLY_TIMEOUT))?;
             read_replies(&mut session, 1, b"220")?;
-            session.write_all(wire::EHLO)?;
+            session.write_all(EHLO)?;
             read_replies(&mut session, 1, b"250")?;
             Ok(session)
         })
@@ -213,4 +214,32 @@ fn read_replies(session: &mut TcpStream, count: usize, code: &[u8; 3]) -> io::Re
 /// Raises this process's own limit, where the hard limit permits it.
 fn allow_descriptors(count: usize) {
     tools::run("prlimit", [format!("--pid={}", process::id()), format!("--nofile={count}:")]);
+}
+
+/// A non-blocking connection from the loopback address of this index.
+fn connect_from(address: SocketAddr, source: u32) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    if address.ip().is_loopback() && address.is_ipv4() {
+        let ip = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 1, 0, 1)) + source);
+        socket.bind(&SocketAddr::new(IpAddr::V4(ip), 0).into())?;
+    }
+    match socket.connect(&address.into()) {
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
+        _ => Ok(socket.into()),
+    }
+}
+
+/// Content of exactly `size` octets in lines of 78.
+fn content(size: usize) -> Vec<u8> {
+    let mut content = b"From: load@load.test\r\nSubject: load\r\n\r\n".to_vec();
+    while content.len() < size {
+        let left = size - content.len();
+        // No line may be shorter than its CRLF.
+        let line = if left < 80 { left } else { 78 };
+        content.extend(std::iter::repeat_n(b'x', line - 2));
+        content.extend_from_slice(b"\r\n");
+    }
+    content
 }

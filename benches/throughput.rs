@@ -22,15 +22,22 @@ mod support;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-use load::generator::{Figures, Generator, Plan};
 use load::target::{self, FileSystem, Keeping, Options, Target};
 use load::usage;
+use loadtest::content::{Sizes, Source};
+use loadtest::drive::{self, Nobody, Outcome};
+use loadtest::measure::Phase;
+use loadtest::plan::{Goal, Plan};
+
+/// Source addresses of the load.
+const SOURCES: u8 = 64;
 
 /// How a connection sends its messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
@@ -100,41 +107,39 @@ struct Arguments {
     bench: bool,
 }
 
-/// What is measured of one cell beside the load's own figures.
-struct Costs {
-    server_cpu: Option<f64>,
-    load_cpu: f64,
+/// One cell of the table.
+struct Cell {
+    outcome: Outcome,
     peak: Option<u64>,
+}
+
+impl Cell {
+    /// Accepted messages a second.
+    fn rate(&self) -> f64 {
+        self.outcome.figures.accepted as f64 / self.outcome.elapsed.as_secs_f64()
+    }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let core = core_affinity::CoreId { id: arguments.load_core };
-    if !core_affinity::set_for_current(core) {
-        eprintln!(
-            "core {} is not there to be pinned to: choose another with --load-core",
-            arguments.load_core
-        );
-        return ExitCode::FAILURE;
-    }
     println!("`{}`: {}", target::command_line("throughput"), target::machine());
     println!();
     println!(
-        "| file system | durability | content | mode | msg/s | of memory | CPU-s/1000 | p50 ms | p99 ms | peak RSS MiB | load CPU-s/1000 | refused | late |"
+        "| file system | durability | content | mode | msg/s | of memory | CPU-s/1000 | p50 ms | p99 ms | peak RSS MiB | load CPU-s/1000 | failed | never begun |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let mut refusals = Vec::new();
     let mut rates_in_memory = HashMap::new();
     for (options, size, mode) in cells(&arguments) {
         match measure(&arguments, options.as_ref(), size, mode) {
-            Ok((figures, costs)) => {
+            Ok(cell) => {
                 if options.as_ref().is_some_and(|options| options.keeping == Keeping::Memory) {
-                    rates_in_memory.insert((size, mode), figures.rate());
+                    rates_in_memory.insert((size, mode), cell.rate());
                 }
-                let of_memory =
-                    rates_in_memory.get(&(size, mode)).map(|in_memory| figures.rate() / in_memory);
-                println!("{}", row(&arguments, options.as_ref(), (size, mode), of_memory, &figures, &costs));
-                refusals.extend(figures.first_refusal);
+                let of_memory = rates_in_memory.get(&(size, mode)).map(|in_memory| cell.rate() / in_memory);
+                println!("{}", row(&arguments, options.as_ref(), (size, mode), of_memory, &cell));
+                refusals.extend(cell.outcome.figures.refusals.into_values());
+                refusals.extend(cell.outcome.figures.failures.into_values().map(|failed| failed.first));
             }
             Err(e) => {
                 eprintln!("{size} octets, {mode}: {e}");
@@ -160,7 +165,7 @@ fn cells(arguments: &Arguments) -> Vec<(Option<Options>, usize, Mode)> {
             keepings.sort_by_key(|keeping| *keeping != Keeping::Memory);
             servers.extend(keepings.into_iter().map(|keeping| {
                 let settings = arguments.settings.clone();
-                Some(Options { file_system, keeping, core: arguments.server_core, settings })
+                Some(Options { file_system, keeping, cores: arguments.server_core.to_string(), settings })
             }));
         }
     }
@@ -179,37 +184,29 @@ fn measure(
     options: Option<&Options>,
     size: usize,
     mode: Mode,
-) -> std::io::Result<(Figures, Costs)> {
+) -> Result<Cell, drive::RunError> {
     let mut target = match (options, arguments.target) {
         (Some(options), _) => Target::start(options),
         (None, Some(address)) => Target::running(address, arguments.target_pid),
         (None, None) => unreachable!("a cell has a server"),
     };
     let plan = Plan {
-        address: target.address,
         connections: arguments.connections,
-        size,
+        content: Source::Sizes(Sizes::Fixed(size)),
         is_pipelined: mode != Mode::Waiting,
-        is_reconnecting: mode == Mode::Reconnecting,
+        messages_per_connection: (mode == Mode::Reconnecting).then_some(1),
         rate: arguments.rate,
         warm_up: Duration::from_secs_f64(arguments.warm_up),
-        duration: Duration::from_secs_f64(arguments.seconds),
+        goal: Goal::Duration(Duration::from_secs_f64(arguments.seconds)),
+        // Connections take turns to leave from these, so that no two of a minute share one's ports.
+        sources: (1..=SOURCES).map(|n| IpAddr::from([127, 1, 0, n])).collect(),
+        server_pid: target.pid,
+        ..Plan::against(target.address, arguments.load_core)
     };
-    let pid = target.pid;
-    let sample = || (pid.and_then(|pid| usage::cpu_seconds(pid).ok()), own_cpu());
-    let (mut before, mut after) = ((None, 0.0), (None, 0.0));
-    let figures = Generator::new(plan)?.run(|| before = sample(), || after = sample())?;
-    let costs = Costs {
-        server_cpu: after.0.zip(before.0).map(|(after, before)| after - before),
-        load_cpu: after.1 - before.1,
-        peak: pid.and_then(|pid| usage::size(pid, "VmHWM").ok()),
-    };
+    let outcome = drive::run(&plan, &Arc::default(), &mut Nobody)?;
+    let peak = target.pid.and_then(|pid| usage::size(pid, "VmHWM").ok());
     target.stop();
-    Ok((figures, costs))
-}
-
-fn own_cpu() -> f64 {
-    usage::cpu_seconds(std::process::id()).expect("/proc/self")
+    Ok(Cell { outcome, peak })
 }
 
 fn row(
@@ -217,9 +214,10 @@ fn row(
     options: Option<&Options>,
     (size, mode): (usize, Mode),
     of_memory: Option<f64>,
-    figures: &Figures,
-    costs: &Costs,
+    cell: &Cell,
 ) -> String {
+    let Cell { outcome, peak } = cell;
+    let figures = &outcome.figures;
     let (file_system, durability) = match options {
         Some(Options { keeping: Keeping::Memory, .. }) => ("–".into(), Keeping::Memory.to_string()),
         Some(options) => (options.file_system.to_string(), options.keeping.to_string()),
@@ -227,20 +225,22 @@ fn row(
     };
     let per_thousand = |seconds: f64| seconds * 1000.0 / figures.accepted as f64;
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".into());
-    let milliseconds = |quantile: f64| figures.latency.value_at_quantile(quantile) as f64 / 1e6;
+    let milliseconds =
+        |quantile: f64| figures.phase(Phase::EndOfData).value_at_quantile(quantile) as f64 / 1e6;
     // At a fixed rate the load spins; its time says nothing.
-    let is_load_busy = arguments.rate.is_none() && costs.load_cpu > 0.9 * figures.elapsed.as_secs_f64();
+    let is_load_busy =
+        arguments.rate.is_none() && outcome.load_cpu_seconds > 0.9 * outcome.elapsed.as_secs_f64();
     format!(
         "| {file_system} | {durability} | {size} | {mode} | {:.0}{} | {} | {} | {:.3} | {:.3} | {} | {:.4} | {} | {} |",
-        figures.rate(),
+        cell.rate(),
         if is_load_busy { "*" } else { "" },
         or_dash(of_memory.map(|part| format!("{part:.2}"))),
-        or_dash(costs.server_cpu.map(|cpu| format!("{:.4}", per_thousand(cpu)))),
+        or_dash(outcome.server.map(|server| format!("{:.4}", per_thousand(server.cpu_seconds)))),
         milliseconds(0.5),
         milliseconds(0.99),
-        or_dash(costs.peak.map(|bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 20)))),
-        per_thousand(costs.load_cpu),
-        figures.refused,
-        figures.late,
+        or_dash(peak.map(|bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 20)))),
+        per_thousand(outcome.load_cpu_seconds),
+        figures.failed,
+        figures.never_begun,
     )
 }

@@ -40,8 +40,8 @@ pub struct Options {
     pub file_system: FileSystem,
     /// What is kept before 250.
     pub keeping: Keeping,
-    /// The core of the whole process.
-    pub core: usize,
+    /// The cores of the whole process, as `taskset -c` takes them.
+    pub cores: String,
     /// Further settings: `section.key`, value as TOML.
     pub settings: Vec<(String, String)>,
 }
@@ -83,7 +83,7 @@ impl Target {
         for (name, value) in &options.settings {
             setup.set(name, value);
         }
-        setup.under(&["taskset", "-c", &options.core.to_string()]);
+        setup.under(&["taskset", "-c", &options.cores]);
         let server = setup.start();
         Target {
             address: server.address(),

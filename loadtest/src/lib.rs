@@ -9,6 +9,7 @@
 //!   │     ├── content   the octets of message number N, the same whenever they are asked for
 //!   │     ├── ledger    what was acknowledged, written as it is
 //!   │     └── measure   histograms and counts of one core; merged at the end
+//!   ├── compare    the same load against several targets in turn
 //!   ├── usage      CPU time and memory of a server's process tree
 //!   └── report     the figures: for people, as JSON, as one HTML page
 //! ```
@@ -16,6 +17,7 @@
 //! Only a 250 to an end-of-data counts as accepted.
 
 pub mod arguments;
+pub mod compare;
 pub mod content;
 pub mod drive;
 pub mod ledger;

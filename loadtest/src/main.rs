@@ -7,11 +7,13 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Parser, Subcommand};
 use loadtest::arguments::{LoadArguments, TargetArgument};
+use loadtest::compare::Comparison;
 use loadtest::drive::{self, Nobody};
+use loadtest::plan::Plan;
 use loadtest::report::Report;
 use loadtest::report::summary::Summary;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -42,6 +44,8 @@ Examples:
 enum Command {
     /// Loads one server.
     Run(RunArguments),
+    /// Loads several servers in turn, A B A B …, and tells what one is to another.
+    Compare(CompareArguments),
 }
 
 #[derive(Args)]
@@ -62,11 +66,28 @@ struct RunArguments {
     server_pid: Option<u32>,
 }
 
+#[derive(Args)]
+struct CompareArguments {
+    /// A server: [NAME=]HOST:PORT, with `,pid=PID` behind it to learn what its process tree uses. The others are compared
+    /// with the first.
+    #[arg(long, short, value_name = "TARGET", required = true)]
+    target: Vec<TargetArgument>,
+    /// How often each has its turn.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    #[command(flatten)]
+    load: LoadArguments,
+    /// Write every run's figures as JSON.
+    #[arg(long, value_name = "FILE", help_heading = "What is told")]
+    json: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     raise_descriptor_limit();
     match command {
         Command::Run(arguments) => run(&arguments),
+        Command::Compare(arguments) => compare(&arguments),
     }
 }
 
@@ -98,7 +119,47 @@ fn run(arguments: &RunArguments) -> ExitCode {
     }
 }
 
-fn write_json(path: &PathBuf, report: &Report) -> io::Result<()> {
+fn compare(arguments: &CompareArguments) -> ExitCode {
+    let plans: Result<Vec<Plan>, String> =
+        arguments.target.iter().map(|target| arguments.load.plan(target)).collect();
+    let plans = match plans {
+        Ok(plans) => plans,
+        Err(fault) => return complain(USAGE, &fault),
+    };
+    let interrupted = match interruption() {
+        Ok(interrupted) => interrupted,
+        Err(e) => return complain(FAULT, &format_args!("cannot catch signals: {e}")),
+    };
+    let mut comparison = Comparison::new(plans.iter().map(|plan| plan.target.name.clone()));
+    for round in 1..=arguments.rounds {
+        for (index, plan) in plans.iter().enumerate() {
+            if interrupted.load(Ordering::Relaxed) {
+                break;
+            }
+            let run = drive::run(plan, &interrupted, &mut Nobody);
+            let run = run.map(|outcome| Report::new(plan, &outcome)).map_err(|fault| fault.to_string());
+            let told = match &run {
+                Ok(report) => format!("{:.0} messages/s", report.rate),
+                Err(fault) => fault.clone(),
+            };
+            let _ =
+                writeln!(io::stderr(), "round {round} of {}, {}: {told}", arguments.rounds, plan.target.name);
+            comparison.add(index, run);
+        }
+    }
+    let _ = write!(io::stdout(), "{comparison}");
+    if let Some(path) = &arguments.json
+        && let Err(e) = write_json(path, &comparison)
+    {
+        return complain(FAULT, &format_args!("{}: {e}", path.display()));
+    }
+    match comparison.targets().iter().all(|target| target.figures.is_some() && target.faults.is_empty()) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(FAULT),
+    }
+}
+
+fn write_json(path: &PathBuf, report: &impl serde::Serialize) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(report)?;
     text.push(b'\n');
     std::fs::write(path, text)

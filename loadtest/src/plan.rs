@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::content::Source;
+use crate::content::{Sizes, Source};
 
 /// One run against one server.
 #[derive(Clone, Debug, Serialize)]
@@ -51,6 +51,38 @@ pub struct Plan {
     pub ledger: Option<PathBuf>,
     /// The root of the server's process tree.
     pub server_pid: Option<u32>,
+}
+
+impl Plan {
+    /// What the command line means without a word: ten seconds of 4 KiB messages over 64 connections, each command
+    /// waiting for its reply, from `core`.
+    pub fn against(address: SocketAddr, core: usize) -> Self {
+        Plan {
+            target: Target { name: address.to_string(), address },
+            connections: 64,
+            goal: Goal::Duration(Duration::from_secs(10)),
+            warm_up: Duration::from_secs(1),
+            rate: None,
+            arrivals: Arrivals::Even,
+            content: Source::Sizes(Sizes::Fixed(4096)),
+            envelope: Envelope {
+                sender: "load-{id}@load.test".to_owned(),
+                recipient: "inbox@mx.test".to_owned(),
+                recipient_count: 1,
+            },
+            messages_per_connection: None,
+            is_pipelined: false,
+            is_chunking: false,
+            tls: None,
+            sources: Vec::new(),
+            cores: vec![core],
+            host: "load.test".to_owned(),
+            timeout: Duration::from_secs(60),
+            seed: 1,
+            ledger: None,
+            server_pid: None,
+        }
+    }
 }
 
 /// A server.
