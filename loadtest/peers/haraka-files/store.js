@@ -18,7 +18,7 @@ exports.register = function () {
 
 exports.hook_lookup_rdns = (next, connection) => {
     // Replies are small and must not wait for each other's acknowledgements.
-    connection.client.targetsocket.setNoDelay(true)
+    if (!process.env.NAGLE)     connection.client.targetsocket.setNoDelay(true)
     next(OK, 'localhost')
 }
 
