@@ -1,6 +1,6 @@
 """aiosmtpd with a handler that keeps every message in a file, synced with its folder before the 250.
 
-usage: server.py FOLDER PORT [inline | thread]
+usage: server.py FOLDER PORT
 """
 
 import asyncio
@@ -19,7 +19,7 @@ MESSAGE_SIZE_MAX = 50 * 1024 * 1024
 # Connections the kernel holds until they are accepted.
 BACKLOG = 4096
 # Messages written and synced at once: syncs that wait together share a commit of the file system's journal.
-WRITERS = int(os.environ.get("WRITERS", 64))
+WRITERS = 64
 
 
 class Store:
@@ -63,17 +63,13 @@ class Handler:
         return "250 2.1.5 OK"
 
     async def handle_DATA(self, server, session, envelope):
-        if self.writers is None:
-            self.store.keep(envelope)
-        else:
-            await asyncio.get_running_loop().run_in_executor(self.writers, self.store.keep, envelope)
+        await asyncio.get_running_loop().run_in_executor(self.writers, self.store.keep, envelope)
         return "250 2.0.0 kept"
 
 
-async def serve(folder, port, mode):
+async def serve(folder, port):
     loop = asyncio.get_running_loop()
-    writers = ThreadPoolExecutor(WRITERS) if mode == "thread" else None
-    handler = Handler(Store(folder), writers)
+    handler = Handler(Store(folder), ThreadPoolExecutor(WRITERS))
 
     def session():
         return SMTP(handler, data_size_limit=MESSAGE_SIZE_MAX, hostname="mx.test", enable_SMTPUTF8=True, loop=loop)
@@ -86,5 +82,4 @@ async def serve(folder, port, mode):
 
 
 logging.disable(logging.ERROR)
-run = asyncio.run if os.environ.get("NOUV") else uvloop.run
-run(serve(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+uvloop.run(serve(sys.argv[1], int(sys.argv[2])))
