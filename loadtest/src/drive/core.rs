@@ -39,6 +39,8 @@ pub struct Task {
     pub plan: Arc<Plan>,
     pub contents: Arc<Contents>,
     pub tls: Option<Arc<Client>>,
+    /// Present where there are hostile clients.
+    pub hostile_tls: Option<Arc<Client>>,
     pub run: u32,
     pub control: Arc<Control>,
 }
@@ -166,7 +168,7 @@ pub async fn run(task: Task, index: usize, news: NewsSender) -> io::Result<()> {
     }
     core.task.control.loaded_cores.fetch_sub(1, Ordering::Relaxed);
     if let Some(hostile) = hostile {
-        hostile.await?;
+        hostile.await;
     }
     ticker.cancel().await;
     core.end(&news)

@@ -169,6 +169,9 @@ pub fn run(
         probe::probe(plan).map_err(|error| RunError::Target { target: plan.target.name.clone(), error })?;
     let tls = plan.tls.as_ref().map(tls::client_config).transpose();
     let tls = tls.map_err(|error| RunError::File { what: "the authorities", error })?;
+    let hostile_tls = (!plan.hostile.is_empty()).then(|| siege::client(plan)).transpose();
+    let hostile_tls =
+        hostile_tls.map_err(|error| RunError::File { what: "TLS of hostile clients", error })?;
     let run: u32 = rand::random();
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     if let Some(path) = &plan.ledger {
@@ -192,6 +195,7 @@ pub fn run(
         plan: Arc::new(plan.clone()),
         contents: Arc::new(contents),
         tls: tls.map(Arc::new),
+        hostile_tls: hostile_tls.map(Arc::new),
         run,
         control: control.clone(),
     };
@@ -216,7 +220,10 @@ pub fn run(
         let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
             .name(&format!("hostile-{index}"))
             .io_memory(RING_MEMORY_SIZE)
-            .spawn(move || siege::run(task, index, sender))
+            .spawn(move || async move {
+                siege::run(task, index, sender).await;
+                Ok(())
+            })
             .map_err(|error| RunError::Executor { core, error: error.to_string() });
         match executor {
             Ok(executor) => executors.push(executor),

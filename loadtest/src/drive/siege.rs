@@ -2,7 +2,6 @@
 
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -18,12 +17,10 @@ use crate::schedule::Window;
 const TICK: Duration = Duration::from_millis(10);
 
 /// Lets the hostile connections that fall to the `index`th of the cores that have some loose, and ends them.
-///
-/// # Errors
-/// Those of preparing TLS.
-pub async fn run(task: Task, index: usize, news: NewsSender) -> io::Result<()> {
-    let ground = Rc::new(Ground::new(task.plan.clone(), client(&task.plan)?));
-    let Some(window) = wait_for_window(&task).await else { return Ok(()) };
+pub async fn run(task: Task, index: usize, news: NewsSender) {
+    let Some(client) = task.hostile_tls.clone() else { return };
+    let Some(window) = wait_for_window(&task).await else { return };
+    let ground = Rc::new(Ground::new(task.plan.clone(), client));
     let core_count = match task.plan.hostile_cores.len() {
         0 => task.plan.cores.len(),
         count => count,
@@ -46,7 +43,6 @@ pub async fn run(task: Task, index: usize, news: NewsSender) -> io::Result<()> {
     }
     // The watching thread has gone only where the run has failed, and says so itself.
     let _ = news.send(News::Hostile(ground.take_figures()));
-    Ok(())
 }
 
 /// Waits until counting is over: for a core that has nothing else to do.
@@ -77,8 +73,11 @@ fn is_over(task: &Task, window: &Window) -> bool {
         || window.until.is_some_and(|until| Instant::now() >= until)
 }
 
-/// TLS as it is planned, but for resumption: a flood of handshakes is one of full handshakes.
-fn client(plan: &Arc<Plan>) -> io::Result<tls::Client> {
+/// TLS for hostile clients: as it is planned, but for resumption, because a flood of handshakes is one of full handshakes.
+///
+/// # Errors
+/// A name that is none.
+pub fn client(plan: &Plan) -> io::Result<tls::Client> {
     let planned = plan.tls.clone().unwrap_or_else(|| Tls {
         mode: TlsMode::StartTls,
         is_resuming: false,

@@ -199,7 +199,7 @@ impl HostileArgument {
 /// What the hostile connections of one core share.
 pub struct Ground {
     plan: Arc<Plan>,
-    tls: Client,
+    tls: Arc<Client>,
     scratch: RefCell<Vec<u8>>,
     junk: Vec<u8>,
     figures: RefCell<BTreeMap<Scenario, Figures>>,
@@ -207,7 +207,7 @@ pub struct Ground {
 
 impl Ground {
     /// Ground for the scenarios of `plan`.
-    pub fn new(plan: Arc<Plan>, tls: Client) -> Self {
+    pub fn new(plan: Arc<Plan>, tls: Arc<Client>) -> Self {
         let mut junk = vec![0; JUNK_SIZE];
         SmallRng::seed_from_u64(plan.seed).fill_bytes(&mut junk);
         let figures = plan.hostile.iter().map(|hostile| (hostile.scenario, Figures::default()));
