@@ -77,9 +77,9 @@ type Claim = (&'static str, fn(&Told) -> bool);
 
 const CLAIMS: [Claim; 13] = [
     // Within the time for a command.
-    ("slow-commands", |told| told.sent > 0 && told.ended("held") == CONNECTIONS),
-    ("slow-content", |told| told.sent > 0 && told.ended("held") == CONNECTIONS),
-    ("hold", |told| told.sent == 0 && told.ended("held") == CONNECTIONS),
+    ("slow-commands", |told| told.sent > 0 && told.is_kept()),
+    ("slow-content", |told| told.sent > 0 && told.is_kept()),
+    ("hold", |told| told.sent == 0 && told.is_kept()),
     ("early-talk", |told| told.sent > 0 && told.ended("closed 221") > 0),
     // The command line is refused, the line of content taken until it is too large.
     ("endless-line", |told| told.sent > 1 << 16 && told.replies_421 > 0 && told.ended("held") > 0),
@@ -107,6 +107,11 @@ struct Told {
 }
 
 impl Told {
+    /// Nobody was sent away.
+    fn is_kept(&self) -> bool {
+        self.connections == CONNECTIONS && self.ended("held") == CONNECTIONS
+    }
+
     fn ended(&self, how: &str) -> u64 {
         self.endings.get(how).copied().unwrap_or_default()
     }
