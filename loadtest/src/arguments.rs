@@ -4,9 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::ArgPredicate;
 use clap::{ArgGroup, Args};
 
 use crate::content::{Sizes, Source};
+use crate::hostile::HostileArgument;
 use crate::plan::{Arrivals, Envelope, Goal, Plan, Target, Tls, TlsMode};
 
 /// How long a run counts where nothing else is said.
@@ -16,7 +18,7 @@ const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 #[derive(Args, Clone, Debug)]
 #[command(group = ArgGroup::new("secured").args(["starttls", "implicit_tls"]))]
 pub struct LoadArguments {
-    /// Connections held at once.
+    /// Connections held at once; 0 leaves the server to hostile clients alone.
     #[arg(long, short, default_value_t = 64, value_name = "N", help_heading = "How much")]
     pub connections: usize,
     /// Stop after so many messages (warm-up not counted).
@@ -32,8 +34,8 @@ pub struct LoadArguments {
     /// How an open loop spreads its messages.
     #[arg(long, value_enum, default_value = "even", requires = "rate", help_heading = "How much")]
     pub arrivals: Arrivals,
-    /// Send for so long before counting begins.
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration, help_heading = "How much")]
+    /// Send for so long before counting begins [with --hostile: 3s, for the calm that is compared with].
+    #[arg(long, value_name = "TIME", default_value = "1s", default_value_if("hostile", ArgPredicate::IsPresent, "3s"), value_parser = humantime::parse_duration, help_heading = "How much")]
     pub warm_up: Duration,
     /// Begin a new connection after so many messages; 1 is a connection for each.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "How much")]
@@ -99,6 +101,19 @@ pub struct LoadArguments {
     /// One thread on each of these cores, as 1 or 0-3,8 [default: the last core].
     #[arg(long, value_name = "LIST", value_parser = parse_cores, help_heading = "How")]
     pub cores: Option<Cores>,
+
+    /// Hostile clients from when counting begins, so many connections of each [default: 4]; may be repeated, and what is
+    /// said last of a scenario holds. The report says what the load felt of them. NAME is all, or one of slow-commands,
+    /// slow-content, hold, early-talk, endless-line, endless-rcpt, reset, garbage, huge-size, tls-flood, reconnect,
+    /// half-close, never-read.
+    #[arg(long, value_name = "NAME[=CONNECTIONS]", help_heading = "Hostile clients")]
+    pub hostile: Vec<HostileArgument>,
+    /// Addresses that hostile connections leave from in turn, as --source: limits on an address then hit them alone.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_sources, requires = "hostile", help_heading = "Hostile clients")]
+    pub hostile_source: Vec<Sources>,
+    /// Hostile clients on cores of their own, as --cores [default: on those of the load].
+    #[arg(long, value_name = "LIST", value_parser = parse_cores, requires = "hostile", help_heading = "Hostile clients")]
+    pub hostile_cores: Option<Cores>,
 }
 
 /// Source addresses as one word of the command line.
@@ -151,8 +166,11 @@ impl LoadArguments {
     /// # Errors
     /// What makes no sense, in words.
     pub fn plan(&self, target: &TargetArgument) -> Result<Plan, String> {
-        if self.connections == 0 || self.recipients == 0 {
+        if self.recipients == 0 || (self.connections == 0 && self.hostile.is_empty()) {
             return Err("at least one connection and one recipient are needed".to_owned());
+        }
+        if self.connections == 0 && (self.messages.is_some() || self.rate.is_some()) {
+            return Err("messages need connections".to_owned());
         }
         if self.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
             return Err("a rate is a number above 0".to_owned());
@@ -204,7 +222,14 @@ impl LoadArguments {
             }),
             sources: self.source.iter().flat_map(|sources| sources.0.iter().copied()).collect(),
             // More cores than connections would only watch.
-            cores: cores.into_iter().take(self.connections).collect(),
+            cores: cores.into_iter().take(self.connections.max(1)).collect(),
+            hostile: HostileArgument::merge(&self.hostile),
+            hostile_sources: self
+                .hostile_source
+                .iter()
+                .flat_map(|sources| sources.0.iter().copied())
+                .collect(),
+            hostile_cores: self.hostile_cores.clone().map(|cores| cores.0).unwrap_or_default(),
             host: self.helo.clone(),
             timeout: self.timeout,
             seed: self.seed,

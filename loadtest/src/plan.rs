@@ -7,13 +7,14 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::content::{Sizes, Source};
+use crate::hostile::Hostile;
 
 /// One run against one server.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// The server.
     pub target: Target,
-    /// Connections held at once.
+    /// Connections held at once. None only where there are hostile ones.
     pub connections: usize,
     /// When the run is over.
     pub goal: Goal,
@@ -40,6 +41,12 @@ pub struct Plan {
     pub sources: Vec<IpAddr>,
     /// One executor on each of these cores.
     pub cores: Vec<usize>,
+    /// Hostile clients, each scenario once; they begin when counting begins.
+    pub hostile: Vec<Hostile>,
+    /// Hostile connections leave from these addresses in turn. Empty: from where the system chooses.
+    pub hostile_sources: Vec<IpAddr>,
+    /// Hostile clients have executors of their own on these cores. Empty: they share those of the load.
+    pub hostile_cores: Vec<usize>,
     /// What EHLO says.
     pub host: String,
     /// How long a reply, a connection or a handshake is waited for.
@@ -81,6 +88,9 @@ impl Plan {
             seed: 1,
             ledger: None,
             server_pid: None,
+            hostile: Vec::new(),
+            hostile_sources: Vec::new(),
+            hostile_cores: Vec::new(),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::core::{Core, Deadline, Turn};
-use super::link::Link;
+use super::link::{Habits, Link};
 use crate::content::{Form, ID_SIZE};
 use crate::measure::{Failure, Phase};
 use crate::plan::TlsMode;
@@ -87,7 +87,7 @@ impl<'a> Session<'a> {
     fn open(core: &'a Rc<Core>, source: Option<IpAddr>, deadline: &'a Deadline) -> io::Result<Self> {
         let begun_at = Instant::now();
         Ok(Session {
-            link: Link::connect(core.task.plan.target.address, source)?,
+            link: Link::connect(core.task.plan.target.address, source, Habits::default())?,
             dialogue: Dialogue::new(core.rules.clone(), false, begun_at),
             core,
             deadline,

@@ -13,6 +13,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::connection;
+use super::siege;
 use super::tls::Client;
 use super::{Control, News, NewsSender};
 use crate::content::{Contents, MessageId};
@@ -38,6 +39,8 @@ pub struct Task {
     pub plan: Arc<Plan>,
     pub contents: Arc<Contents>,
     pub tls: Option<Arc<Client>>,
+    /// Present where there are hostile clients.
+    pub hostile_tls: Option<Arc<Client>>,
     pub run: u32,
     pub control: Arc<Control>,
 }
@@ -153,8 +156,19 @@ pub async fn run(task: Task, index: usize, news: NewsSender) -> io::Result<()> {
         tasks.push(glommio::spawn_local(connection::run(core.clone(), source, deadline)));
     }
     let ticker = glommio::spawn_local(tick(core.clone(), index, news.clone()));
+    let hostile = match plan.hostile.is_empty() || !plan.hostile_cores.is_empty() {
+        true => None,
+        false => Some(glommio::spawn_local(siege::run(core.task.clone(), index, news.clone()))),
+    };
     for task in tasks {
         task.await;
+    }
+    if plan.connections == 0 {
+        siege::wait_for_end(&core.task).await;
+    }
+    core.task.control.loaded_cores.fetch_sub(1, Ordering::Relaxed);
+    if let Some(hostile) = hostile {
+        hostile.await;
     }
     ticker.cancel().await;
     core.end(&news)

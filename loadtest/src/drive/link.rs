@@ -5,12 +5,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::tls::{Channel, Client};
+
+/// What is asked of a socket before it connects.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Habits {
+    /// To close it resets the connection (SO_LINGER of 0).
+    pub is_resetting: bool,
+    /// SO_RCVBUF, octets.
+    pub receive_buffer_size: Option<usize>,
+}
 
 /// One connection.
 pub struct Link {
@@ -31,10 +41,16 @@ impl Link {
     ///
     /// # Errors
     /// Those of the socket and, where they are known at once, of connecting.
-    pub fn connect(target: SocketAddr, source: Option<IpAddr>) -> io::Result<Self> {
+    pub fn connect(target: SocketAddr, source: Option<IpAddr>, habits: Habits) -> io::Result<Self> {
         let socket =
             Socket::new(Domain::for_address(target), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
+        if habits.is_resetting {
+            socket.set_linger(Some(Duration::ZERO))?;
+        }
+        if let Some(size) = habits.receive_buffer_size {
+            socket.set_recv_buffer_size(size)?;
+        }
         if let Some(source) = source {
             // The port is chosen when the target is known: so many for each target, instead of so many in all.
             bind_address_no_port(&socket)?;
@@ -99,6 +115,11 @@ impl Link {
             Some(secured) => secured.poll_send(stream, context),
             None => Poll::Ready(Ok(())),
         }
+    }
+
+    /// Ends this side's sending; the other's goes on.
+    pub fn poll_shut(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(context)
     }
 
     /// Receives octets and gives them to `with`; 0 at the end of the connection.

@@ -2,17 +2,20 @@
 //!
 //! 1. A probe connects once, reads the greeting and what EHLO offers: a target that is not there is said to be so at once.
 //! 2. Every connection is made; the load begins when all of them are greeted, or when [`Plan::timeout`] is over.
-//! 3. Warm-up, then the window that counts; the server's usage is sampled at both its ends.
+//! 3. Warm-up, then the window that counts; the server's usage is sampled at both its ends. Hostile clients are there for
+//!    this window only.
 //! 4. Replies that are owed are waited for, connections end with QUIT.
 //!
-//! The only module that waits, and that names glommio.
+//! The only module that waits, and that names glommio, besides [`crate::hostile`].
 
 mod connection;
 mod core;
-mod link;
+pub(crate) mod link;
 pub mod probe;
-mod tls;
+mod siege;
+pub(crate) mod tls;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -22,6 +25,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use glommio::{LocalExecutorBuilder, Placement};
 
 use crate::content::Contents;
+use crate::hostile::{self, Scenario};
 use crate::ledger;
 use crate::measure::{Figures, Interval};
 use crate::plan::Plan;
@@ -119,10 +123,14 @@ pub struct Outcome {
     pub server_fault: Option<String>,
     /// It was ended before its goal.
     pub is_interrupted: bool,
+    /// What came of the hostile clients.
+    pub hostile: BTreeMap<Scenario, hostile::Figures>,
 }
 
 /// What the cores share.
 struct Control {
+    /// Cores on which the load's own connections have not all ended.
+    loaded_cores: AtomicUsize,
     /// Connections that were greeted, or failed for the first time.
     arrived: AtomicUsize,
     /// When the load begins, once that is known.
@@ -138,6 +146,7 @@ enum News {
     /// The core's part of the goal is reached at this time; replies that do not count may still be owed.
     Reached(Instant),
     Ended(Box<Figures>),
+    Hostile(BTreeMap<Scenario, hostile::Figures>),
 }
 
 /// Runs `plan` to its end. `interrupted` set from outside ends it early, in order.
@@ -160,6 +169,9 @@ pub fn run(
         probe::probe(plan).map_err(|error| RunError::Target { target: plan.target.name.clone(), error })?;
     let tls = plan.tls.as_ref().map(tls::client_config).transpose();
     let tls = tls.map_err(|error| RunError::File { what: "the authorities", error })?;
+    let hostile_tls = (!plan.hostile.is_empty()).then(|| siege::client(plan)).transpose();
+    let hostile_tls =
+        hostile_tls.map_err(|error| RunError::File { what: "TLS of hostile clients", error })?;
     let run: u32 = rand::random();
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     if let Some(path) = &plan.ledger {
@@ -172,6 +184,7 @@ pub fn run(
         crate::plan::Goal::Duration(_) => 0,
     };
     let control = Arc::new(Control {
+        loaded_cores: AtomicUsize::new(plan.cores.len()),
         arrived: AtomicUsize::new(0),
         begin: OnceLock::new(),
         is_stopped: AtomicBool::new(false),
@@ -182,6 +195,7 @@ pub fn run(
         plan: Arc::new(plan.clone()),
         contents: Arc::new(contents),
         tls: tls.map(Arc::new),
+        hostile_tls: hostile_tls.map(Arc::new),
         run,
         control: control.clone(),
     };
@@ -192,6 +206,24 @@ pub fn run(
             .name(&format!("load-{index}"))
             .io_memory(RING_MEMORY_SIZE)
             .spawn(move || core::run(task, index, sender))
+            .map_err(|error| RunError::Executor { core, error: error.to_string() });
+        match executor {
+            Ok(executor) => executors.push(executor),
+            Err(error) => {
+                control.is_stopped.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+    }
+    for (index, &core) in plan.hostile_cores.iter().enumerate() {
+        let (task, sender) = (task.clone(), sender.clone());
+        let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
+            .name(&format!("hostile-{index}"))
+            .io_memory(RING_MEMORY_SIZE)
+            .spawn(move || async move {
+                siege::run(task, index, sender).await;
+                Ok(())
+            })
             .map_err(|error| RunError::Executor { core, error: error.to_string() });
         match executor {
             Ok(executor) => executors.push(executor),
@@ -226,9 +258,10 @@ struct Watch<'a> {
     watcher: &'a mut dyn Watcher,
     window: Option<Window>,
     /// Intervals that not every core has told of yet, with how many have.
-    open: std::collections::BTreeMap<usize, (usize, Interval)>,
+    open: BTreeMap<usize, (usize, Interval)>,
     intervals: Vec<Interval>,
     figures: Figures,
+    hostile: BTreeMap<Scenario, hostile::Figures>,
     reached: Vec<Instant>,
     before: Option<Sample>,
     after: Option<Sample>,
@@ -259,6 +292,7 @@ impl<'a> Watch<'a> {
             open: Default::default(),
             intervals: Vec::new(),
             figures: Figures::default(),
+            hostile: BTreeMap::new(),
             reached: Vec::new(),
             before: None,
             after: None,
@@ -318,6 +352,11 @@ impl<'a> Watch<'a> {
                     Ok(News::Interval(interval)) => self.take_interval(*interval),
                     Ok(News::Reached(at)) => self.reached.push(at),
                     Ok(News::Ended(figures)) => self.figures.add(&figures),
+                    Ok(News::Hostile(scenarios)) => {
+                        for (scenario, figures) in scenarios {
+                            self.hostile.entry(scenario).or_default().add(&figures);
+                        }
+                    }
                     Err(RecvTimeoutError::Timeout) => break,
                     Err(RecvTimeoutError::Disconnected) => return self.finish(),
                 }
@@ -402,6 +441,7 @@ impl<'a> Watch<'a> {
             server,
             server_fault: self.server_fault,
             is_interrupted,
+            hostile: self.hostile,
         }
     }
 }

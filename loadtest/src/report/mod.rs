@@ -1,5 +1,6 @@
 //! The figures of a run, and how they are told: [`Report`] is what all of it is made from.
 
+pub mod hostile;
 pub mod summary;
 
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use self::hostile::HostileFigures;
 use crate::drive::Outcome;
 use crate::drive::probe::Probe;
 use crate::measure::{Failed, Failure, INTERVAL, Phase};
@@ -71,6 +73,9 @@ pub struct Report {
     pub load: Cost,
     /// What the server used, if it was named.
     pub server: Option<ServerFigures>,
+    /// What came of hostile clients, and what the load felt of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostile: Option<HostileFigures>,
     /// What a reader of these figures must know.
     pub warnings: Vec<String>,
 }
@@ -241,6 +246,7 @@ impl Report {
                 memory_octets,
                 processes,
             }),
+            hostile: HostileFigures::of(plan, outcome),
             warnings: warnings(plan, outcome),
         }
     }

@@ -41,6 +41,9 @@ impl fmt::Display for Summary<'_> {
                 server.memory_octets >> 20
             )?;
         }
+        if let Some(hostile) = &report.hostile {
+            write!(f, "{hostile}")?;
+        }
         for warning in &report.warnings {
             writeln!(f, "warning: {warning}")?;
         }
