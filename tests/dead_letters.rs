@@ -278,8 +278,13 @@ fn old_letters_are_removed_and_young_ones_kept() {
 fn a_short_retention_ends_by_itself() {
     let mut setup = Setup::new();
     let mut server = one_for_each(&mut setup).set("delivery.dead_retention", "\"2s\"").start();
-    reject(&setup, &server, &[&nameless()], &ledger::content(0));
-    wait::until("the letter is removed", || count(&setup) == 0);
+    // The letter may have gone before a busy machine looks for it.
+    let id = Client::greet(server.address()).deliver("s@client.test", &[&nameless()], &ledger::content(0));
+    wait::until("the letter is removed", || {
+        let log = server.log();
+        log.lines().any(|line| line.contains("an old dead letter is removed") && line.contains(&id))
+    });
+    assert_eq!(count(&setup), 0);
     assert!(server.stop().success());
 }
 

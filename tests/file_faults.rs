@@ -142,7 +142,8 @@ fn a_medium_that_calls_a_short_write_whole_is_found_out() {
 /// The spool's folder goes away under a running gateway: no panic, no false acknowledgement.
 #[test]
 fn a_spool_on_a_vanished_folder_is_refused_and_not_a_panic() {
-    let setup = setup_on(tempfile::tempdir().expect("a folder").keep());
+    let folder = tempfile::tempdir().expect("a folder");
+    let setup = setup_on(folder.path());
     let ledger = Arc::new(Ledger::default());
     let mut server = setup.start();
     fs::remove_dir_all(setup.data().join("spool")).expect("the spool is removed");
@@ -153,5 +154,4 @@ fn a_spool_on_a_vanished_folder_is_refused_and_not_a_panic() {
     assert!(!server.log().contains("panicked"), "{}", server.log());
     server.kill();
     println!("vanished folder: {:?}, {} delivered", ledger.refusals(), maildir::count(setup.maildir()));
-    fs::remove_dir_all(setup.data().parent().expect("its folder")).expect("the folder is removed");
 }

@@ -195,9 +195,11 @@ fn an_outage_of_the_consumer_gives_nobody_up() {
     assert!(server.stop().success());
 }
 
-/// A long queue is offered by and by, and leaves room: a message that comes now is delivered among it, not behind it.
+/// A long queue is offered by and by, and leaves room: messages that come now, the large ones that no memory keeps among them, are
+/// delivered among it, not behind it.
 #[test]
 fn new_mail_does_not_wait_for_a_long_queue() {
+    const NEW: usize = 8;
     let mut setup = Setup::new();
     setup.retry_soon().set("delivery.channel_size", 16).set("delivery.workers", 1);
     setup.hold_deliveries();
@@ -211,17 +213,25 @@ fn new_mail_does_not_wait_for_a_long_queue() {
 
     let mut server = setup.start();
     wait::until("the queue is being delivered", || maildir::count(setup.maildir()) > 0);
-    let number = ledger.number();
-    let content = ledger::content(number);
-    let id = Client::greet(server.address()).deliver("a@client.test", &["b@mx.test"], &content);
-    ledger.acknowledge(number);
+    let mut client = Client::greet(server.address());
+    let new = [(); NEW].map(|()| {
+        let number = ledger.number();
+        let content = ledger::content(number);
+        let id = client.deliver("a@client.test", &["b@mx.test"], &content);
+        ledger.acknowledge(number);
+        (id, content.len())
+    });
+    let large = new.iter().filter(|(_, size)| *size > 100_000).count();
+    assert_eq!(large, 1, "numbers in a row have every size");
     ledger.assert_kept(setup.maildir());
     let mut deliveries = maildir::deliveries(setup.maildir());
     deliveries.sort_by_key(|delivery| delivery.began);
-    let place = deliveries.iter().position(|delivery| delivery.id == id).expect("it was delivered");
-    let behind = deliveries.len() - place;
-    println!("{behind} of {} were delivered after the new one", deliveries.len());
-    assert!(behind > 100, "the new message was the {place}th of {}", deliveries.len());
+    for (id, size) in new {
+        let place = deliveries.iter().position(|delivery| delivery.id == id).expect("it was delivered");
+        let behind = deliveries.len() - place;
+        println!("{behind} of {} were delivered after a new one of {size} octets", deliveries.len());
+        assert!(behind > 100, "a new one of {size} octets was the {place}th of {}", deliveries.len());
+    }
     assert!(server.stop().success());
 }
 

@@ -39,11 +39,19 @@ impl JobSender {
         })
     }
 
-    /// Is there room for what has waited long? It leaves half of the channel to what has just come, so that a long queue
-    /// does not delay new messages by its own length.
-    pub fn has_room_for_backlog(&self) -> bool {
-        let capacity = self.0.capacity().unwrap_or(usize::MAX);
-        self.0.len() < capacity.div_ceil(2)
+    /// How many jobs have room now. Other queues share it: what is offered may come back all the same.
+    pub fn room(&self) -> usize {
+        self.capacity().saturating_sub(self.0.len())
+    }
+
+    /// How many jobs have room that have waited long. They leave half of the channel to what has just come, so that a long
+    /// queue does not delay new messages by its own length.
+    pub fn room_for_backlog(&self) -> usize {
+        self.capacity().div_ceil(2).saturating_sub(self.0.len())
+    }
+
+    fn capacity(&self) -> usize {
+        self.0.capacity().expect("the channel is bounded")
     }
 }
 
@@ -175,9 +183,11 @@ mod tests {
         let (outcomes, _receiver) = outcome_channel(4, Arc::new(|| ()));
         for (size, room) in [(1, 1), (2, 1), (4, 2), (5, 3)] {
             let (jobs, _workers) = job_channel(size);
+            assert_eq!(jobs.room_for_backlog(), room, "of {size}");
             let fits =
-                |sequence| jobs.has_room_for_backlog() && jobs.try_send(job(sequence, &outcomes)).is_ok();
+                |sequence| jobs.room_for_backlog() > 0 && jobs.try_send(job(sequence, &outcomes)).is_ok();
             assert_eq!((0..size as u64).filter(|sequence| fits(*sequence)).count(), room, "of {size}");
+            assert_eq!(jobs.room(), size - room, "of {size}");
             for sequence in room..size {
                 assert!(jobs.try_send(job(sequence as u64, &outcomes)).is_ok());
             }

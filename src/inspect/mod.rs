@@ -188,7 +188,7 @@ impl Reader {
             segment: segment(message.location.epoch)?,
             pieces: pieces.collect::<io::Result<_>>()?,
         };
-        let mut read = Batch { messages: vec![wanted] }.read(&self.opener);
+        let mut read = Batch { messages: vec![wanted], ..Batch::default() }.read(&self.opener);
         read.pop().expect("what is wanted comes back").message
     }
 }

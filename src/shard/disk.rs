@@ -394,9 +394,9 @@ impl Disk {
                 self.backlog.wait().await;
                 continue;
             }
-            let opener = self.medium.opener();
+            let (opener, new_count) = (self.medium.opener(), batch.new_count);
             let messages = blocking(move || batch.read(&opener)).await;
-            let is_short = self.offer_again(messages);
+            let is_short = self.offer_again(messages, new_count);
             self.wanted.set();
             if is_short {
                 Timer::new(SHORTAGE_PAUSE).await;
@@ -404,15 +404,16 @@ impl Disk {
         }
     }
 
-    /// Offers what was read back; true if some could not be read for lack of descriptors or memory.
-    fn offer_again(&self, messages: Vec<ReadBack>) -> bool {
+    /// Offers what was read back, of which the first `new_count` have just come; true if some could not be read for lack of
+    /// descriptors or memory.
+    fn offer_again(&self, messages: Vec<ReadBack>, new_count: usize) -> bool {
         let mut is_short = false;
         let mut spool = self.spool.borrow_mut();
-        for ReadBack { sequence, location, message } in messages {
+        for (n, ReadBack { sequence, location, message }) in messages.into_iter().enumerate() {
             // It was moved meanwhile, and its segment used again.
             let has_moved = spool.entry(sequence).is_none_or(|entry| entry.location != location);
             match message {
-                Ok(message) => self.handoff.offer_again(&mut spool, sequence, message),
+                Ok(message) => self.handoff.offer_again(&mut spool, sequence, message, n < new_count),
                 Err(error) if is_shortage(&error) => {
                     is_short = true;
                     self.handoff.take_back(&mut spool, sequence);
@@ -439,7 +440,7 @@ impl Disk {
         let file = folder.join(&name);
         let kept = blocking(move || {
             // Read once more: what is only hard to read is not damaged, and is not ours to give up.
-            match (Batch { messages: vec![wanted] }).verify(&opener) {
+            match (Batch { messages: vec![wanted], ..Batch::default() }).verify(&opener) {
                 Ok(()) => return Ok(false),
                 Err(error) if is_shortage(&error) => return Err(error),
                 Err(_) => {}

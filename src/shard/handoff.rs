@@ -4,9 +4,12 @@
 //! cache or the channel waits in the spool's backlog, which is in the log, and is read back when there is room: a slow
 //! delivery stops nobody, and costs no more memory than the channel's jobs: each holds one record, of a small message or of the
 //! end of a large one.
+//!
+//! A new message does not wait for a long backlog, which leaves half of the channel to what has just come: a large one, or one
+//! that the cache has no room for, is read back before those that have waited.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::medium::DmaPage;
@@ -48,13 +51,16 @@ pub struct Handoff {
     cached: Cell<usize>,
     /// What each message in the cache costs, by id.
     costs: RefCell<HashMap<MessageId, usize>>,
+    /// Just accepted and to be read back, at most [`BATCH_COUNT_MAX`]: those beyond take their turn in the backlog, where
+    /// these are as well.
+    fresh: RefCell<VecDeque<MessageId>>,
 }
 
 impl Handoff {
     /// `cache_size`: octets of just-accepted messages kept in memory for their first attempt.
     pub fn new(jobs: JobSender, outcomes: OutcomeSender, schedule: Schedule, cache_size: usize) -> Self {
-        let (cached, costs) = (Cell::new(0), RefCell::default());
-        Handoff { jobs, outcomes, schedule, cache_size, cached, costs }
+        let (cached, costs, fresh) = (Cell::new(0), RefCell::default(), RefCell::default());
+        Handoff { jobs, outcomes, schedule, cache_size, cached, costs, fresh }
     }
 
     /// The longest wait before another attempt, in whole seconds.
@@ -86,11 +92,17 @@ impl Handoff {
         self.forget(Self::cost(message));
     }
 
-    /// The message has become durable: offers it from memory, or leaves it to the backlog.
-    pub fn offer(&self, spool: &mut Spool<DmaPage>, sequence: u64, message: Option<JustAccepted>) {
-        let Some(message) = message else { return };
-        let cost = Self::cost(&message);
+    /// The message has become durable: offers it from memory, or leaves it to be read back.
+    pub fn offer<P: Page>(&self, spool: &mut Spool<P>, sequence: u64, message: Option<JustAccepted>) {
         let id = MessageId { log: spool.log(), sequence };
+        let Some(message) = message else {
+            let mut fresh = self.fresh.borrow_mut();
+            if fresh.len() < BATCH_COUNT_MAX {
+                fresh.push_back(id);
+            }
+            return;
+        };
+        let cost = Self::cost(&message);
         let JustAccepted { envelope, arrival, trace, tail } = message;
         let recipients =
             (0..envelope.forward_paths.len() as u32).map(|index| Recipient { index, attempts: 0 });
@@ -110,16 +122,25 @@ impl Handoff {
         }
     }
 
-    /// Takes messages from the backlog, as many as the channel may have room for.
-    pub fn take_backlog(&self, spool: &mut Spool<DmaPage>) -> Batch {
+    /// Takes messages from the backlog, as many as the channel may have room for: new ones first.
+    pub fn take_backlog<P: Page>(&self, spool: &mut Spool<P>) -> Batch {
         let mut batch = Batch::default();
         let now = super::clock::now();
         let memory_max = self.cache_size.max(READ_BACK_SIZE_MIN);
-        while batch.messages.len() < BATCH_COUNT_MAX
-            && self.cached.get() < memory_max
-            && self.jobs.has_room_for_backlog()
-        {
-            let Some(sequence) = spool.next_of_backlog(now) else { break };
+        while batch.messages.len() < BATCH_COUNT_MAX && self.cached.get() < memory_max {
+            let taken = batch.messages.len();
+            // None is new behind one that has waited: nothing comes meanwhile, and new ones find more room.
+            let sequence = match self.next_new(spool, taken) {
+                Some(sequence) => {
+                    batch.new_count += 1;
+                    sequence
+                }
+                None if taken >= self.jobs.room_for_backlog() => break,
+                None => {
+                    let Some(sequence) = spool.next_of_backlog(now) else { break };
+                    sequence
+                }
+            };
             spool.hand_off(sequence);
             let wanted = wanted(spool, sequence).expect("what is in the backlog is in the ledger");
             let cost = wanted.location.size as usize;
@@ -130,8 +151,32 @@ impl Handoff {
         batch
     }
 
+    /// The next message of this log that has just come and waits to be read back, if the channel has room for it behind `taken`
+    /// others.
+    fn next_new<P: Page>(&self, spool: &Spool<P>, taken: usize) -> Option<u64> {
+        let mut fresh = self.fresh.borrow_mut();
+        while taken < self.jobs.room() && fresh.front().is_some_and(|id| id.log == spool.log()) {
+            let id = fresh.pop_front()?;
+            // It may have had its turn in the backlog.
+            if spool.is_in_backlog(id.sequence) {
+                return Some(id.sequence);
+            }
+        }
+        None
+    }
+
     /// Offers a message that was read back, or puts it back into the backlog.
-    pub fn offer_again(&self, spool: &mut Spool<DmaPage>, sequence: u64, message: StoredMessage) {
+    pub fn offer_again(
+        &self,
+        spool: &mut Spool<DmaPage>,
+        sequence: u64,
+        message: StoredMessage,
+        is_new: bool,
+    ) {
+        // Other shards may have filled the channel meanwhile.
+        if !is_new && self.jobs.room_for_backlog() == 0 {
+            return self.take_back(spool, sequence);
+        }
         let id = MessageId { log: spool.log(), sequence };
         let job = Job {
             id,
@@ -180,7 +225,7 @@ impl Handoff {
 }
 
 /// Where the message is, if it is not done.
-pub fn wanted(spool: &Spool<DmaPage>, sequence: u64) -> Option<Wanted> {
+pub fn wanted<P: Page>(spool: &Spool<P>, sequence: u64) -> Option<Wanted> {
     let entry = spool.entry(sequence)?;
     let segment = |epoch| spool.segment(epoch).expect("a segment stays while it is needed");
     let pieces = entry.pieces.iter().map(|piece| (*piece, segment(piece.epoch))).collect();
@@ -224,8 +269,9 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::delivery::{job_channel, outcome_channel};
     use crate::mail::{Body, ForwardPath, Protocol, ReversePath};
-    use crate::spool::memory_disk::MemoryDisk;
+    use crate::spool::memory_disk::{MemoryDisk, mail};
     use crate::spool::recovery::Depth;
     use crate::spool::{Incoming, Receiving, SpoolConfig};
 
@@ -287,6 +333,62 @@ mod tests {
         let times: std::collections::BTreeSet<u64> = (0..1000).map(due).collect();
         assert!(times.len() > 500, "{} times for 1000 messages", times.len());
         assert_eq!(due(3), due(3), "a restart computes the same");
+    }
+
+    /// What is taken when `waited` messages were there at the start and `new` ones have come since, none of them kept in memory: their
+    /// sequences, and how many of them are taken as new.
+    fn taken(channel_size: usize, waited: usize, new: usize) -> (Vec<u64>, usize) {
+        const PAGE_SIZE: usize = 64 << 10;
+        let config = SpoolConfig { segment_size: 1 << 20, sync: true, page_size: PAGE_SIZE, pages_max: 4 };
+        let (mut disk, now) = (MemoryDisk::default(), Instant::now());
+        let (jobs, _workers) = job_channel(channel_size);
+        let (outcomes, _reports) = outcome_channel(1, Arc::new(|| ()));
+        let handoff = Handoff::new(jobs, outcomes, Schedule::default(), 0);
+        let mut batch = Batch::default();
+        for (life, count) in [(1, waited), (2, new)] {
+            let make_page = Box::new(|| vec![0; PAGE_SIZE]);
+            let recovered = disk.recover(Depth::Quick);
+            let mut spool = Spool::new(config, recovered, make_page, Box::new(move || life), (now, 0));
+            disk.settle(&mut spool, now);
+            for _ in 0..count {
+                let (envelope, arrival) = mail(1);
+                let message = Incoming { envelope: &envelope, arrival: &arrival, tail: b"x" };
+                spool.append_message(&mut Receiving::default(), message, |_| Vec::new()).unwrap();
+                disk.settle(&mut spool, now);
+                let (sequence, is_stored) = spool.poll_stored().expect("it is stored");
+                assert!(is_stored);
+                if life == 2 {
+                    handoff.offer(&mut spool, sequence, None);
+                }
+            }
+            if life == 2 {
+                batch = handoff.take_backlog(&mut spool);
+            }
+        }
+        (batch.messages.iter().map(|wanted| wanted.sequence).collect(), batch.new_count)
+    }
+
+    #[test]
+    fn a_backlog_that_is_read_back_lets_new_messages_pass_and_leaves_them_half_of_the_channel() {
+        let table = [
+            // (channel, waited, new; of which are taken: new, waited)
+            (16, 40, 0, 0, 8),
+            (16, 40, 1, 1, 7),
+            (16, 40, 12, 12, 0),
+            (16, 40, 30, 16, 0),
+            (16, 3, 2, 2, 3),
+            (1, 40, 1, 1, 0),
+            (4096, 100, 100, BATCH_COUNT_MAX, 0),
+            (4096, 100, 10, 10, BATCH_COUNT_MAX - 10),
+        ];
+        for (channel_size, waited, new, new_taken, waited_taken) in table {
+            let case = format!("{new} new behind {waited}, channel of {channel_size}");
+            let (sequences, new_count) = taken(channel_size, waited, new);
+            assert_eq!((new_count, sequences.len()), (new_taken, new_taken + waited_taken), "{case}");
+            let (new, waited) = sequences.split_at(new_count);
+            assert!(new.is_sorted() && waited.is_sorted(), "{case}: {sequences:?}");
+            assert!(waited.last() < new.first() || new.is_empty(), "{case}: {sequences:?}");
+        }
     }
 
     #[test]

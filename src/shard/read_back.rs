@@ -31,6 +31,8 @@ pub struct Wanted {
 pub struct Batch {
     /// In the order of their turn.
     pub messages: Vec<Wanted>,
+    /// How many at the front have just come.
+    pub new_count: usize,
 }
 
 impl Batch {

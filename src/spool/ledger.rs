@@ -333,6 +333,11 @@ impl Ledger {
         self.entries.get(sequence).is_some_and(|entry| entry.state == State::HandedOff)
     }
 
+    /// The message is durable, due, and not handed off.
+    pub fn is_in_backlog(&self, sequence: u64) -> bool {
+        self.entries.get(sequence).is_some_and(|entry| entry.state == State::Backlog)
+    }
+
     /// The message has become durable: it may be delivered.
     pub fn make_durable(&mut self, sequence: u64) {
         let entry = self.entries.get_mut(sequence).expect("an appended message stays until it is durable");

@@ -68,6 +68,11 @@ impl Disk {
         let _ = fs::remove_file(self.switch(name));
     }
 
+    /// Whether a fault is on: one that strikes once has not struck yet.
+    pub fn is_on(&self, name: &str) -> bool {
+        self.switch(name).exists()
+    }
+
     /// What is in a switch's file: `trace` is one that `vdisk.py` writes into.
     pub fn read_switch(&self, name: &str) -> String {
         fs::read_to_string(self.switch(name)).unwrap_or_default()

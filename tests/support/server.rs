@@ -20,6 +20,10 @@ const LISTENING: &str = "listening on ";
 /// How long a gateway may take to its end once it has been told to; then it is killed and the test fails.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long the end of a killed gateway is waited for where nothing depends on it: a disk that does not answer holds it until the
+/// disk is taken down.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How much of the log a failure shows.
 const SHOWN_LINES: usize = 30;
 
@@ -155,7 +159,8 @@ impl Drop for Server {
                 tools::signal(self.pid(), "TERM");
                 wait::poll(STOP_TIMEOUT, || self.child.try_wait().ok().flatten());
             }
-            self.kill();
+            let _ = self.child.kill();
+            wait::poll(KILL_TIMEOUT, || self.child.try_wait().ok().flatten());
         }
     }
 }

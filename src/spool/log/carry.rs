@@ -118,6 +118,7 @@ impl<P: Page> Spool<P> {
         if !self.carry.loaded.is_empty() {
             return None;
         }
+        self.drop_what_is_gone();
         if self.carry.queue.is_empty() {
             // The next look at the segment is to find it without what is on its way.
             if !self.carry.moved.is_empty() {
@@ -383,6 +384,17 @@ impl<P: Page> Spool<P> {
             self.ledger.release(needs);
         }
         self.drop_queue();
+    }
+
+    /// What was done since it was planned need not be read, and its segments may be gone.
+    fn drop_what_is_gone(&mut self) {
+        for _ in 0..self.carry.queue.len() {
+            let Some(item) = self.carry.queue.pop_front() else { break };
+            match self.is_current(&item) {
+                true => self.carry.queue.push_back(item),
+                false => self.release_moved(item),
+            }
+        }
     }
 
     fn drop_queue(&mut self) {

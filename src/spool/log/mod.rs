@@ -577,6 +577,11 @@ impl<P: Page> Spool<P> {
         self.ledger.first_of_backlog()
     }
 
+    /// Is the message durable, due, and not handed off?
+    pub fn is_in_backlog(&self, sequence: u64) -> bool {
+        self.ledger.is_in_backlog(sequence)
+    }
+
     /// Durable messages that have not been handed off.
     pub fn backlog_depth(&self) -> usize {
         self.ledger.backlog_depth()
