@@ -302,12 +302,11 @@ fn warnings(plan: &Plan, outcome: &Outcome) -> Vec<String> {
     }
     let figures = &outcome.figures;
     if figures.never_begun > 0 {
-        let lag = Duration::from_nanos(figures.lag.max());
+        let lag = units::duration(microseconds(figures.lag.max()));
         warnings.push(format!(
-            "the target did not keep up: {} messages that fell due were never begun, and the last of those that were \
-             begun came up to {:.3} s late",
-            figures.never_begun,
-            lag.as_secs_f64()
+            "the target did not keep up: {} messages that fell due were never begun, and those that were begun came up \
+             to {lag} late",
+            units::grouped(figures.never_begun),
         ));
     }
     let busy = outcome.load_cpu_seconds / (outcome.elapsed.as_secs_f64() * plan.cores.len() as f64);
@@ -408,4 +407,45 @@ impl Point {
 
 fn microseconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_course_of_a_long_run_has_few_points_and_every_message_but_those_of_the_last_moment() {
+        for (count, points, seconds) in
+            [(0, 0, 0.25), (1, 1, 0.25), (240, 240, 0.25), (241, 120, 0.5), (14_400, 240, 15.0)]
+        {
+            let interval = |index| Interval { accepted: 7, ..Interval::new(index) };
+            let intervals: Vec<Interval> = (0..count).map(interval).collect();
+            let course = Course::of(&intervals, INTERVAL * count as u32);
+            assert_eq!(
+                (course.points.len(), course.seconds),
+                (points, if count == 0 { 0.0 } else { seconds })
+            );
+            let accepted: u64 = course.points.iter().map(|point| point.accepted).sum();
+            assert_eq!(accepted, (points as f64 * seconds / 0.25) as u64 * 7, "{count}");
+        }
+    }
+
+    #[test]
+    fn a_run_shorter_than_an_interval_is_one_point_as_wide_as_itself() {
+        let course = Course::of(&[Interval::new(0)], Duration::from_millis(100));
+        assert_eq!((course.points.len(), course.seconds), (1, 0.1));
+    }
+
+    #[test]
+    fn a_curve_goes_as_far_as_there_are_messages_and_ends_with_the_longest() {
+        for (count, last_but_one) in [(1, 0.0), (100, 99.0), (10_000, 99.99)] {
+            let mut histogram = crate::measure::histogram(3);
+            (1..=count).for_each(|n| histogram.record(n * 1_000).unwrap());
+            let curve = curve(&histogram);
+            assert!(curve.is_sorted(), "{curve:?}");
+            assert_eq!(curve[curve.len() - 2].0, last_but_one);
+            assert_eq!(curve.last(), Some(&(100.0, microseconds(histogram.max()))));
+        }
+        assert!(curve(&crate::measure::histogram(3)).is_empty());
+    }
 }

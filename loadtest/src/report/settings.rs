@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::units::grouped;
+use super::units::{digits, grouped};
 use crate::content::{Sizes, Source};
 use crate::plan::{Arrivals, Envelope, Goal, Plan, Target, Tls, TlsMode};
 
@@ -113,8 +113,9 @@ fn sizes(sizes: &Sizes) -> String {
         Sizes::Range(from, to) => format!("{} to {}", size(*from), size(*to)),
         Sizes::Weighted(sizes) => {
             let sum: f64 = sizes.iter().map(|(_, weight)| weight).sum();
-            let part =
-                |(each, weight): &(usize, f64)| format!("{:.3} % of {}", weight * 100.0 / sum, size(*each));
+            let part = |(each, weight): &(usize, f64)| {
+                format!("{} % of {}", digits(weight * 100.0 / sum), size(*each))
+            };
             sizes.iter().map(part).collect::<Vec<_>>().join(", ")
         }
         Sizes::LogNormal { median, sigma, max } => {
@@ -133,4 +134,43 @@ fn size(octets: usize) -> String {
 
 fn seconds(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn settings_that_were_not_given_are_told_as_well() {
+        let settings = settings(&sample::quiet().plan);
+        let told =
+            |name: &str| settings.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
+        for (name, value) in [
+            ("Target", "127.0.0.1:2525"),
+            ("Load", "closed loop: as fast as replies permit"),
+            ("Messages a connection", "no limit"),
+            ("Goal", "10s"),
+            ("Content", "made up, 4 KiB"),
+            ("Recipients", "1 × inbox@mx.test"),
+            ("TLS", "none"),
+            ("Source addresses", "the system's choice"),
+            ("Timeout", "1m"),
+        ] {
+            assert_eq!(told(name), Some(value), "{name}");
+        }
+        assert_eq!(told("Ledger"), None);
+    }
+
+    #[test]
+    fn sizes_are_told_in_the_unit_they_are_whole_in() {
+        for (text, expected) in [
+            ("100", "100 octets"),
+            ("2KiB..3MiB", "2 KiB to 3 MiB"),
+            ("4KiB*90,1MiB*10", "90.0 % of 4 KiB, 10.0 % of 1 MiB"),
+            ("lognormal:20KiB:1.5:50MiB", "log-normal: median 20 KiB, σ 1.5, at most 50 MiB"),
+        ] {
+            assert_eq!(sizes(&text.parse().unwrap()), expected);
+        }
+    }
 }

@@ -129,7 +129,7 @@ fn failures(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 }
 
 fn costs(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
-    let mut table = Table::new(&["cost", "CPU-s", "per 1000", "memory"]);
+    let mut table = Table::new(&["cost", "CPU-s", "per 1000 messages", "memory"]);
     let figures = |cost: &Cost| {
         [
             digits(cost.cpu_seconds),
@@ -156,7 +156,7 @@ fn warnings(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 }
 
 /// Rows of equally many cells. Columns are as wide as their widest cell; the first is set left, numbers right, and a last
-/// column without a heading left again: words.
+/// column without a heading left again: words. A column with nothing but a heading is not shown.
 struct Table {
     rows: Vec<Vec<String>>,
 }
@@ -191,7 +191,9 @@ impl fmt::Display for Table {
         let widths: Vec<usize> = (0..heading.len()).map(width).collect();
         for row in &self.rows {
             let mut line = String::new();
-            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let has_content = |column: usize| self.rows[1..].iter().any(|row| !row[column].is_empty());
+            let columns = row.iter().zip(&widths).enumerate();
+            for (column, (cell, width)) in columns.filter(|(column, _)| has_content(*column)) {
                 let is_words = column == 0 || (column + 1 == row.len() && heading[column].is_empty());
                 let gap = if column == 0 { "" } else { "  " };
                 match is_words {

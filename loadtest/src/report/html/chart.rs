@@ -25,7 +25,7 @@ pub struct Chart {
     pub x: Axis,
     /// Upwards.
     pub y: Axis,
-    /// What is drawn, the first below all others.
+    /// What is drawn, the first above all others.
     pub series: Vec<Series>,
     /// Shaded parts of the x axis.
     pub bands: Vec<Band>,
@@ -115,7 +115,7 @@ struct Canvas {
 }
 
 const TOP: f64 = 26.0;
-const RIGHT: f64 = 14.0;
+const RIGHT: f64 = 28.0;
 const BOTTOM: f64 = 40.0;
 const CANVASES: [Canvas; 2] = [
     Canvas { class: "wide", width: 920.0, height: 300.0, left: 72.0, x_ticks_max: 11 },
@@ -231,14 +231,6 @@ impl Canvas {
                 "<rect class=\"band\" x=\"{from:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{plot_height}\"/>",
                 to - from
             );
-            // Beside the shade where it is too narrow for its name.
-            let _ = write!(
-                html,
-                "<text class=\"band\" x=\"{:.1}\" y=\"{}\">{}</text>",
-                from + 5.0,
-                TOP + 14.0,
-                escape(&band.label)
-            );
         }
         for &tick in &y.ticks {
             let place = at_y(tick);
@@ -267,7 +259,7 @@ impl Canvas {
             bottom + 34.0,
             escape(chart.x.label)
         );
-        for (index, series) in chart.series.iter().enumerate() {
+        for (index, series) in chart.series.iter().enumerate().rev() {
             let class = class(index, series);
             let mut line = String::new();
             for part in series.points.split(|point| !chart.y.shows(point.1)) {
@@ -301,6 +293,15 @@ impl Canvas {
             }
             let _ = write!(html, "<path class=\"line {class}\" d=\"{line}\"/>");
         }
+        for band in chart.bands.iter().filter(|band| band.to > x.from && band.from < x.to) {
+            let _ = write!(
+                html,
+                "<text class=\"band\" x=\"{:.1}\" y=\"{}\">{}</text>",
+                at_x(band.from.max(x.from)) + 5.0,
+                bottom - 7.0,
+                escape(&band.label)
+            );
+        }
         html.push_str("</svg>");
     }
 }
@@ -331,10 +332,13 @@ impl Extent {
             from = from.min(value);
             to = to.max(value);
         }
-        let ticks;
+        let ticks: Vec<f64>;
         match axis.scale {
             Scale::Nines => {
-                ticks = [0.0, 50.0, 75.0, 90.0, 99.0, 99.9, 99.99, 99.999].to_vec();
+                // Half and three quarters stand too close to each other for a narrow drawing.
+                let is_shown = |tick: &f64| *tick != 75.0 || ticks_max > 5;
+                ticks =
+                    [0.0, 50.0, 75.0, 90.0, 99.0, 99.9, 99.99, 99.999].into_iter().filter(is_shown).collect();
             }
             Scale::Linear => {
                 if is_upward {

@@ -88,7 +88,8 @@ pub fn warnings(warnings: &[String]) -> String {
     html + "</ul></div>"
 }
 
-/// A table. Cells are text. A column whose heading begins with a space holds words; all others but the first hold numbers.
+/// A table. Cells are text. A column whose heading begins with a space holds words; all others but the first hold numbers. A column
+/// with nothing but a heading is not shown.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     /// One for each column.
@@ -106,13 +107,18 @@ impl Table {
                 true => " class=\"words\"",
                 false => "",
             };
-        for (column, heading) in self.heading.iter().enumerate() {
+        let has_content = |column: usize| {
+            let cell =
+                |(_, cells): &(&str, Vec<String>)| cells.get(column).is_some_and(|cell| !cell.is_empty());
+            self.rows.iter().any(cell)
+        };
+        for (column, heading) in self.heading.iter().enumerate().filter(|(column, _)| has_content(*column)) {
             let _ = write!(html, "<th{}>{}</th>", style(column), escape(heading.trim()));
         }
         html.push_str("</tr>");
         for (class, cells) in &self.rows {
             let _ = write!(html, "<tr class=\"{class}\">");
-            for (column, cell) in cells.iter().enumerate() {
+            for (column, cell) in cells.iter().enumerate().filter(|(column, _)| has_content(*column)) {
                 let _ = write!(html, "<td{}>{}</td>", style(column), escape(cell));
             }
             html.push_str("</tr>");
@@ -160,7 +166,7 @@ fn tiles(body: &mut String, report: &Report) {
         tiles.push(("", "Recipients of those".to_owned(), of(grouped(report.recipients), "")));
     }
     let style = if report.failed > 0 { "bad" } else { "" };
-    tiles.push((style, "Failed".to_owned(), of(grouped(report.failed), "")));
+    tiles.push((style, "Messages failed".to_owned(), of(grouped(report.failed), "")));
     body.push_str("<div class=\"tiles\">");
     for (style, name, (number, unit)) in tiles {
         let _ = write!(

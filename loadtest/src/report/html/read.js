@@ -27,7 +27,7 @@ for (const figure of document.querySelectorAll('figure[data-read]')) {
       const x = left + row[0] * width;
       add('path', { class: 'cursor', d: `M${x} ${top}v${height}` });
       const title = document.createElement('b');
-      title.textContent = row[1];
+      title.textContent = row[2].some(Boolean) ? row[1] : `${row[1]}: nothing`;
       box.replaceChildren(title);
       row[2].forEach((cell, index) => {
         if (!cell) return;
