@@ -3,7 +3,7 @@
 //! Exit codes: 0 when all went well; 1 when something could not be done, when nothing was accepted (of hostile clients
 //! alone: when none of them was let in), or when `verify` finds a loss; 2 on a command line that makes no sense.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, Parser, Subcommand};
 use loadtest::arguments::{LoadArguments, TargetArgument};
 use loadtest::compare::Comparison;
-use loadtest::drive::{self, Nobody};
+use loadtest::drive::{self, Nobody, Outcome, RunError};
 use loadtest::plan::Plan;
-use loadtest::report::Report;
+use loadtest::report::progress::{Form, Progress};
 use loadtest::report::summary::Summary;
+use loadtest::report::{Report, html};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const FAULT: u8 = 1;
@@ -63,6 +64,12 @@ struct RunArguments {
     /// Write the figures as JSON.
     #[arg(long, value_name = "FILE", help_heading = "What is told")]
     json: Option<PathBuf>,
+    /// Write the figures as one HTML page with charts, which needs no other file and no network.
+    #[arg(long, value_name = "FILE", help_heading = "What is told")]
+    html: Option<PathBuf>,
+    /// Say nothing while the run goes.
+    #[arg(long, short, help_heading = "What is told")]
+    quiet: bool,
     /// The server's process id: CPU time and memory of it and all below it are told as well.
     #[arg(long, value_name = "PID", help_heading = "What is told")]
     server_pid: Option<u32>,
@@ -104,7 +111,7 @@ fn run(arguments: &RunArguments) -> ExitCode {
         Ok(interrupted) => interrupted,
         Err(e) => return complain(FAULT, &format_args!("cannot catch signals: {e}")),
     };
-    let outcome = match drive::run(&plan, &interrupted, &mut Nobody) {
+    let outcome = match watched(&plan, &interrupted, arguments.quiet) {
         Ok(outcome) => outcome,
         Err(fault) => return complain(FAULT, &fault),
     };
@@ -112,6 +119,11 @@ fn run(arguments: &RunArguments) -> ExitCode {
     let _ = write!(io::stdout(), "{}", Summary(&report));
     if let Some(path) = &arguments.json
         && let Err(e) = write_json(path, &report)
+    {
+        return complain(FAULT, &format_args!("{}: {e}", path.display()));
+    }
+    if let Some(path) = &arguments.html
+        && let Err(e) = std::fs::write(path, html::page(&report))
     {
         return complain(FAULT, &format_args!("{}: {e}", path.display()));
     }
@@ -160,6 +172,19 @@ fn compare(arguments: &CompareArguments) -> ExitCode {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(FAULT),
     }
+}
+
+/// Runs `plan` with someone to look on, unless nobody is to.
+fn watched(plan: &Plan, interrupted: &Arc<AtomicBool>, is_quiet: bool) -> Result<Outcome, RunError> {
+    if is_quiet {
+        return drive::run(plan, interrupted, &mut Nobody);
+    }
+    let form = match io::stderr().is_terminal() {
+        true => Form::Redrawn,
+        false => Form::Lines,
+    };
+    // Ends with it, so that what is said next stands on a line of its own.
+    drive::run(plan, interrupted, &mut Progress::new(plan, io::stderr(), form))
 }
 
 fn write_json(path: &PathBuf, report: &impl serde::Serialize) -> io::Result<()> {

@@ -122,6 +122,11 @@ pub struct Figures {
     phases: Vec<Histogram<u64>>,
     /// Messages whose end-of-data was answered 250.
     pub accepted: u64,
+    /// 250s to an end-of-data that came within the window, whenever their messages fell due: what rates and costs are
+    /// of. In an open loop that does not keep up these are others than `accepted`.
+    pub answered: u64,
+    /// Octets of content of those.
+    pub answered_octets: u64,
     /// Messages begun that came to something else.
     pub failed: u64,
     /// Recipients of accepted messages that were accepted.
@@ -155,6 +160,8 @@ impl Default for Figures {
         Figures {
             phases: Phase::ALL.iter().map(|_| histogram(3)).collect(),
             accepted: 0,
+            answered: 0,
+            answered_octets: 0,
             failed: 0,
             recipients: 0,
             content_octets: 0,
@@ -209,6 +216,8 @@ impl Figures {
         }
         self.lag.add(&other.lag).expect("histograms of the same bounds");
         self.accepted += other.accepted;
+        self.answered += other.answered;
+        self.answered_octets += other.answered_octets;
         self.failed += other.failed;
         self.recipients += other.recipients;
         self.content_octets += other.content_octets;

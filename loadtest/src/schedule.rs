@@ -46,6 +46,11 @@ impl Window {
         time >= self.from && self.until.is_none_or(|until| time < until)
     }
 
+    /// Whether a 250 at `now` is one of those that rates are of: where time ends the window, those that come within it.
+    pub fn is_answer(&self, message: &Message, now: Instant) -> bool {
+        self.contains(if self.until.is_some() { now } else { message.intended })
+    }
+
     /// Whether a message counts that was answered at `now`.
     pub fn counts(&self, message: &Message, now: Instant) -> bool {
         self.contains(if self.is_by_reply { now } else { message.intended })

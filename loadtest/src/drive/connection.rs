@@ -225,7 +225,8 @@ impl<'a> Session<'a> {
         if self.out.is_empty() {
             return Ok(());
         }
-        self.send_all(0, Form::Chunk, 0, None).await
+        self.send_all(0, Form::Chunk, 0, None).await?;
+        Ok(())
     }
 
     /// Sends the dialogue's commands and the content behind them.
@@ -236,20 +237,21 @@ impl<'a> Session<'a> {
             true => 0,
             false => self.core.task.contents.wire_size(message.content, form),
         };
-        self.send_all(message.content, form, size, Some(message.id.to_octets())).await?;
-        self.dialogue.handle_content_sent(Instant::now());
+        let sent_at = self.send_all(message.content, form, size, Some(message.id.to_octets())).await?;
+        self.dialogue.handle_content_sent(sent_at);
         Ok(())
     }
 
     /// Sends the output, `size` octets of a content and, after DATA, the end-of-data: in as few calls as the socket
-    /// permits.
+    /// permits. When the call with the last octet was made: the server may have it, and may answer, before that call
+    /// returns.
     async fn send_all(
         &mut self,
         content: usize,
         form: Form,
         size: usize,
         id: Option<[u8; ID_SIZE]>,
-    ) -> Result<(), Fault> {
+    ) -> Result<Instant, Fault> {
         self.start_waiting();
         let end: &[u8] = match (id, form) {
             (Some(_), Form::Data) => b".\r\n",
@@ -259,6 +261,7 @@ impl<'a> Session<'a> {
         let head = self.out.len();
         let total = head + size + end.len();
         let mut sent = 0;
+        let mut called_at = Instant::now();
         let result = poll_fn(|context| {
             let Session { core, link, out, .. } = &mut *self;
             let octets = &mut *core.outgoing.borrow_mut();
@@ -282,6 +285,7 @@ impl<'a> Session<'a> {
                 if octets.len() < WRITE_SIZE_MAX + head {
                     octets.extend_from_slice(&end[sent.saturating_sub(head + size)..]);
                 }
+                called_at = Instant::now();
                 match link.poll_write(context, octets) {
                     Poll::Ready(Ok(size)) => {
                         sent += size;
@@ -307,7 +311,7 @@ impl<'a> Session<'a> {
         if tally.is_counting(Instant::now()) {
             tally.figures.sent_octets += total as u64;
         }
-        Ok(())
+        Ok(called_at)
     }
 
     async fn shake_hands(&mut self, since: Instant) -> Result<(), Fault> {

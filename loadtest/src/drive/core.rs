@@ -381,6 +381,10 @@ impl Listener for Tally {
         self.interval.accepted += 1;
         self.interval.content_octets += message.size as u64;
         self.interval.transaction.saturating_record(nanoseconds(took));
+        if self.window.is_some_and(|window| window.is_answer(message, now)) {
+            self.figures.answered += 1;
+            self.figures.answered_octets += message.size as u64;
+        }
         if counts {
             self.figures.accepted += 1;
             self.figures.recipients += recipients as u64;

@@ -225,7 +225,7 @@ impl Dialogue {
         self.hello(now, out);
     }
 
-    /// The last octet of the content, and of an end-of-data, was sent.
+    /// The last octet of the content, and of an end-of-data, was sent at `now`.
     pub fn handle_content_sent(&mut self, now: Instant) {
         debug_assert_eq!(self.state, State::Content);
         if self.is_chunking() && self.is_pipelined() {
