@@ -5,7 +5,8 @@
 //!
 //! **Open loop**: message k falls due at its time whatever the server does. Those count that fall due within the window,
 //! however late their 250 is, and they are measured from when they fell due. One that finds no free connection waits; one
-//! that still waits when the window ends is not begun any more and is told of.
+//! that still waits shortly behind the window's end is not begun any more and is told of. What fell due in the warm-up and
+//! still waits when it is over is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,6 +58,10 @@ impl Window {
     }
 }
 
+/// In an open loop the last messages that fall due within the window may begin this much behind it: the turn of a core that
+/// is not late takes less.
+const GRACE: Duration = Duration::from_millis(100);
+
 /// What a core has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
@@ -81,6 +86,7 @@ pub struct Schedule {
     number: u64,
     stride: u64,
     arrivals: Option<Times>,
+    grace: Duration,
 }
 
 /// The times of an open loop.
@@ -99,6 +105,7 @@ impl Schedule {
             tickets: matches!(plan.goal, Goal::Messages(_)).then(|| tickets.clone()),
             number: index as u64,
             stride: count as u64,
+            grace: if plan.rate.is_some() { GRACE } else { Duration::ZERO },
             arrivals: plan.rate.map(|rate| Times {
                 interval: interval(rate),
                 // The cores take turns.
@@ -111,6 +118,7 @@ impl Schedule {
 
     /// What is due at `now`: a message that is told of has begun.
     pub fn next(&mut self, now: Instant) -> Due {
+        self.leave_warm_up(now);
         let due = self.peek(now);
         let Due::Now { intended, .. } = due else {
             return due;
@@ -125,14 +133,27 @@ impl Schedule {
         due
     }
 
+    /// A server that did not keep up during the warm-up does not begin the window with what is left of it: before those
+    /// were sent, none that count would be.
+    fn leave_warm_up(&mut self, now: Instant) {
+        if now < self.window.from {
+            return;
+        }
+        if let Some(times) = &mut self.arrivals {
+            while times.next < self.window.from {
+                times.advance();
+            }
+        }
+    }
+
     /// What would be due at `now`, as far as tickets permit.
     pub fn peek(&self, now: Instant) -> Due {
         let intended = match &self.arrivals {
             Some(times) => times.next,
             None => now.max(self.window.begin),
         };
-        let is_over = self.window.until.is_some_and(|until| now >= until || intended >= until);
-        if is_over {
+        let is_over = |until: Instant| intended >= until || now >= until + self.grace;
+        if self.window.until.is_some_and(is_over) {
             return Due::Over;
         }
         if intended > now {
