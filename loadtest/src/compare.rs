@@ -75,6 +75,27 @@ impl Spread {
     }
 }
 
+impl Spread {
+    /// For people: the median, and the ends where they differ, each times `unit`.
+    pub fn in_unit(self, unit: f64, digits: usize) -> String {
+        let [median, min, max] =
+            [self.median, self.min, self.max].map(|value| format!("{:.digits$}", value * unit));
+        match min == max {
+            true => median,
+            false => format!("{median} ({min} to {max})"),
+        }
+    }
+}
+
+impl Compared {
+    /// The run whose rate is in the middle.
+    pub fn typical(&self) -> Option<&Report> {
+        let mut runs: Vec<&Report> = self.rounds.iter().flatten().collect();
+        runs.sort_by(|one, other| one.rate.total_cmp(&other.rate));
+        runs.get(runs.len() / 2).copied()
+    }
+}
+
 impl Comparison {
     /// A comparison of these targets, without a run yet.
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
@@ -102,6 +123,19 @@ impl Comparison {
     /// The targets, in the order in which they take turns.
     pub fn targets(&self) -> &[Compared] {
         &self.targets
+    }
+
+    /// What a reader must know: faults, and each run's warnings once.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        for target in &self.targets {
+            remarks.extend(target.faults.iter().map(|fault| format!("{}, {fault}", target.name)));
+            let mut warnings: Vec<_> = target.rounds.iter().flatten().flat_map(|run| &run.warnings).collect();
+            warnings.sort();
+            warnings.dedup();
+            remarks.extend(warnings.into_iter().map(|warning| format!("{}: {warning}", target.name)));
+        }
+        remarks
     }
 
     fn figures(&self, index: usize) -> Option<ComparedFigures> {
@@ -168,30 +202,15 @@ impl fmt::Display for Comparison {
             writeln!(f, "| {} |", cells.join(" | "))?;
         }
         writeln!(f, "\nMedian of the rounds (smallest to largest). Ratios are to {first} within a round.")?;
-        for target in &self.targets {
-            for fault in &target.faults {
-                writeln!(f, "{}, {fault}", target.name)?;
-            }
-            let mut warnings: Vec<_> = target.rounds.iter().flatten().flat_map(|run| &run.warnings).collect();
-            warnings.sort();
-            warnings.dedup();
-            for warning in warnings {
-                writeln!(f, "{}: {warning}", target.name)?;
-            }
+        for remark in self.remarks() {
+            writeln!(f, "{remark}")?;
         }
         Ok(())
     }
 }
 
 fn cell(spread: Option<Spread>, unit: f64, digits: usize) -> String {
-    let Some(Spread { median, min, max }) = spread else {
-        return "–".to_owned();
-    };
-    let [median, min, max] = [median, min, max].map(|value| format!("{:.digits$}", value * unit));
-    match min == max {
-        true => median,
-        false => format!("{median} ({min} to {max})"),
-    }
+    spread.map_or_else(|| "–".to_owned(), |spread| spread.in_unit(unit, digits))
 }
 
 #[cfg(test)]

@@ -89,6 +89,9 @@ struct CompareArguments {
     /// Write every run's figures as JSON.
     #[arg(long, value_name = "FILE", help_heading = "What is told")]
     json: Option<PathBuf>,
+    /// Write one HTML page that needs nothing else.
+    #[arg(long, value_name = "FILE", help_heading = "What is told")]
+    html: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -165,6 +168,11 @@ fn compare(arguments: &CompareArguments) -> ExitCode {
     let _ = write!(io::stdout(), "{comparison}");
     if let Some(path) = &arguments.json
         && let Err(e) = write_json(path, &comparison)
+    {
+        return complain(FAULT, &format_args!("{}: {e}", path.display()));
+    }
+    if let Some(path) = &arguments.html
+        && let Err(e) = std::fs::write(path, html::comparison_page(&comparison))
     {
         return complain(FAULT, &format_args!("{}: {e}", path.display()));
     }

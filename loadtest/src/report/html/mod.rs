@@ -1,17 +1,19 @@
 //! The figures as one HTML page that needs nothing else: no network, no other file, light and dark, on paper too.
 //!
-//! [`page`] is a run's. [`frame`], [`Table`] and [`Chart`] know nothing of a run, and make other pages as well.
+//! [`page`] is a run's, [`comparison_page`] that of several targets. [`frame`], [`Table`] and [`Chart`] know nothing of a run, and make other pages as well.
 //!
 //! Invariants:
 //! - whatever a server or a command line said goes through [`escape`]; the script reads it as text, never as HTML;
 //! - a policy within the page forbids it to load anything from anywhere.
 
 mod chart;
+mod comparison;
 
 use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 pub use chart::{Axis, Band, Chart, Form, Scale, Series, Unit};
+pub use comparison::comparison_page;
 
 use super::units::{Quantity, digits, duration, grouped, memory, octets, one_line};
 use super::{Cost, Latency, Point, Report, settings};
