@@ -10,7 +10,8 @@
 //!   │     ├── ledger    what was acknowledged, written as it is
 //!   │     └── measure   histograms and counts of one core; merged at the end
 //!   ├── usage      CPU time and memory of a server's process tree
-//!   └── report     the figures: for people, as JSON, as one HTML page
+//!   ├── report     the figures: for people, as JSON, as one HTML page
+//!   └── verify     a ledger against what was delivered: what is missing, duplicated, altered
 //! ```
 //!
 //! Only a 250 to an end-of-data counts as accepted.
@@ -25,3 +26,4 @@ pub mod report;
 pub mod schedule;
 pub mod smtp;
 pub mod usage;
+pub mod verify;
