@@ -263,6 +263,10 @@ impl Dialogue {
         out: &mut Vec<u8>,
     ) {
         let state = self.state;
+        if state == State::Closed {
+            // What follows a 421 in the same packet: why the session ended is known.
+            return;
+        }
         if let Some(phase) = phase(state) {
             let took = now.saturating_duration_since(self.sent_at);
             listener.replied(phase, took, &reply, self.message.as_ref(), now);
@@ -433,3 +437,6 @@ fn phase(state: State) -> Option<Phase> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
