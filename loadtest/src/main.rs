@@ -44,7 +44,7 @@ Examples:
 #[derive(Subcommand)]
 enum Command {
     /// Loads one server.
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Holds a run's ledger against what was delivered: nothing missing, nothing altered, nothing twice.
     ///
     /// Exit code 0 only if nothing is missing or altered.

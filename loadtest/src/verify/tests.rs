@@ -7,6 +7,9 @@ use crate::ledger::Writer;
 const RUN: u32 = 0x1a2b_3c4d;
 const SIZE: usize = 3000;
 
+/// What a server did to a message.
+type Alter = fn(&mut Vec<u8>);
+
 /// A ledger of messages 0 to 9, and a Maildir that has each of them once.
 struct Trial {
     folder: tempfile::TempDir,
@@ -130,7 +133,7 @@ fn a_copy_for_each_recipient_is_expected_where_it_is_said_so() {
 #[test]
 fn an_alteration_is_found_at_its_octet() {
     let long = 200_000;
-    let table: [(u64, fn(&mut Vec<u8>), Alteration); 8] = [
+    let table: [(u64, Alter, Alteration); 8] = [
         (0, |octets| octets[2999] ^= 1, Alteration::Differs { octet: 2999 }),
         (0, |octets| octets[1500] = b'#', Alteration::Differs { octet: 1500 }),
         (0, |octets| octets[0] = b'x', Alteration::Differs { octet: 0 }),
@@ -223,7 +226,7 @@ fn messages_of_a_corpus_are_known_by_size_and_checksum() {
     let contents = || Contents::prepare(&Source::Corpus(source.path().to_owned()), 1).unwrap();
     assert!(Trial::of(contents(), 1).verify().are_good(true));
     let whole = Trial::of(contents(), 1).sent(3).len();
-    let table: [(u64, fn(&mut Vec<u8>), Alteration); 5] = [
+    let table: [(u64, Alter, Alteration); 5] = [
         (3, |octets| octets[80_000] = b'Y', Alteration::Checksum),
         (3, |octets| octets.truncate(90_000), Alteration::Size { size: 89_962, expected: 100_002 }),
         (
