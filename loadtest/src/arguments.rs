@@ -61,9 +61,9 @@ pub struct LoadArguments {
     /// Recipients of each message.
     #[arg(long, default_value_t = 1, value_name = "N", help_heading = "What")]
     pub recipients: usize,
-    /// The recipient; {n} is its number within the message.
-    #[arg(long, default_value = "inbox@mx.test", value_name = "ADDRESS", help_heading = "What")]
-    pub to: String,
+    /// The recipient; {n} is its number within the message [default: inbox@mx.test; of several, inbox{n}@mx.test].
+    #[arg(long, value_name = "ADDRESS", help_heading = "What")]
+    pub to: Option<String>,
     /// The sender; {id} is the message's name. Empty: the null reverse-path.
     #[arg(long, default_value = "load-{id}@load.test", value_name = "ADDRESS", help_heading = "What")]
     pub from: String,
@@ -208,7 +208,11 @@ impl LoadArguments {
             },
             envelope: Envelope {
                 sender: self.from.clone(),
-                recipient: self.to.clone(),
+                recipient: match (&self.to, self.recipients) {
+                    (Some(address), _) => address.clone(),
+                    (None, 1) => "inbox@mx.test".to_owned(),
+                    (None, _) => "inbox{n}@mx.test".to_owned(),
+                },
                 recipient_count: self.recipients,
             },
             messages_per_connection: self.messages_per_connection,

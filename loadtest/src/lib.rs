@@ -12,7 +12,8 @@
 //!   ├── compare    the same load against several targets in turn
 //!   ├── hostile    clients that mean no good, by scenario
 //!   ├── usage      CPU time and memory of a server's process tree
-//!   └── report     the figures: for people, as JSON, as one HTML page
+//!   ├── report     the figures: for people, as JSON, as one HTML page
+//!   └── verify     a ledger against what was delivered: what is missing, duplicated, altered
 //! ```
 //!
 //! Only a 250 to an end-of-data counts as accepted.
@@ -29,3 +30,4 @@ pub mod report;
 pub mod schedule;
 pub mod smtp;
 pub mod usage;
+pub mod verify;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use loadtest::arguments::{LoadArguments, TargetArgument};
 use loadtest::compare::Comparison;
 use loadtest::drive::{self, Nobody, Outcome, RunError};
@@ -17,6 +17,7 @@ use loadtest::plan::Plan;
 use loadtest::report::progress::{Form, Progress};
 use loadtest::report::summary::Summary;
 use loadtest::report::{Report, html};
+use loadtest::verify::{self, Question};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const FAULT: u8 = 1;
@@ -40,15 +41,21 @@ Examples:
       a thousand messages a second, latency from the time each was due
   loadtest run --target mx.example:25 --starttls --corpus mail.mbox --messages 10000 --ledger run.ledger
       real messages, and a record of each that was acknowledged
+  loadtest verify --ledger run.ledger --maildir /var/mail/inbox
+      each of them is there, once, as it was sent, or is named
   loadtest run --target 127.0.0.1:2525 --rate 1000 --hostile all=8 --hostile-source 127.0.0.64-127.0.0.95
       what a steady load feels of clients that mean no good";
 
 #[derive(Subcommand)]
 enum Command {
     /// Loads one server.
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Loads several servers in turn, A B A B …, and tells what one is to another.
-    Compare(CompareArguments),
+    Compare(Box<CompareArguments>),
+    /// Holds a run's ledger against what was delivered: nothing missing, nothing altered, nothing twice.
+    ///
+    /// Exit code 0 only if nothing is missing or altered.
+    Verify(VerifyArguments),
 }
 
 #[derive(Args)]
@@ -94,12 +101,39 @@ struct CompareArguments {
     html: Option<PathBuf>,
 }
 
+#[derive(Args)]
+#[command(group = ArgGroup::new("delivered").args(["maildir", "export"]).required(true).multiple(true))]
+struct VerifyArguments {
+    /// What `loadtest run --ledger` wrote.
+    #[arg(long, value_name = "FILE")]
+    ledger: PathBuf,
+    /// A Maildir, or a folder with several, that the server delivered to.
+    #[arg(long, value_name = "DIR")]
+    maildir: Vec<PathBuf>,
+    /// A folder of message files; *.json beside them are skipped.
+    #[arg(long, value_name = "DIR")]
+    export: Vec<PathBuf>,
+    /// Expect a copy for each accepted recipient instead of one for each message.
+    #[arg(long)]
+    per_recipient: bool,
+    /// Messages with more copies than expected make the exit code 1 as well.
+    #[arg(long)]
+    no_duplicates: bool,
+    /// Name so many messages of each kind.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    list: usize,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     raise_descriptor_limit();
     match command {
         Command::Run(arguments) => run(&arguments),
         Command::Compare(arguments) => compare(&arguments),
+        Command::Verify(arguments) => verify(arguments),
     }
 }
 
@@ -193,6 +227,27 @@ fn watched(plan: &Plan, interrupted: &Arc<AtomicBool>, is_quiet: bool) -> Result
     };
     // Ends with it, so that what is said next stands on a line of its own.
     drive::run(plan, interrupted, &mut Progress::new(plan, io::stderr(), form))
+}
+
+fn verify(arguments: VerifyArguments) -> ExitCode {
+    let VerifyArguments { ledger, maildir, export, per_recipient, no_duplicates, list, json } = arguments;
+    let folders = maildir.into_iter().chain(export).collect();
+    let question = Question { ledger, folders, is_per_recipient: per_recipient, list_max: list };
+    let findings = match verify::verify(&question) {
+        Ok(findings) => findings,
+        Err(fault) => return complain(FAULT, &fault),
+    };
+    let told = match json {
+        true => serde_json::to_string_pretty(&findings)
+            .map_err(io::Error::from)
+            .and_then(|text| writeln!(io::stdout(), "{text}")),
+        false => write!(io::stdout(), "{findings}"),
+    };
+    match told {
+        Err(e) => complain(FAULT, &format_args!("cannot print the result: {e}")),
+        Ok(()) if findings.are_good(no_duplicates) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(FAULT),
+    }
 }
 
 fn write_json(path: &PathBuf, report: &impl serde::Serialize) -> io::Result<()> {

@@ -192,3 +192,186 @@ impl Times {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::MessageId;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn plan(goal: Goal, rate: Option<f64>, arrivals: Arrivals, warm_up: Duration) -> Plan {
+        Plan { goal, warm_up, rate, arrivals, ..Plan::against(([127, 0, 0, 1], 25).into(), 0) }
+    }
+
+    /// The schedules of `count` cores, and when their load begins.
+    fn cores(plan: &Plan, count: usize) -> (Instant, Vec<Schedule>) {
+        let begin = Instant::now();
+        let tickets = match plan.goal {
+            Goal::Messages(count) => count,
+            Goal::Duration(_) => 0,
+        };
+        let tickets = Arc::new(AtomicU64::new(tickets));
+        let schedule = |index| Schedule::new(plan, index, count, Window::new(plan, begin), &tickets);
+        (begin, (0..count).map(schedule).collect())
+    }
+
+    /// Everything that is due at `now`: numbers and times.
+    fn take(schedule: &mut Schedule, now: Instant) -> (Vec<(u64, Instant)>, Due) {
+        let mut begun = Vec::new();
+        loop {
+            match schedule.next(now) {
+                Due::Now { number, intended } => begun.push((number, intended)),
+                due => return (begun, due),
+            }
+        }
+    }
+
+    fn message(intended: Instant) -> Message {
+        Message { id: MessageId { run: 0, number: 0 }, content: 0, size: 0, is_8bit: false, intended }
+    }
+
+    #[test]
+    fn a_closed_loop_has_something_due_from_its_beginning_to_its_end() {
+        let plan = plan(Goal::Duration(100 * MS), None, Arrivals::Even, 50 * MS);
+        let (begin, mut cores) = cores(&plan, 2);
+        let schedule = &mut cores[1];
+        assert_eq!(schedule.next(begin - MS), Due::At(begin));
+        for (k, at) in [0, 1, 49, 50, 149].into_iter().enumerate() {
+            let now = begin + MS * at;
+            assert_eq!(schedule.next(now), Due::Now { number: 1 + 2 * k as u64, intended: now });
+        }
+        assert_eq!(schedule.next(begin + 150 * MS), Due::Over);
+        assert_eq!(schedule.never_begun().count(), 0);
+    }
+
+    #[test]
+    fn a_closed_loop_counts_by_the_reply_and_everything_else_by_the_beginning() {
+        let length = Goal::Duration(100 * MS);
+        for (goal, rate, is_by_reply) in
+            [(length, None, true), (Goal::Messages(5), None, false), (length, Some(10.0), false)]
+        {
+            let plan = plan(goal, rate, Arrivals::Even, 50 * MS);
+            let begin = Instant::now();
+            let window = Window::new(&plan, begin);
+            let [before, within, after] = [49, 50, 150].map(|at| begin + MS * at);
+            assert!(!window.contains(before) && window.contains(within));
+            assert_eq!(window.contains(after), matches!(goal, Goal::Messages(_)));
+            assert_eq!(window.counts(&message(before), within), is_by_reply);
+            assert_eq!(window.counts(&message(within), after), !is_by_reply);
+            assert!(window.counts(&message(within), after - MS));
+        }
+    }
+
+    #[test]
+    fn tickets_that_cores_share_are_as_many_messages_as_were_asked_for_and_warm_up_needs_none() {
+        for rate in [None, Some(1000.0)] {
+            let plan = plan(Goal::Messages(100), rate, Arrivals::Even, 10 * MS);
+            let (begin, mut cores) = cores(&plan, 3);
+            let mut counted = std::collections::BTreeSet::new();
+            let mut warm_up_count = 0;
+            for at in 0..1000 {
+                for schedule in &mut cores {
+                    let now = begin + MS * at;
+                    if let Due::Now { number, intended } = schedule.next(now) {
+                        if intended < begin + plan.warm_up {
+                            warm_up_count += 1;
+                        } else {
+                            assert!(counted.insert(number), "{number} twice");
+                        }
+                    }
+                }
+            }
+            assert_eq!(counted.len(), 100);
+            assert!(warm_up_count >= 10, "{warm_up_count}");
+            for schedule in &mut cores {
+                assert_eq!(schedule.next(begin + 2000 * MS), Due::Over);
+                assert_eq!(schedule.never_begun().count(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_loop_has_its_messages_due_at_their_times_whenever_it_is_asked() {
+        let plan = plan(Goal::Duration(110 * MS), Some(1000.0), Arrivals::Even, Duration::ZERO);
+        // Asked every millisecond, and asked once when it is nearly over: the same messages at the same times.
+        let mut seen = Vec::new();
+        for step in [1, 109] {
+            let (begin, mut cores) = cores(&plan, 2);
+            let mut begun = Vec::new();
+            for (index, schedule) in cores.iter_mut().enumerate() {
+                let mut next = MS * index as u32;
+                for at in (0..110).filter(|at| at % step == 0) {
+                    let (now_begun, due) = take(schedule, begin + MS * at);
+                    next += MS * 2 * now_begun.len() as u32;
+                    assert_eq!(due, if next < MS * 110 { Due::At(begin + next) } else { Due::Over });
+                    begun.extend(now_begun.iter().map(|(number, at)| (*number, at.duration_since(begin))));
+                }
+            }
+            begun.sort();
+            let numbers: Vec<u64> = begun.iter().map(|(number, _)| *number).collect();
+            assert_eq!(numbers, (0..110).collect::<Vec<_>>());
+            assert!(begun.iter().enumerate().all(|(k, (_, at))| *at == MS * k as u32));
+            seen.push(begun);
+        }
+        assert_eq!(seen[0], seen[1]);
+    }
+
+    #[test]
+    fn what_was_due_within_the_window_and_not_begun_is_told_with_its_time() {
+        let plan = plan(Goal::Duration(100 * MS), Some(1000.0), Arrivals::Even, 10 * MS);
+        for last_asked in [0, 5, 10, 60, 109] {
+            let (begin, mut cores) = cores(&plan, 2);
+            let (mut begun_count, mut never) = (0, Vec::new());
+            for schedule in &mut cores {
+                let (begun, _) = take(schedule, begin + MS * last_asked);
+                begun_count += begun.iter().filter(|(_, at)| *at >= begin + plan.warm_up).count();
+                assert_eq!(schedule.next(begin + 110 * MS + GRACE), Due::Over);
+                never.extend(schedule.never_begun());
+                assert_eq!(schedule.never_begun().count(), 0, "told once");
+            }
+            assert_eq!(begun_count + never.len(), 100, "asked last at {last_asked}");
+            let window = Window::new(&plan, begin);
+            assert!(never.iter().all(|due| window.contains(*due) && *due > begin + MS * last_asked));
+        }
+    }
+
+    #[test]
+    fn what_the_warm_up_left_is_dropped_and_what_fell_due_at_the_end_still_begins() {
+        let plan = plan(Goal::Duration(100 * MS), Some(1000.0), Arrivals::Even, 10 * MS);
+        let (begin, mut cores) = cores(&plan, 1);
+        let (begun, _) = take(&mut cores[0], begin + 12 * MS);
+        let times: Vec<Duration> = begun.iter().map(|(_, at)| at.duration_since(begin)).collect();
+        assert_eq!(times, [10 * MS, 11 * MS, 12 * MS]);
+        let (begun, due) = take(&mut cores[0], begin + 110 * MS + GRACE / 2);
+        assert_eq!((begun.len(), due), (97, Due::Over));
+    }
+
+    #[test]
+    fn poisson_arrivals_have_their_mean_and_their_spread_and_are_the_same_for_a_seed() {
+        let length = Duration::from_secs(1000);
+        let times = |seed, index| {
+            let plan =
+                Plan { seed, ..plan(Goal::Duration(length), Some(100.0), Arrivals::Poisson, Duration::ZERO) };
+            let (begin, mut cores) = cores(&plan, 2);
+            let (begun, _) = take(&mut cores[index], begin + length - Duration::from_nanos(1));
+            begun.iter().map(|(_, at)| at.duration_since(begin)).collect::<Vec<_>>()
+        };
+        let gaps = |times: &[Duration]| -> Vec<f64> {
+            times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
+        };
+        let (one, two) = (times(1, 0), times(1, 1));
+        // 50,000 each: three deviations are some 670.
+        for times in [&one, &two] {
+            assert!((49_300..50_700).contains(&times.len()), "{}", times.len());
+            let gaps = gaps(times);
+            let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+            let spread = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
+            // The deviation of an exponential distribution is its mean.
+            assert!((0.95..1.05).contains(&(spread.sqrt() / mean)), "{}", spread.sqrt() / mean);
+        }
+        assert_ne!(gaps(&one)[..100], gaps(&two)[..100], "cores are independent");
+        assert_eq!(one, times(1, 0));
+        assert_ne!(one, times(2, 0));
+    }
+}

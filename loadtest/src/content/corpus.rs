@@ -97,9 +97,20 @@ impl Message {
     }
 }
 
-/// Every regular file below `folder`, in order; what a Maildir has in `tmp` is no message yet.
-pub(crate) fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
+/// Every file below `folder`, in order.
+fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
+    for_each_file(folder, &mut |path| {
+        files.push(path.to_owned());
+        Ok(())
+    })?;
+    files.sort();
+    Ok(files)
+}
+
+/// Calls `with` for every file below `folder`, in no order, until it fails. Left out are files whose names begin with a
+/// dot, and what a Maildir has in `tmp`: that is no message yet.
+pub(crate) fn for_each_file(folder: &Path, with: &mut dyn FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder)? {
@@ -109,12 +120,11 @@ pub(crate) fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
                     folders.push(path);
                 }
             } else if !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
-                files.push(path);
+                with(&path)?;
             }
         }
     }
-    files.sort();
-    Ok(files)
+    Ok(())
 }
 
 /// The messages of an mbox: each begins behind a line `From …` that follows an empty line, and `>From` is unquoted

@@ -42,6 +42,15 @@ pub enum Source {
     Corpus(PathBuf),
 }
 
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Sizes(sizes) => write!(f, "sizes {sizes}"),
+            Source::Corpus(path) => write!(f, "the corpus {}", path.display()),
+        }
+    }
+}
+
 /// Which run, and which of its messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageId {
@@ -71,7 +80,9 @@ impl MessageId {
     pub fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok().filter(|text| text.len() == ID_SIZE)?;
         let (run, number) = text.split_once('-').filter(|(run, _)| run.len() == 8)?;
-        Some(MessageId { run: u32::from_str_radix(run, 16).ok()?, number: number.parse().ok()? })
+        let id = MessageId { run: u32::from_str_radix(run, 16).ok()?, number: number.parse().ok()? };
+        // Numbers are also read from texts that were not written here: a sign, capitals.
+        (id.to_octets() == text.as_bytes()).then_some(id)
     }
 }
 
@@ -114,6 +125,16 @@ pub enum Catalogue {
     Generated(Vec<usize>),
     /// The corpus message of each index.
     Corpus(Vec<corpus::Entry>),
+}
+
+impl Catalogue {
+    /// How many contents there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Catalogue::Generated(sizes) => sizes.len(),
+            Catalogue::Corpus(entries) => entries.len(),
+        }
+    }
 }
 
 impl Contents {
@@ -241,6 +262,7 @@ mod tests {
             "0000000-0000000000000",
             "00000000 000000000000",
             "+0000000-000000000000",
+            "FEDCBA98-000000000000",
         ] {
             assert_eq!(MessageId::parse(text.as_bytes()), None, "{text}");
         }

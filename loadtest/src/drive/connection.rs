@@ -132,7 +132,8 @@ impl<'a> Session<'a> {
     /// Notes how the session ended. True if that was in order.
     fn end(&mut self, fault: Option<Fault>) -> bool {
         let tally = &mut *self.core.tally.borrow_mut();
-        let fault = fault.or_else(|| self.dialogue.fault().cloned());
+        // What the server said explains why it closed; what the socket said does not.
+        let fault = self.dialogue.fault().cloned().or(fault);
         if let Some((failure, words)) = &fault {
             tally.failed(*failure, words);
         }
@@ -303,8 +304,10 @@ impl<'a> Session<'a> {
         .await;
         self.out.clear();
         if let Err(fault) = result {
-            // A server that closes while it is sent something has as a rule said why.
-            let _ = self.receive().await;
+            if fault.0 == Failure::Broken {
+                // A server that closes while it is sent something has as a rule said why.
+                let _ = self.receive().await;
+            }
             return Err(fault);
         }
         let tally = &mut *self.core.tally.borrow_mut();
@@ -317,6 +320,8 @@ impl<'a> Session<'a> {
     async fn shake_hands(&mut self, since: Instant) -> Result<(), Fault> {
         let client = self.core.task.tls.clone().expect("TLS was planned");
         let failed = |e: io::Error| (Failure::Tls, e.to_string());
+        // What was said in plaintext is no part of what is said now (RFC 3207 §4.2).
+        self.replies = Replies::default();
         self.link.secure(&client).map_err(failed)?;
         self.start_waiting();
         let is_resumed = poll_fn(|context| {

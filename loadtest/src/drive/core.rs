@@ -277,6 +277,12 @@ impl Core {
         let schedule = self.schedule.borrow();
         match schedule.as_ref().map(|schedule| schedule.peek(now)) {
             Some(Due::At(at)) => at.saturating_duration_since(now),
+            // No connection may be well enough to be told.
+            Some(Due::Over) => {
+                self.is_over.set(true);
+                idle.drain(..).for_each(Waker::wake);
+                TICK
+            }
             Some(_) => {
                 // In an open loop one is enough for each turn of this loop: the connection takes what is due, and
                 // the next turn comes at once. In a closed loop all of them have something to do.

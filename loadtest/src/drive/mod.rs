@@ -27,8 +27,8 @@ use glommio::{LocalExecutorBuilder, Placement};
 use crate::content::Contents;
 use crate::hostile::{self, Scenario};
 use crate::ledger;
-use crate::measure::{Figures, Interval};
-use crate::plan::Plan;
+use crate::measure::{Figures, INTERVAL, Interval};
+use crate::plan::{Goal, Plan};
 use crate::schedule::Window;
 use crate::usage::Usage;
 use probe::Probe;
@@ -53,7 +53,7 @@ pub enum RunError {
     #[error("{what}: {error}")]
     File {
         /// Which.
-        what: &'static str,
+        what: String,
         /// Why.
         error: io::Error,
     },
@@ -121,8 +121,10 @@ pub struct Outcome {
     pub server: Option<Usage>,
     /// Why the server's usage is not known although it was asked for.
     pub server_fault: Option<String>,
-    /// It was ended before its goal.
+    /// It was ended from outside before its goal.
     pub is_interrupted: bool,
+    /// It was to send a number of messages, and ended because none was accepted for twice [`Plan::timeout`].
+    pub has_given_up: bool,
     /// What came of the hostile clients.
     pub hostile: BTreeMap<Scenario, hostile::Figures>,
 }
@@ -159,29 +161,28 @@ pub fn run(
     watcher: &mut dyn Watcher,
 ) -> Result<Outcome, RunError> {
     let contents = Contents::prepare(&plan.content, plan.seed)
-        .map_err(|error| RunError::File { what: "the contents", error })?;
+        .map_err(|error| RunError::File { what: plan.content.to_string(), error })?;
     if plan.ledger.is_some() && !contents.are_named() {
         return Err(RunError::Plan(
-            "with a ledger every content must name its message: a size of 40 octets or more",
+            "with a ledger every content must name its message, which takes 38 octets and more",
         ));
     }
     let probe =
         probe::probe(plan).map_err(|error| RunError::Target { target: plan.target.name.clone(), error })?;
     let tls = plan.tls.as_ref().map(tls::client_config).transpose();
-    let tls = tls.map_err(|error| RunError::File { what: "the authorities", error })?;
+    let tls = tls.map_err(|error| RunError::File { what: "the authorities".to_owned(), error })?;
     let hostile_tls = (!plan.hostile.is_empty()).then(|| siege::client(plan)).transpose();
     let hostile_tls =
-        hostile_tls.map_err(|error| RunError::File { what: "TLS of hostile clients", error })?;
+        hostile_tls.map_err(|error| RunError::File { what: "TLS of hostile clients".to_owned(), error })?;
     let run: u32 = rand::random();
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     if let Some(path) = &plan.ledger {
         let header = ledger::Header::new(run, started, plan.target.name.clone(), contents.catalogue());
-        ledger::Writer::create(path, &header)
-            .map_err(|error| RunError::File { what: "the ledger", error })?;
+        ledger::Writer::create(path, &header).map_err(|error| ledger_fault(plan, error))?;
     }
     let tickets = match plan.goal {
-        crate::plan::Goal::Messages(count) => count,
-        crate::plan::Goal::Duration(_) => 0,
+        Goal::Messages(count) => count,
+        Goal::Duration(_) => 0,
     };
     let control = Arc::new(Control {
         loaded_cores: AtomicUsize::new(plan.cores.len()),
@@ -242,12 +243,17 @@ pub fn run(
         let ended = executor.join();
         let fault = match ended {
             Ok(Ok(())) => continue,
-            Ok(Err(error)) => return Err(RunError::File { what: "the ledger", error }),
+            Ok(Err(error)) => return Err(ledger_fault(plan, error)),
             Err(error) => error.to_string(),
         };
         return Err(RunError::Executor { core: plan.cores[0], error: fault });
     }
     Ok(outcome)
+}
+
+fn ledger_fault(plan: &Plan, error: io::Error) -> RunError {
+    let path = plan.ledger.as_deref().map(|path| path.display().to_string());
+    RunError::File { what: format!("the ledger {}", path.unwrap_or_default()), error }
 }
 
 /// The watching thread's view.
@@ -267,6 +273,9 @@ struct Watch<'a> {
     after: Option<Sample>,
     memory_peak: u64,
     server_fault: Option<String>,
+    /// How long nothing has been accepted.
+    quiet: Duration,
+    has_given_up: bool,
 }
 
 /// What was used up to a moment.
@@ -298,6 +307,8 @@ impl<'a> Watch<'a> {
             after: None,
             memory_peak: 0,
             server_fault: None,
+            quiet: Duration::ZERO,
+            has_given_up: false,
         }
     }
 
@@ -380,8 +391,14 @@ impl<'a> Watch<'a> {
         {
             let (_, interval) = first.remove();
             self.watcher.handle_interval(&interval);
+            self.quiet = if interval.accepted > 0 { Duration::ZERO } else { self.quiet + INTERVAL };
             self.intervals.push(interval);
             self.watch_memory();
+        }
+        let is_hopeless = matches!(self.plan.goal, Goal::Messages(_)) && self.quiet >= 2 * self.plan.timeout;
+        if is_hopeless && !self.has_given_up {
+            self.has_given_up = true;
+            self.control.is_stopped.store(true, Ordering::Relaxed);
         }
     }
 
@@ -415,9 +432,10 @@ impl<'a> Watch<'a> {
             None => self.sample(),
         };
         let is_interrupted = self.is_interrupted();
+        let is_early = is_interrupted || self.has_given_up;
         let until = match (window.until, last) {
-            (Some(until), _) if !is_interrupted => until,
-            (_, Some(last)) if !is_interrupted => last,
+            (Some(until), _) if !is_early => until,
+            (_, Some(last)) if !is_early => last,
             _ => after.at.min(window.until.unwrap_or(after.at)),
         };
         let server = match (self.before.as_ref().and_then(|before| before.server), after.server) {
@@ -440,6 +458,7 @@ impl<'a> Watch<'a> {
             load_cpu_seconds: after.load_cpu - load_before,
             server,
             server_fault: self.server_fault,
+            has_given_up: self.has_given_up,
             is_interrupted,
             hostile: self.hostile,
         }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -29,12 +30,13 @@ pub fn probe(plan: &Plan) -> io::Result<Probe> {
         return Ok(Probe::default());
     }
     let mut replies = Replies::default();
-    let greeting = reply(&mut stream, &mut replies)?;
+    let silent = |error| silent(error, plan.timeout);
+    let greeting = reply(&mut stream, &mut replies).map_err(silent)?;
     if !greeting.starts_with("220") {
         return Err(io::Error::other(format!("greeted with {greeting:?}")));
     }
     stream.write_all(format!("EHLO {}\r\n", plan.host).as_bytes())?;
-    let hello = reply(&mut stream, &mut replies)?;
+    let hello = reply(&mut stream, &mut replies).map_err(silent)?;
     if !hello.starts_with("250") {
         return Err(io::Error::other(format!("EHLO was answered {hello:?}")));
     }
@@ -45,6 +47,17 @@ pub fn probe(plan: &Plan) -> io::Result<Probe> {
         greeting: greeting.lines().next().unwrap_or_default().get(4..).unwrap_or_default().to_owned(),
         extensions: hello.lines().skip(1).filter_map(|line| Some(line.get(4..)?.to_owned())).collect(),
     })
+}
+
+/// A socket whose time is over says that it is not ready.
+fn silent(error: io::Error, timeout: Duration) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no reply within {}", humantime::format_duration(timeout)),
+        ),
+        _ => error,
+    }
 }
 
 fn reply(stream: &mut TcpStream, replies: &mut Replies) -> io::Result<String> {

@@ -247,7 +247,7 @@ impl Report {
             started: outcome.started,
             plan: plan.clone(),
             probe: outcome.probe.clone(),
-            is_interrupted: outcome.is_interrupted,
+            is_interrupted: outcome.is_interrupted || outcome.has_given_up,
             elapsed_seconds: elapsed,
             accepted: figures.accepted,
             failed: figures.failed,
@@ -305,6 +305,12 @@ fn warnings(plan: &Plan, outcome: &Outcome) -> Vec<String> {
     }
     if outcome.is_interrupted {
         warnings.push("the run was ended before its goal".to_owned());
+    }
+    if outcome.has_given_up {
+        warnings.push(format!(
+            "given up before its goal: nothing was accepted for {}",
+            humantime::format_duration(2 * plan.timeout)
+        ));
     }
     let figures = &outcome.figures;
     if figures.never_begun > 0 {

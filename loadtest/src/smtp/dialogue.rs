@@ -263,6 +263,10 @@ impl Dialogue {
         out: &mut Vec<u8>,
     ) {
         let state = self.state;
+        if state == State::Closed {
+            // What follows a 421 in the same packet: why the session ended is known.
+            return;
+        }
         if let Some(phase) = phase(state) {
             let took = now.saturating_duration_since(self.sent_at);
             listener.replied(phase, took, &reply, self.message.as_ref(), now);
@@ -303,6 +307,11 @@ impl Dialogue {
             State::Reset if is_positive => self.state = State::Ready,
             State::Quit => self.state = State::Closed,
             State::Greeting | State::Hello | State::StartTls | State::Reset => {
+                self.close(Failure::Refused, &reply);
+            }
+            // A server that will not have the rest of a content says so before it closes.
+            State::Content if reply.code >= 400 => {
+                self.finish(Outcome::Refused, now, listener);
                 self.close(Failure::Refused, &reply);
             }
             State::Ready | State::Content | State::Handshake | State::Closed => {
@@ -433,3 +442,6 @@ fn phase(state: State) -> Option<Phase> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
