@@ -1,11 +1,12 @@
 //! One core's part of a run: its connections, its schedule, what it measures.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use glommio::timer::sleep;
@@ -170,12 +171,18 @@ pub async fn run(task: Task, index: usize, news: NewsSender) -> io::Result<()> {
     if let Some(hostile) = hostile {
         hostile.await;
     }
+    core.task.control.hang_bell(index, None);
     ticker.cancel().await;
     core.end(&news)
 }
 
 /// Looks at the clock for everything of a core that is not woken by its socket.
 async fn tick(core: Rc<Core>, index: usize, news: NewsSender) {
+    poll_fn(|context| {
+        core.task.control.hang_bell(index, Some(context.waker().clone()));
+        Poll::Ready(())
+    })
+    .await;
     loop {
         let now = Instant::now();
         core.handle_time(now, index, &news);

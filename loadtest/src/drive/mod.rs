@@ -18,7 +18,8 @@ pub(crate) mod tls;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -139,7 +140,23 @@ struct Control {
     begin: OnceLock<Instant>,
     /// End now.
     is_stopped: AtomicBool,
+    /// One task of each core, woken from outside every [`LOOK_INTERVAL`]: glommio may go to sleep over tasks that are
+    /// ready, where it should preempt before it has run the first of them, and only an event from outside ends that.
+    bells: Vec<Mutex<Option<Waker>>>,
     tickets: Arc<AtomicU64>,
+}
+
+impl Control {
+    fn ring(&self) {
+        for bell in &self.bells {
+            bell.lock().expect("a bell").iter().for_each(Waker::wake_by_ref);
+        }
+    }
+
+    /// From here on core `index` is woken by this; by nothing once it has ended.
+    fn hang_bell(&self, index: usize, waker: Option<Waker>) {
+        *self.bells[index].lock().expect("a bell") = waker;
+    }
 }
 
 /// What a core sends to the watching thread.
@@ -189,6 +206,7 @@ pub fn run(
         arrived: AtomicUsize::new(0),
         begin: OnceLock::new(),
         is_stopped: AtomicBool::new(false),
+        bells: plan.cores.iter().map(|_| Mutex::default()).collect(),
         tickets: Arc::new(AtomicU64::new(tickets)),
     });
     let (sender, receiver) = crossbeam_channel::unbounded();
@@ -321,6 +339,7 @@ impl<'a> Watch<'a> {
                 break;
             }
             self.watcher.handle_stage(Stage::Connecting(arrived, self.plan.connections), Duration::ZERO);
+            self.control.ring();
             std::thread::sleep(Duration::from_millis(5));
         }
         // A moment ahead, so that no core comes late.
@@ -345,6 +364,7 @@ impl<'a> Watch<'a> {
             if self.after.is_none() && is_over {
                 self.after = Some(self.sample());
             }
+            self.control.ring();
             if self.is_interrupted() {
                 self.control.is_stopped.store(true, Ordering::Relaxed);
             }
