@@ -189,6 +189,10 @@ fn compare(arguments: &CompareArguments) -> ExitCode {
                 break;
             }
             let run = drive::run(plan, &interrupted, &mut Nobody);
+            if interrupted.load(Ordering::Relaxed) {
+                // Half a run compares with nothing.
+                break;
+            }
             let run = run.map(|outcome| Report::new(plan, &outcome)).map_err(|fault| fault.to_string());
             let told = match &run {
                 Ok(report) => format!("{:.0} messages/s", report.rate),

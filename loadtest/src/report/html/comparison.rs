@@ -94,7 +94,7 @@ fn figures(body: &mut String, targets: &[Compared]) {
     let _ = write!(
         body,
         "<h2>Figures</h2><p class=\"note\">Median of the rounds, smallest and largest behind it. Latency is end-of-data → \
-         250. Ratios are to the first target within a round.</p>{}",
+         250. Ratios are to the first target within a round.</p><div class=\"compared\">{}</div>",
         table.html()
     );
 }
