@@ -20,7 +20,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin, PoolPlacement};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -47,6 +47,8 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a start that takes long looks for a signal.
 const SIGNALS_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a shard may sleep though it has something to do: see [`Control`].
+const RING_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Why the gateway could not start or go on: what, where, and what to do about it.
 #[derive(Debug)]
@@ -304,6 +306,8 @@ struct Running {
     workers: Workers,
     upkeep: Upkeep,
     _jobs: JobSender,
+    /// Dropped when the shards have ended: nothing is ever sent.
+    _ringing: Sender<()>,
 }
 
 fn start(
@@ -330,6 +334,7 @@ fn start(
     let session = Arc::new(session_config(config, &policies));
     let normalised: Arc<[_]> = config.smtp.normalise_bare_line_ends_from.clone().into();
     let (progress, progress_end) = unbounded();
+    let (ringing, stop_ringing) = bounded::<()>(0);
     let mut running = Running {
         shards: Vec::new(),
         controls: Vec::new(),
@@ -337,6 +342,7 @@ fn start(
         workers,
         upkeep,
         _jobs: jobs.clone(),
+        _ringing: ringing,
     };
     for (n, ((listeners, logs), placement)) in
         sockets.into_iter().zip(logs).zip(placements(config)).enumerate()
@@ -378,6 +384,15 @@ fn start(
         running.shards.push(shard);
         running.controls.push(control);
     }
+    let controls = running.controls.clone();
+    std::thread::Builder::new()
+        .name("bell".into())
+        .spawn(move || {
+            while stop_ringing.recv_timeout(RING_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                controls.iter().for_each(|control| control.ring());
+            }
+        })
+        .map_err(|e| failed("what keeps the shards awake", &e))?;
     Ok(running)
 }
 

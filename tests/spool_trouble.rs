@@ -25,6 +25,9 @@ struct Lab {
     stored: Vec<(u64, bool)>,
     prepared_new: Vec<bool>,
     keeps_octets: bool,
+    /// Reads wait for [`Lab::answer_reads`].
+    holds_reads: bool,
+    held: Vec<Vec<RecordPlace>>,
 }
 
 fn nothing(_: &Io<Vec<u8>>) -> Option<IoFailure> {
@@ -48,6 +51,8 @@ impl Lab {
             stored: vec![],
             prepared_new: vec![],
             keeps_octets: config.segment_size <= 1 << 20,
+            holds_reads: false,
+            held: vec![],
         }
     }
 
@@ -91,13 +96,11 @@ impl Lab {
                     Completion::Written { slot, offset, result }
                 }
                 Io::Sync { slot } => Completion::Synced { slot, result },
-                Io::Read { places } => {
-                    let read = |place: &RecordPlace| {
-                        let octets = self.files.get(&place.slot)?.get(place.offset as usize..)?;
-                        octets.get(..place.size as usize).map(<[u8]>::to_vec)
-                    };
-                    Completion::Read { records: places.iter().map(read).collect() }
+                Io::Read { places } if self.holds_reads => {
+                    self.held.push(places);
+                    continue;
                 }
+                Io::Read { places } => Completion::Read { records: self.read(&places) },
                 Io::Remove { slot } => {
                     if result.is_ok() {
                         self.files.remove(&slot);
@@ -107,6 +110,31 @@ impl Lab {
             };
             self.spool.handle_io(completion, self.now);
         }
+    }
+
+    fn read(&self, places: &[RecordPlace]) -> Vec<Option<Vec<u8>>> {
+        let read = |place: &RecordPlace| {
+            let octets = self.files.get(&place.slot)?.get(place.offset as usize..)?;
+            octets.get(..place.size as usize).map(<[u8]>::to_vec)
+        };
+        places.iter().map(read).collect()
+    }
+
+    /// Reads that were held back are answered, and no more are.
+    fn answer_reads(&mut self) {
+        self.holds_reads = false;
+        for places in std::mem::take(&mut self.held) {
+            let records = self.read(&places);
+            self.spool.handle_io(Completion::Read { records }, self.now);
+        }
+        self.run(nothing);
+    }
+
+    fn deliver(&mut self, sequence: u64) {
+        self.spool.hand_off(sequence);
+        let done =
+            RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+        self.spool.handle_outcome(sequence, &[done], self.now, 0);
     }
 
     fn append(
@@ -387,4 +415,53 @@ fn the_room_kept_for_outcomes_is_kept_while_a_full_disk_is_tried_again() {
     };
     assert!(!lab.spool.has_room(0), "a peer is sent 354 for what then finds no room");
     assert_eq!(lab.append(&mut Receiving::default(), 1, &[b'x'; 1000]), Err(AppendError::NoRoom), "{io:?}");
+}
+
+/// The queue of what is to be moved is longer than a read. While the first read is under way, all of it ends, and its segment with it.
+#[test]
+fn what_ends_while_its_segment_is_emptied_is_not_looked_for_any_more() {
+    let config = SpoolConfig { segment_size: 1 << 20, page_size: 64 << 10, ..CONFIG };
+    let part = vec![b'x'; 60 << 10];
+    // How many whole messages, messages with a piece, and messages that still arrive; together more than a read.
+    for (whole, in_pieces, arriving) in [(14, 0, 0), (0, 7, 0), (0, 0, 14), (5, 2, 5)] {
+        let mut lab = Lab::fresh(config);
+        let mut waiting = Vec::new();
+        for _ in 0..whole {
+            waiting.push(lab.append(&mut Receiving::default(), 1, &part).expect("room"));
+            lab.run(nothing);
+        }
+        for _ in 0..in_pieces {
+            let mut receiving = Receiving::default();
+            lab.spool.append_piece(&mut receiving, &part).expect("room");
+            waiting.push(lab.append(&mut receiving, 1, &part).expect("room"));
+            lab.run(nothing);
+        }
+        let mut uploads: Vec<_> = (0..arriving).map(|_| Receiving::default()).collect();
+        for receiving in &mut uploads {
+            lab.spool.append_piece(receiving, &part).expect("room");
+            lab.run(nothing);
+        }
+        lab.holds_reads = true;
+        while lab.held.is_empty() {
+            let sequence = lab.append(&mut Receiving::default(), 1, &part).expect("room");
+            lab.run(nothing);
+            lab.deliver(sequence);
+            lab.now += Duration::from_secs(1);
+            lab.run(nothing);
+        }
+        assert!(lab.held[0].len() < whole + 2 * in_pieces + arriving, "one read is not all");
+        let (before, _) = lab.spool.disk_use();
+        waiting.into_iter().for_each(|sequence| lab.deliver(sequence));
+        uploads.iter_mut().for_each(|receiving| lab.spool.abandon(receiving));
+        lab.now += Duration::from_secs(1);
+        lab.run(nothing);
+        let (after, _) = lab.spool.disk_use();
+        assert!(after < before, "the segment that is being emptied has gone: {after} of {before}");
+        lab.answer_reads();
+        assert_eq!((lab.spool.depth(), lab.spool.counters().carried), (0, 0));
+        // It goes on as if nothing had been.
+        lab.append(&mut Receiving::default(), 1, &part).expect("room");
+        lab.run(nothing);
+        assert_eq!(lab.spool.depth(), 1);
+    }
 }

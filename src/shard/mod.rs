@@ -11,6 +11,7 @@
 mod accept;
 mod clock;
 mod connection;
+mod control;
 pub(crate) mod directory;
 mod disk;
 mod event;
@@ -25,15 +26,14 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use atomic_waker::AtomicWaker;
 use glommio::timer::Timer;
 use ipnet::IpNet;
 use slab::Slab;
 
+pub use control::{Control, Ending};
 pub use directory::{
     DataLock, DirectoryError, OpenedLog, count_segments, is_locked, lock, open, open_in_memory,
 };
@@ -105,49 +105,6 @@ pub enum Progress {
     Ready,
     /// It has stopped accepting, and no session is left.
     Drained,
-}
-
-/// How the shard is ending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Ending {
-    /// It is not.
-    No = 0,
-    /// No new sessions; those there are finish their transactions.
-    Drain = 1,
-    /// Sessions end at once.
-    Abort = 2,
-    /// The deliveries have ended too: what they reported is made durable, then the shard ends.
-    Finish = 3,
-}
-
-/// Orders from the gateway to a shard, and the bell for both of its mailboxes.
-#[derive(Default)]
-pub struct Control {
-    ending: AtomicU8,
-    bell: AtomicWaker,
-}
-
-impl Control {
-    /// Tells the shard how to end. Endings only ever get stricter.
-    pub fn end(&self, ending: Ending) {
-        self.ending.fetch_max(ending as u8, Ordering::AcqRel);
-        self.ring();
-    }
-
-    /// Something is in a mailbox. May be called from any thread.
-    pub fn ring(&self) {
-        self.bell.wake();
-    }
-
-    fn ending(&self) -> Ending {
-        match self.ending.load(Ordering::Acquire) {
-            0 => Ending::No,
-            1 => Ending::Drain,
-            2 => Ending::Abort,
-            _ => Ending::Finish,
-        }
-    }
 }
 
 /// What the tasks of one shard share.
@@ -256,6 +213,11 @@ pub async fn run(plan: Plan) -> usize {
     });
     shard.disks.iter().for_each(Disk::run);
     glommio::spawn_local(watch_deadlines(shard.clone(), plan.control.clone())).detach();
+    std::future::poll_fn(|context| {
+        plan.control.listen(context.waker());
+        Poll::Ready(())
+    })
+    .await;
     shard.disk().ready().await;
     if let Some(injected) = plan.injected {
         glommio::spawn_local(inject::run(shard.clone(), injected)).detach();
@@ -311,7 +273,7 @@ async fn serve_mailboxes(
     let mut is_drained = false;
     std::future::poll_fn(|context| {
         loop {
-            control.bell.register(context.waker());
+            control.listen(context.waker());
             // Before the reports: whoever orders to finish has sent the last of them before.
             let ending = control.ending();
             while let Some(report) = reports.try_recv() {
