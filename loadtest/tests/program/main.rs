@@ -5,6 +5,7 @@ mod support;
 
 mod command_line;
 mod counts;
+mod hostile;
 mod schedules;
 mod tls;
 mod trouble;

@@ -35,11 +35,21 @@ impl Server {
 
     /// The gateway, with one shard, delivering to [`Server::maildir`].
     pub fn gateway() -> Self {
+        Self::gateway_with("store")
+    }
+
+    /// The gateway, with one shard, discarding what it delivers.
+    pub fn gateway_that_discards() -> Self {
+        Self::gateway_with("nothing")
+    }
+
+    fn gateway_with(transport: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("incoming.toml");
         let text = format!(
             "data = {:?}\nhostname = \"mx.test\"\nshards = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
-             [spool]\nsegment_size = {}\n[delivery]\ntransport = \"store\"\n\
+             [spool]\nsegment_size = {}\n[delivery]\ntransport = {transport:?}\n\
+             [transport.nothing]\ntype = \"discard\"\n[log]\nlevel = \"warn\"\n\
              [transport.store]\ntype = \"maildir\"\npath = {:?}\n",
             folder.path().join("data"),
             8 << 20,
@@ -54,9 +64,22 @@ impl Server {
             assert!(child.try_wait().unwrap().is_none(), "the gateway ended:\n{}", log());
             let text = log();
             let (_, rest) = text.split_once("listening on ")?;
-            text.contains("ready").then(|| rest.split([',', ' ', '\n']).next()?.parse().ok()).flatten()
+            text.lines()
+                .any(|line| line == "ready")
+                .then(|| rest.split([',', ' ', '\n']).next()?.parse().ok())
+                .flatten()
         });
         (address, child).into_server(folder)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Where the gateway delivers to.
@@ -88,6 +111,9 @@ impl IntoServer for (SocketAddr, Child) {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", fs::read_to_string(self.folder.path().join("log")).unwrap_or_default());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

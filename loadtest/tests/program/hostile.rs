@@ -1,38 +1,24 @@
 //! Hostile clients against the real gateway: what each scenario does, and that nobody else is harmed by it.
-//!
-//! The gateway is `INCOMING_BIN`, or the workspace's own under target/release or target/debug.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::fs;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long what should take a moment is waited for, on a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::support::servers::Server;
+
 /// What the gateway may hold whatever is thrown at it.
 const MEMORY_MAX: u64 = 64 << 20;
 /// Connections of each scenario: endless-line has one face for even connections and another for odd ones.
 const CONNECTIONS: u64 = 2;
 
-const CONFIGURATION: &str = r#"
-[delivery]
-transport = "nothing"
-[transport.nothing]
-type = "discard"
-[log]
-level = "warn"
-"#;
-
 #[test]
 fn good_clients_go_on_among_all_the_hostile_ones_and_each_of_those_does_what_it_says() {
     let mut gateway = Gateway::start();
     let hostile = format!("all={CONNECTIONS}");
-    let pid = gateway.child.id().to_string();
+    let pid = gateway.server.pid().to_string();
     let load = ["--connections=8", "--pipeline", "--duration=3s", "--server-pid", &pid];
     let report = gateway.load(&[&load[..], &["--hostile", &hostile, "--hostile-source=127.0.0.64"]].concat());
 
@@ -141,50 +127,22 @@ fn scenarios(report: &Value) -> BTreeMap<String, Told> {
     told.collect()
 }
 
-/// A gateway that discards what it delivers, in a folder of its own. Ended when this is dropped.
+/// A gateway that discards what it delivers.
 struct Gateway {
-    child: Child,
-    address: SocketAddr,
-    home: TempDir,
+    server: Server,
+    reports: TempDir,
 }
 
 impl Gateway {
     fn start() -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let configuration = home.path().join("incoming.toml");
-        fs::write(&configuration, CONFIGURATION).unwrap();
-        let log_path = home.path().join("log");
-        let log = File::create(&log_path).unwrap();
-        let child = Command::new(program())
-            .args(["serve", "--listen", "127.0.0.1:0", "--shards", "1", "--config"])
-            .args([&configuration, Path::new("--data"), &home.path().join("data")])
-            .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        // From here on it is ended whatever happens.
-        let mut gateway = Gateway { child, address: ([127, 0, 0, 1], 0).into(), home };
-        let deadline = Instant::now() + PATIENCE;
-        gateway.address = loop {
-            let log = fs::read_to_string(&log_path).unwrap();
-            let address =
-                log.split_once("listening on ").map(|(_, rest)| rest.split([',', ' ', '\n']).next());
-            if let Some(address) = address.flatten().filter(|_| log.lines().any(|line| line == "ready")) {
-                break address.parse().unwrap();
-            }
-            assert!(Instant::now() < deadline, "the gateway is not ready:\n{log}");
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        gateway
+        Gateway { server: Server::gateway_that_discards(), reports: tempfile::tempdir().unwrap() }
     }
 
     /// Runs a load to its end; its report.
     fn load(&self, arguments: &[&str]) -> Value {
-        let json = self.home.path().join("report.json");
+        let json = self.reports.path().join("report.json");
         let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_loadtest"))
-            .args(["run", "--target", &self.address.to_string(), "--json"])
+            .args(["run", "--target", &self.server.address.to_string(), "--json"])
             .arg(&json)
             .args(arguments)
             .output()
@@ -196,28 +154,8 @@ impl Gateway {
 
     /// It lives, and takes a message.
     fn must_be_well(&mut self) {
-        assert_eq!(self.child.try_wait().unwrap(), None, "the gateway has ended");
+        assert!(self.server.is_running(), "the gateway has ended");
         let report = self.load(&["--connections=1", "--messages=1", "--warm-up=0s"]);
         assert_eq!(report["accepted"], 1, "{report}");
     }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", fs::read_to_string(self.home.path().join("log")).unwrap_or_default());
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn program() -> PathBuf {
-    if let Some(program) = std::env::var_os("INCOMING_BIN") {
-        return program.into();
-    }
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    let programs = ["release/incoming", "debug/incoming"].map(|path| target.join(path));
-    let found = programs.into_iter().find(|program| program.exists());
-    found.expect("the gateway's program: build it, or name it with INCOMING_BIN")
 }
