@@ -22,6 +22,8 @@ pub struct Usage {
 
 struct Process {
     parent: u32,
+    own_ticks: u64,
+    /// With those of children that have ended.
     ticks: u64,
     resident_pages: u64,
 }
@@ -47,6 +49,16 @@ impl Usage {
         }
         Ok(usage)
     }
+}
+
+/// CPU time of this process and nothing below it, seconds.
+///
+/// # Errors
+/// Where `/proc` is not there.
+pub fn own_cpu_seconds() -> io::Result<f64> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let process = parse(&stat).ok_or_else(|| io::Error::other(format!("/proc/self/stat: {stat}")))?;
+    Ok(process.own_ticks as f64 / TICKS_PER_SECOND)
 }
 
 fn is_below(pid: u32, root: u32, processes: &HashMap<u32, Process>) -> bool {
@@ -82,6 +94,7 @@ fn parse(stat: &str) -> Option<Process> {
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     Some(Process {
         parent: field(4)? as u32,
+        own_ticks: field(14)? + field(15)?,
         ticks: field(14)? + field(15)? + field(16)? + field(17)?,
         resident_pages: field(24)?,
     })

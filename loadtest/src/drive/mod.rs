@@ -31,7 +31,7 @@ use crate::ledger;
 use crate::measure::{Figures, INTERVAL, Interval};
 use crate::plan::{Goal, Plan};
 use crate::schedule::Window;
-use crate::usage::Usage;
+use crate::usage::{self, Usage};
 use probe::Probe;
 
 /// Locked memory of a ring for registered buffers, which the load does not use.
@@ -430,7 +430,7 @@ impl<'a> Watch<'a> {
                 None
             }
         });
-        let load_cpu = Usage::of_tree(std::process::id()).map_or(0.0, |usage| usage.cpu_seconds);
+        let load_cpu = usage::own_cpu_seconds().unwrap_or_default();
         Sample { at: Instant::now(), load_cpu, server }
     }
 
