@@ -145,8 +145,9 @@ fn measure(arguments: &Arguments, what: Growth) -> Result<(), RunError> {
                 // Every attempt is deferred to another day.
                 let settings = [
                     ("spool.depth_max", (2 * arguments.depth_max + 1_000_000).to_string()),
-                    ("delivery.transport", "\"store\"".to_owned()),
-                    ("transport.store.path", "\"/dev/null/nowhere\"".to_owned()),
+                    ("delivery.transport", "\"nowhere\"".to_owned()),
+                    ("transport.nowhere.type", "\"maildir\"".to_owned()),
+                    ("transport.nowhere.path", "\"/dev/null/nowhere\"".to_owned()),
                     ("delivery.backoff_base", "\"1d\"".to_owned()),
                     ("delivery.backoff_max", "\"1d\"".to_owned()),
                 ];

@@ -2,15 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
-use std::pin::Pin;
+use std::os::fd::AsRawFd;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_lite::{AsyncRead, AsyncWrite};
-use glommio::net::TcpStream;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::readiness::Socket as Stream;
 use super::tls::{Channel, Client};
 
 /// What is asked of a socket before it connects.
@@ -24,7 +22,7 @@ pub struct Habits {
 
 /// One connection.
 pub struct Link {
-    stream: TcpStream,
+    stream: Stream,
     tls: Option<Box<Secured>>,
 }
 
@@ -62,9 +60,7 @@ impl Link {
             }
             _ => {}
         }
-        // SAFETY: the descriptor was just given up by its only owner, and is that of a TCP socket.
-        let stream = unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) };
-        Ok(Link { stream, tls: None })
+        Ok(Link { stream: Stream::new(socket)?, tls: None })
     }
 
     /// Begins TLS.
@@ -97,7 +93,7 @@ impl Link {
     pub fn poll_write(&mut self, context: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
         let Link { stream, tls } = self;
         let Some(secured) = tls else {
-            return Pin::new(stream).poll_write(context, octets);
+            return stream.poll_write(context, octets);
         };
         loop {
             match secured.channel.write(octets)? {
@@ -118,8 +114,8 @@ impl Link {
     }
 
     /// Ends this side's sending; the other's goes on.
-    pub fn poll_shut(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_close(context)
+    pub fn shut(&self) -> io::Result<()> {
+        self.stream.shut()
     }
 
     /// Receives octets and gives them to `with`; 0 at the end of the connection.
@@ -131,7 +127,7 @@ impl Link {
     ) -> Poll<io::Result<R>> {
         let Link { stream, tls } = self;
         let Some(secured) = tls else {
-            let size = ready!(Pin::new(stream).poll_read(context, scratch))?;
+            let size = ready!(stream.poll_read(context, scratch))?;
             return Poll::Ready(Ok(with(&scratch[..size])));
         };
         while secured.plaintext.is_empty() {
@@ -159,10 +155,10 @@ fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
 }
 
 impl Secured {
-    fn poll_send(&mut self, stream: &mut TcpStream, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_send(&mut self, stream: &mut Stream, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.channel.take_ciphertext(&mut self.unsent)?;
         while self.sent < self.unsent.len() {
-            self.sent += ready!(Pin::new(&mut *stream).poll_write(context, &self.unsent[self.sent..]))?;
+            self.sent += ready!(stream.poll_write(context, &self.unsent[self.sent..]))?;
         }
         self.unsent.clear();
         self.sent = 0;
@@ -172,11 +168,11 @@ impl Secured {
     /// True: nothing more will come.
     fn poll_receive(
         &mut self,
-        stream: &mut TcpStream,
+        stream: &mut Stream,
         context: &mut Context<'_>,
         scratch: &mut [u8],
     ) -> Poll<io::Result<bool>> {
-        let size = ready!(Pin::new(&mut *stream).poll_read(context, scratch))?;
+        let size = ready!(stream.poll_read(context, scratch))?;
         if size == 0 {
             return Poll::Ready(Ok(true));
         }

@@ -12,6 +12,7 @@ mod connection;
 mod core;
 pub(crate) mod link;
 pub mod probe;
+mod readiness;
 mod siege;
 pub(crate) mod tls;
 
@@ -36,6 +37,8 @@ use probe::Probe;
 
 /// Locked memory of a ring for registered buffers, which the load does not use.
 const RING_MEMORY_SIZE: usize = 64 * 1024;
+/// How late glommio may look at its timers while sockets are ready all the time.
+const PREEMPT_TIMER: Duration = Duration::from_millis(1);
 /// How often the watching thread looks around.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -224,7 +227,8 @@ pub fn run(
         let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
             .name(&format!("load-{index}"))
             .io_memory(RING_MEMORY_SIZE)
-            .spawn(move || core::run(task, index, sender))
+            .preempt_timer(PREEMPT_TIMER)
+            .spawn(move || async move { readiness::provide(core::run(task, index, sender)).await? })
             .map_err(|error| RunError::Executor { core, error: error.to_string() });
         match executor {
             Ok(executor) => executors.push(executor),
@@ -239,10 +243,8 @@ pub fn run(
         let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
             .name(&format!("hostile-{index}"))
             .io_memory(RING_MEMORY_SIZE)
-            .spawn(move || async move {
-                siege::run(task, index, sender).await;
-                Ok(())
-            })
+            .preempt_timer(PREEMPT_TIMER)
+            .spawn(move || async move { readiness::provide(siege::run(task, index, sender)).await })
             .map_err(|error| RunError::Executor { core, error: error.to_string() });
         match executor {
             Ok(executor) => executors.push(executor),

@@ -209,7 +209,7 @@ impl<'a> Peer<'a> {
 
     /// Ends this side's sending.
     pub async fn shut_sending(&mut self) -> Result<(), Gone> {
-        poll_fn(|context| self.link.poll_shut(context)).await.map_err(|_| Gone::Broken)
+        self.link.shut().map_err(|_| Gone::Broken)
     }
 
     /// A full TLS handshake.
