@@ -224,10 +224,7 @@ pub fn run(
     let mut executors = Vec::new();
     for (index, &core) in plan.cores.iter().enumerate() {
         let (task, sender) = (task.clone(), sender.clone());
-        let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
-            .name(&format!("load-{index}"))
-            .io_memory(RING_MEMORY_SIZE)
-            .preempt_timer(PREEMPT_TIMER)
+        let executor = executor(&format!("load-{index}"), core)
             .spawn(move || async move { readiness::provide(core::run(task, index, sender)).await? })
             .map_err(|error| RunError::Executor { core, error: error.to_string() });
         match executor {
@@ -240,10 +237,7 @@ pub fn run(
     }
     for (index, &core) in plan.hostile_cores.iter().enumerate() {
         let (task, sender) = (task.clone(), sender.clone());
-        let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
-            .name(&format!("hostile-{index}"))
-            .io_memory(RING_MEMORY_SIZE)
-            .preempt_timer(PREEMPT_TIMER)
+        let executor = executor(&format!("hostile-{index}"), core)
             .spawn(move || async move { readiness::provide(siege::run(task, index, sender)).await })
             .map_err(|error| RunError::Executor { core, error: error.to_string() });
         match executor {
@@ -269,6 +263,13 @@ pub fn run(
         return Err(RunError::Executor { core: plan.cores[0], error: fault });
     }
     Ok(outcome)
+}
+
+fn executor(name: &str, core: usize) -> LocalExecutorBuilder {
+    LocalExecutorBuilder::new(Placement::Fixed(core))
+        .name(name)
+        .io_memory(RING_MEMORY_SIZE)
+        .preempt_timer(PREEMPT_TIMER)
 }
 
 fn ledger_fault(plan: &Plan, error: io::Error) -> RunError {

@@ -1,10 +1,7 @@
 //! Reports for tests, made up: no clock and no machine is in them.
 
-use std::time::Duration;
-
 use super::*;
-use crate::content::{Sizes, Source};
-use crate::plan::{Arrivals, Envelope, Goal, Target, Tls, TlsMode};
+use crate::plan::{Target, Tls, TlsMode};
 
 /// A run in which everything that can be told has happened.
 pub fn full() -> Report {
@@ -90,37 +87,7 @@ pub fn quiet() -> Report {
         },
         run: "1a2b3c4d".to_owned(),
         started: 1_700_000_000,
-        plan: Plan {
-            target: Target {
-                name: "127.0.0.1:2525".to_owned(),
-                address: "127.0.0.1:2525".parse().expect("an address"),
-            },
-            connections: 64,
-            goal: Goal::Duration(Duration::from_secs(10)),
-            warm_up: Duration::from_secs(1),
-            rate: None,
-            arrivals: Arrivals::Even,
-            content: Source::Sizes(Sizes::Fixed(4096)),
-            envelope: Envelope {
-                sender: "load-{id}@load.test".to_owned(),
-                recipient: "inbox@mx.test".to_owned(),
-                recipient_count: 1,
-            },
-            messages_per_connection: None,
-            is_pipelined: true,
-            is_chunking: false,
-            tls: None,
-            sources: Vec::new(),
-            cores: vec![1],
-            host: "load.test".to_owned(),
-            timeout: Duration::from_secs(60),
-            seed: 1,
-            ledger: None,
-            server_pid: None,
-            hostile: Vec::new(),
-            hostile_sources: Vec::new(),
-            hostile_cores: Vec::new(),
-        },
+        plan: Plan { is_pipelined: true, ..Plan::against("127.0.0.1:2525".parse().expect("an address"), 1) },
         probe: Probe::default(),
         is_interrupted: false,
         elapsed_seconds: 10.0,
