@@ -8,9 +8,11 @@ mod id;
 mod path;
 mod phase;
 mod status;
+mod tls;
 
 pub use envelope::{Arrival, Body, Envelope, Protocol};
 pub use id::{MessageId, ParseMessageIdError};
 pub use path::{Domain, ForwardPath, Mailbox, PathError, ReversePath};
 pub use phase::{Phase, Phases};
 pub use status::{Class, Refusal, Status};
+pub use tls::{ClientCertificate, Tls, TlsVersion};
