@@ -17,7 +17,7 @@ use std::time::Instant;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use incoming::mail::MessageId;
-use incoming::smtp::{BareLineEnds, Effect, Session, SessionConfig, fuzzing};
+use incoming::smtp::{self, Effect, Session, SessionConfig, fuzzing};
 use incoming::spool::memory_disk;
 use incoming::spool::recovery::Depth;
 use incoming::spool::{Slot, SpoolConfig};
@@ -44,7 +44,7 @@ impl Peer {
         let mut replies = Vec::with_capacity(4096);
         let address = "192.0.2.1:25".parse().expect("an address");
         let config = Arc::new(SessionConfig::new("mx.example.com"));
-        let session = Session::new(config, address, BareLineEnds::Refuse, now, &mut replies);
+        let session = Session::new(config, smtp::Peer::stranger(address), now, &mut replies);
         let mut peer = Peer { session, replies, now };
         peer.send(b"EHLO client.example\r\n");
         peer

@@ -163,12 +163,16 @@ impl Queue {
             forward_paths: vec![ForwardPath::parse("recipient@example.com", false).expect("a path")],
             body: Body::SevenBit,
             smtputf8: false,
+            require_tls: false,
+            dsn: None,
         };
         let unix_time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let arrival = Arrival {
             peer: "192.0.2.1:25".parse().expect("an address"),
             hello: "client.example.org".into(),
             protocol: Protocol::Esmtp,
+            tls: None,
+            authenticated: None,
             unix_time: unix_time.expect("a time").as_secs(),
         };
         Queue { spool, folder, files: BTreeMap::new(), now, envelope, arrival }

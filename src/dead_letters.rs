@@ -143,7 +143,7 @@ impl<W: Write> Desk<W> {
         writeln!(out, "content     {}, {} octets", path.display(), letter.size)?;
         writeln!(out, "from        <{}>", escaped(envelope.reverse_path.as_str()))?;
         let hello = escaped(&arrival.hello);
-        let (peer, protocol) = (arrival.peer, arrival.protocol.keyword());
+        let (peer, protocol) = (arrival.peer, arrival.keyword(envelope.smtputf8));
         writeln!(out, "arrived     {} from {peer}, {hello}, with {protocol}", date(arrival.unix_time))?;
         for recipient in &letter.recipients {
             let to = escaped(letter.forward_path(recipient).as_str());

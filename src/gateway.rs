@@ -279,6 +279,7 @@ fn session_config(config: &Config, policies: &Policies) -> SessionConfig {
         errors_max: smtp.errors_max,
         idle_commands_max: smtp.idle_commands_max,
         phases: policies.phases() | own,
+        ..SessionConfig::new(config.hostname.as_str())
     }
 }
 

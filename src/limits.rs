@@ -36,8 +36,12 @@ pub const MESSAGE_SIZE_MAX_HIGH: u64 = GIB;
 
 /// `smtp.recipients_max` at least (RFC 5321 §4.5.3.1.8).
 pub const RECIPIENTS_MAX_LOW: u64 = 100;
-/// `smtp.recipients_max` at most: an envelope of so many paths of 256 octets is 2.5 MiB, and must fit a segment.
-pub const RECIPIENTS_MAX_HIGH: u64 = 10_000;
+/// `smtp.recipients_max` at most: an envelope of so many paths of 256 octets is 1.2 MiB, and must fit the pages of the spool.
+pub const RECIPIENTS_MAX_HIGH: u64 = 5_000;
+
+/// What RCPT may say of notifications in one transaction, in octets as they are stored: 200 for each of the most recipients there
+/// may be, or 500, the longest ORCPT, for each of 2,000.
+pub const DSN_SIZE_MAX: usize = MIB as usize;
 
 /// `smtp.command_size_max` at least, in octets with the CRLF (RFC 5321 §4.5.3.1.4).
 pub const COMMAND_SIZE_MAX_LOW: u64 = 512;
@@ -109,8 +113,10 @@ pub fn sessions_max_for(descriptors: u64, shards: u64, workers: u64) -> u64 {
     descriptors.saturating_sub(taken).clamp(1, SESSIONS_MAX_DEFAULT)
 }
 
-/// The largest Message record, in octets: each recipient's path and each piece's place, one piece of content, and the rest.
+/// The largest Message record, in octets: each recipient's path, what is asked about them, each piece's place, one piece of content,
+/// and the rest.
 const MESSAGE_RECORD_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * 260
+    + DSN_SIZE_MAX as u64
     + MESSAGE_SIZE_MAX_HIGH / PIECE_SIZE_MIN as u64 * 24
     + PIECE_SIZE_MAX as u64
     + 16 * KIB;

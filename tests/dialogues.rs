@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use dialogue::{Action, Dialogue, Message, Step, parse_file};
 use incoming::mail::{MessageId, Refusal};
-use incoming::smtp::{Effect, NotStored, Session};
+use incoming::smtp::{Effect, NotStored, Peer, Session};
 
 /// Random many-way splits of each dialogue.
 const RANDOM_SPLITS: u64 = 40;
@@ -228,8 +228,9 @@ struct Driver {
 impl Driver {
     fn new(dialogue: &Dialogue, now: Instant) -> Self {
         let mut replies = Vec::new();
-        let peer = "192.0.2.1:1234".parse().expect("an address");
-        let session = Session::new(Arc::new(dialogue.config.clone()), peer, dialogue.bare, now, &mut replies);
+        let stranger = Peer::stranger("192.0.2.1:1234".parse().expect("an address"));
+        let peer = Peer { bare_line_ends: dialogue.bare, ..stranger };
+        let session = Session::new(Arc::new(dialogue.config.clone()), peer, now, &mut replies);
         Driver {
             session,
             replies,
@@ -281,6 +282,7 @@ impl Driver {
                     let id = MessageId { log: 1, sequence: self.messages.len() as u64 };
                     self.session.handle_stored(Ok(id), now, &mut self.replies);
                 }
+                Effect::StartTls | Effect::Authenticate(_) => panic!("no dialogue has configured that"),
                 Effect::Abandon => self.content.clear(),
                 Effect::Close => self.is_closed = true,
             }

@@ -8,7 +8,12 @@ mod log;
 
 use std::time::Duration;
 
-use incoming::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
+use std::sync::Arc;
+
+use incoming::mail::{
+    Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
+    Protocol, RecipientDsn, Ret, ReversePath, Tls, TlsVersion,
+};
 use incoming::spool::format::{
     self, BLOCK_SIZE, EnvelopeOctets, IndexBuilder, IndexPayload, IndexedMessage, Kind, MessageHead,
     MessagePayload, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader, Seal, SegmentHeader,
@@ -77,11 +82,31 @@ fn the_message_record_of_version_1() {
         forward_paths: ["b@example.com", "postmaster"].map(|p| ForwardPath::parse(p, false).unwrap()).into(),
         body: Body::EightBit,
         smtputf8: true,
+        require_tls: true,
+        dsn: Some(Box::new(Dsn {
+            ret: Some(Ret::Headers),
+            envelope_id: EnvelopeId::parse("QQ+2B1"),
+            recipients: vec![
+                RecipientDsn { index: 0, notify: Some(Notify::NEVER), original: None },
+                RecipientDsn {
+                    index: 1,
+                    notify: None,
+                    original: OriginalRecipient::parse("rfc822;x@e.org", false),
+                },
+            ],
+        })),
     };
     let arrival = Arrival {
         peer: "[2001:db8::1]:25".parse().unwrap(),
         hello: "c.example".into(),
-        protocol: Protocol::Utf8Smtp,
+        protocol: Protocol::Esmtp,
+        tls: Some(Arc::new(Tls {
+            version: TlsVersion::Tls13,
+            cipher: "TLS13_AES_256_GCM_SHA384".into(),
+            server_name: Some("mx.example.com".into()),
+            client: Some(ClientCertificate { name: "client.example".into(), fingerprint: [0xa7; 32] }),
+        })),
+        authenticated: Some("user".into()),
         unix_time: 1_700_000_000,
     };
     let pieces = [PieceRef { epoch: 8, sequence: 11, offset: 8192, size: 16 }];

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use incoming::mail::MessageId;
-use incoming::smtp::{BareLineEnds, Effect, Session, SessionConfig, fuzzing};
+use incoming::smtp::{Effect, Peer, Session, SessionConfig, fuzzing};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -17,8 +17,8 @@ fn sent(wire: &[u8], cuts: &[usize], piece_size: usize) -> (Vec<Vec<u8>>, String
     let now = Instant::now();
     let config = SessionConfig { piece_size, ..SessionConfig::new("mx") };
     let mut replies = Vec::new();
-    let peer = "192.0.2.1:25".parse().unwrap();
-    let mut session = Session::new(Arc::new(config), peer, BareLineEnds::Refuse, now, &mut replies);
+    let peer = Peer::stranger("192.0.2.1:25".parse().unwrap());
+    let mut session = Session::new(Arc::new(config), peer, now, &mut replies);
     session.handle_input(TO_DATA, now, &mut replies);
     assert!(session.is_receiving_content());
     replies.clear();
@@ -42,6 +42,7 @@ fn sent(wire: &[u8], cuts: &[usize], piece_size: usize) -> (Vec<Vec<u8>>, String
                     }
                     Effect::Abandon => content.clear(),
                     Effect::Close | Effect::Check(_) => {}
+                    Effect::StartTls | Effect::Authenticate(_) => unreachable!("neither is configured"),
                 }
             }
         }

@@ -31,7 +31,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 
 use crate::limits::REASON_SIZE_MAX;
-use crate::mail::{Arrival, Envelope, ForwardPath, MessageId};
+use crate::mail::{Arrival, Capabilities, Envelope, ForwardPath, MessageId};
 
 pub use dead::{DeadLetters, Intake, NotTaken, Resent, Upkeep};
 pub use job::{Content, Job, Outcome, Recipient, Report, StoredContent};
@@ -43,6 +43,12 @@ pub use worker::Workers;
 pub trait Delivery: Send + Sync {
     /// The transport's name in the configuration and in logs.
     fn name(&self) -> &str;
+
+    /// What it carries beyond plain mail. Only that is offered to clients; a message that needs more, accepted for another transport,
+    /// is rejected without an attempt.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
 
     /// Tries to deliver to every recipient of `attempt`: one outcome for each, in their order. `Delivered` means that the other
     /// side has it for good.

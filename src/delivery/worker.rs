@@ -174,6 +174,9 @@ impl Worker {
     /// One outcome for each recipient, whatever the transport does.
     fn deliver(&self, job: &Job) -> Vec<Outcome> {
         let expected = job.recipients.len();
+        if let Some((status, why)) = self.delivery.capabilities().objection(&job.envelope) {
+            return vec![Outcome::rejected(format!("{status} {why}")); expected];
+        }
         let defer_all = |reason: &str| vec![Outcome::deferred(reason); expected];
         match catch_unwind(AssertUnwindSafe(|| self.delivery.deliver(&Attempt::of(job)))) {
             Ok(outcomes) if outcomes.len() == expected => outcomes,
@@ -261,11 +264,15 @@ pub(super) mod tests {
                 forward_paths: paths.iter().map(|path| ForwardPath::parse(path, false).unwrap()).collect(),
                 body: Body::EightBit,
                 smtputf8: false,
+                require_tls: false,
+                dsn: None,
             }),
             arrival: Arc::new(Arrival {
                 peer: "192.0.2.1:1234".parse().unwrap(),
                 hello: "e.net".into(),
                 protocol: Protocol::Esmtp,
+                tls: None,
+                authenticated: None,
                 unix_time: 1_700_000_000,
             }),
             recipients: (0..3).map(|index| Recipient { index, attempts: u32::from(index == 1) }).collect(),

@@ -293,13 +293,14 @@ impl Record {
                 body: match envelope.body {
                     Body::SevenBit => "7BIT",
                     Body::EightBit => "8BITMIME",
+                    Body::Binary => "BINARYMIME",
                 },
                 smtputf8: envelope.smtputf8,
             },
             arrival: ArrivalRecord {
                 peer: arrival.peer.to_string(),
                 hello: arrival.hello.as_ref().into(),
-                protocol: arrival.protocol.keyword(),
+                protocol: arrival.keyword(envelope.smtputf8),
                 unix_time: arrival.unix_time,
             },
             next_attempt: message.due().unwrap_or(0) / 1000,

@@ -121,9 +121,18 @@ mod tests {
             forward_paths: vec![ForwardPath::Postmaster],
             body: Body::SevenBit,
             smtputf8: false,
+            require_tls: false,
+            dsn: None,
         };
         let peer = "127.0.0.1:25".parse().unwrap();
-        let arrival = Arrival { peer, hello: "c.example".into(), protocol: Protocol::Esmtp, unix_time: 1 };
+        let arrival = Arrival {
+            peer,
+            hello: "c.example".into(),
+            protocol: Protocol::Esmtp,
+            tls: None,
+            authenticated: None,
+            unix_time: 1,
+        };
         let done =
             RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
         let mut waiting = Vec::new();

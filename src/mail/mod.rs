@@ -3,6 +3,8 @@
 //! Promises: a value of one of these types is well-formed by construction (parse, don't validate). Uses std only and
 //! knows nothing of SMTP replies, disk or time.
 
+mod capabilities;
+mod dsn;
 mod envelope;
 mod id;
 mod path;
@@ -10,6 +12,8 @@ mod phase;
 mod status;
 mod tls;
 
+pub use capabilities::Capabilities;
+pub use dsn::{Dsn, EnvelopeId, Notify, OriginalRecipient, RecipientDsn, Ret, is_xtext};
 pub use envelope::{Arrival, Body, Envelope, Protocol};
 pub use id::{MessageId, ParseMessageIdError};
 pub use path::{Domain, ForwardPath, Mailbox, PathError, ReversePath};

@@ -23,7 +23,7 @@ use super::{Ending, Shard};
 use crate::limits::PIECE_SIZE_MIN;
 use crate::mail::{Phase, Refusal, Status};
 use crate::policy::Facts;
-use crate::smtp::{BareLineEnds, Effect, NotStored, Session, Submission};
+use crate::smtp::{BareLineEnds, Effect, NotStored, Peer, Session, Submission};
 use crate::spool::{AppendError, Receiving};
 use crate::telemetry::Escaped;
 
@@ -77,7 +77,8 @@ pub fn serve(
     });
     let key = shard.connections.borrow_mut().insert(connection.clone());
     let mut replies = shard.take_buffer();
-    let session = Session::new(shard.session_config.clone(), peer, bare, clock::now(), &mut replies);
+    let peer = Peer { bare_line_ends: bare, ..Peer::stranger(peer) };
+    let session = Session::new(shard.session_config.clone(), peer, clock::now(), &mut replies);
     let mut served = Served {
         shard,
         connection,
@@ -132,6 +133,9 @@ impl Served {
                     // Boxed: an idle session has no room for what only these need.
                     Effect::Piece(piece) => Box::pin(self.append(piece)).await?,
                     Effect::Store(submission) => Box::pin(self.store(submission)).await?,
+                    Effect::StartTls | Effect::Authenticate(_) => {
+                        unreachable!("neither TLS nor AUTH is configured")
+                    }
                     Effect::Close => return self.close().await,
                 }
             }

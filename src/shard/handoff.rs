@@ -413,9 +413,18 @@ mod tests {
                     forward_paths: paths.iter().map(path).collect(),
                     body: Body::SevenBit,
                     smtputf8: false,
+                    require_tls: false,
+                    dsn: None,
                 };
                 let (peer, protocol) = ("192.0.2.1:25".parse().unwrap(), Protocol::Esmtp);
-                let arrival = Arrival { peer, hello: "e.net".into(), protocol, unix_time: unix_start };
+                let arrival = Arrival {
+                    peer,
+                    hello: "e.net".into(),
+                    protocol,
+                    tls: None,
+                    authenticated: None,
+                    unix_time: unix_start,
+                };
                 let message = Incoming { envelope: &envelope, arrival: &arrival, tail: b"x" };
                 let mut receiving = Receiving::default();
                 sequence = spool.append_message(&mut receiving, message, |_| Vec::new()).unwrap().0.sequence;

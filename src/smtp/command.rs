@@ -5,8 +5,9 @@
 
 use crate::mail::{ForwardPath, PathError, ReversePath};
 
-use super::params::{self, MailParams};
+use super::params::{self, MailParams, Offered, RecipientParams};
 use super::reply::Reply;
+use super::transaction::Chunk;
 
 /// The longest argument of HELO in octets: a domain's bound (RFC 5321 §4.5.3.1.2).
 const HELLO_SIZE_MAX: usize = 255;
@@ -18,6 +19,8 @@ pub enum Verb {
     Ehlo,
     /// Answered with our name.
     Helo,
+    /// LMTP's EHLO.
+    Lhlo,
     /// Opens a transaction.
     Mail,
     /// Adds a recipient.
@@ -36,8 +39,14 @@ pub enum Verb {
     Quit,
     /// Known, not offered, and harmless: one line.
     NotOffered,
-    /// Not offered, and octets follow that would be taken for commands.
+    /// A chunk of content follows.
     Bdat,
+    /// TLS follows.
+    Starttls,
+    /// A mechanism, and perhaps its first response.
+    Auth,
+    /// Whom the peer speaks for.
+    Xclient,
     /// Not mail but, most likely, a web client that was made to talk to us.
     Foreign,
 }
@@ -46,7 +55,8 @@ impl Verb {
     /// Whether the command brings no message nearer, so that too many of them are a nuisance. RSET is not among them: RFC 5321
     /// §4.1.1.5 forbids to close a connection because of it.
     pub fn is_idle(self) -> bool {
-        matches!(self, Verb::Ehlo | Verb::Helo | Verb::Noop | Verb::Vrfy | Verb::Help)
+        use Verb::*;
+        matches!(self, Ehlo | Helo | Lhlo | Noop | Vrfy | Help | Starttls | Auth | Xclient)
     }
 }
 
@@ -69,6 +79,8 @@ fn verb(word: &[u8]) -> Option<Verb> {
         return match &four.map(|c| c.to_ascii_uppercase()) {
             b"EHLO" => Some(Verb::Ehlo),
             b"HELO" => Some(Verb::Helo),
+            b"LHLO" => Some(Verb::Lhlo),
+            b"AUTH" => Some(Verb::Auth),
             b"MAIL" => Some(Verb::Mail),
             b"RCPT" => Some(Verb::Rcpt),
             b"DATA" => Some(Verb::Data),
@@ -78,16 +90,17 @@ fn verb(word: &[u8]) -> Option<Verb> {
             b"HELP" => Some(Verb::Help),
             b"QUIT" => Some(Verb::Quit),
             b"BDAT" => Some(Verb::Bdat),
-            b"EXPN" | b"AUTH" | b"ETRN" | b"TURN" | b"ATRN" | b"SEND" | b"SOML" | b"SAML" => {
-                Some(Verb::NotOffered)
-            }
+            b"EXPN" | b"ETRN" | b"TURN" | b"ATRN" | b"SEND" | b"SOML" | b"SAML" => Some(Verb::NotOffered),
             b"POST" | b"HEAD" => Some(Verb::Foreign),
             _ => None,
         };
     }
     let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
     if is("STARTTLS") {
-        return Some(Verb::NotOffered);
+        return Some(Verb::Starttls);
+    }
+    if is("XCLIENT") {
+        return Some(Verb::Xclient);
     }
     let foreign = ["GET", "PUT", "PATCH", "TRACE", "DELETE", "OPTIONS", "CONNECT"];
     // `Host:`, `Content-Type:` … follow the request line of a web client; no verb of ours has a colon.
@@ -112,9 +125,9 @@ pub fn hello(arguments: &[u8]) -> Result<&str, Reply> {
 }
 
 /// `FROM:<reverse-path>` and its parameters.
-pub fn mail(arguments: &[u8]) -> Result<(ReversePath, MailParams), Reply> {
+pub fn mail(arguments: &[u8], offered: Offered) -> Result<(ReversePath, MailParams), Reply> {
     let (path, rest) = path_and_rest(arguments, b"FROM:")?;
-    let params = params::mail(rest)?;
+    let params = params::mail(rest, offered)?;
     let path = std::str::from_utf8(path).map_err(|_| Reply::BadReversePath)?;
     let path = ReversePath::parse(path, params.smtputf8).map_err(|e| match e {
         PathError::Syntax => Reply::BadReversePath,
@@ -123,15 +136,33 @@ pub fn mail(arguments: &[u8]) -> Result<(ReversePath, MailParams), Reply> {
     Ok((path, params))
 }
 
-/// `TO:<forward-path>`; no parameter is known. `utf8`: SMTPUTF8 was given with MAIL.
-pub fn recipient(arguments: &[u8], utf8: bool) -> Result<ForwardPath, Reply> {
+/// `TO:<forward-path>` and its parameters. `utf8`: SMTPUTF8 was given with MAIL.
+pub fn recipient(
+    arguments: &[u8],
+    utf8: bool,
+    offered: Offered,
+) -> Result<(ForwardPath, RecipientParams), Reply> {
     let (path, rest) = path_and_rest(arguments, b"TO:")?;
-    params::recipient(rest)?;
+    let params = params::recipient(rest, utf8, offered)?;
     let path = std::str::from_utf8(path).map_err(|_| Reply::BadForwardPath)?;
-    ForwardPath::parse(path, utf8).map_err(|e| match e {
+    let path = ForwardPath::parse(path, utf8).map_err(|e| match e {
         PathError::Syntax => Reply::BadForwardPath,
         PathError::NeedsSmtpUtf8 => Reply::NeedsSmtpUtf8,
-    })
+    })?;
+    Ok((path, params))
+}
+
+/// `chunk-size [SP "LAST"]` (RFC 3030 §2). What is no such thing says nothing of where the chunk ends.
+pub fn chunk(arguments: &[u8]) -> Option<Chunk> {
+    let mut words = arguments.split(|c| *c == b' ').filter(|word| !word.is_empty());
+    let digits = words.next()?;
+    let is_last = match words.next() {
+        None => false,
+        Some(word) if word.eq_ignore_ascii_case(b"LAST") => true,
+        Some(_) => return None,
+    };
+    let left = std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|c| c.is_ascii_digit()))?;
+    words.next().is_none().then_some(Chunk { left: left.parse().ok()?, is_last })
 }
 
 /// What is between the angle brackets, without its source route, and what is behind them.
@@ -201,6 +232,31 @@ mod tests {
     use crate::mail::Body;
 
     #[test]
+    fn a_chunk_has_a_size_or_is_none() {
+        let chunk = |left, is_last| Some(Chunk { left, is_last });
+        let table = [
+            ("0", chunk(0, false)),
+            ("86", chunk(86, false)),
+            ("007 last", chunk(7, true)),
+            ("86  LAST", chunk(86, true)),
+            ("18446744073709551615", chunk(u64::MAX, false)),
+            ("18446744073709551616", None),
+            ("", None),
+            ("LAST", None),
+            ("x", None),
+            ("-1", None),
+            ("+1", None),
+            ("0x4 LAST", None),
+            ("4 LAST x", None),
+            ("4 5", None),
+            ("4LAST", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(super::chunk(text.as_bytes()), expected, "{text:?}");
+        }
+    }
+
+    #[test]
     fn lines_are_taken_apart() {
         type Row<'a> = (&'a str, Result<(Verb, &'a str), Reply>);
         let table: [Row; 26] = [
@@ -210,7 +266,7 @@ mod tests {
             ("MAIL FROM:<>", Ok((Verb::Mail, "FROM:<>"))),
             ("BDAT 1", Ok((Verb::Bdat, "1"))),
             ("EXPN x", Ok((Verb::NotOffered, "x"))),
-            ("STARTTLS", Ok((Verb::NotOffered, ""))),
+            ("STARTTLS", Ok((Verb::Starttls, ""))),
             ("GET / HTTP/1.1", Ok((Verb::Foreign, "/ HTTP/1.1"))),
             ("post /", Ok((Verb::Foreign, "/"))),
             ("Host: x", Ok((Verb::Foreign, "x"))),
@@ -283,12 +339,15 @@ mod tests {
             ("FROM:< >", Err(Reply::BadReversePath)),
         ];
         for (arguments, expected) in table {
-            let found = mail(arguments.as_bytes());
+            let found = mail(arguments.as_bytes(), Offered::default());
             assert_eq!(found.as_ref().map(|(p, _)| p.as_str()), expected.as_ref().copied(), "{arguments}");
         }
-        assert_eq!(mail(b"FROM:<\xff@e.org> SMTPUTF8").map(|_| ()), Err(Reply::BadReversePath));
-        let (_, params) = mail(b"FROM:<> BODY=8BITMIME").unwrap();
-        assert_eq!(params.body, Body::EightBit);
+        assert_eq!(
+            mail(b"FROM:<\xff@e.org> SMTPUTF8", Offered::default()).map(|_| ()),
+            Err(Reply::BadReversePath)
+        );
+        let (_, params) = mail(b"FROM:<> BODY=8BITMIME", Offered::default()).unwrap();
+        assert_eq!(params.body, Some(Body::EightBit));
     }
 
     #[test]
@@ -305,8 +364,12 @@ mod tests {
             ("FROM:<a@e.org>", false, Err(Reply::BadArguments)),
         ];
         for (arguments, utf8, expected) in table {
-            let found = recipient(arguments.as_bytes(), utf8);
-            assert_eq!(found.as_ref().map(|p| p.as_str()), expected.as_ref().copied(), "{arguments}");
+            let found = recipient(arguments.as_bytes(), utf8, Offered::default());
+            assert_eq!(
+                found.as_ref().map(|(path, _)| path.as_str()),
+                expected.as_ref().copied(),
+                "{arguments}"
+            );
         }
     }
 }

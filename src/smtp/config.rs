@@ -1,9 +1,64 @@
 //! What a session is configured with. Every bound is the operator's; the floors the RFC sets are named at
 //! each.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::mail::Phases;
+use crate::mail::{Capabilities, Phases};
+
+/// Which side of the gateway a listener is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// SMTP (RFC 5321).
+    #[default]
+    Smtp,
+    /// LMTP (RFC 2033): LHLO, and a reply for each recipient when the content has come.
+    Lmtp,
+}
+
+/// TLS of a listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// There is none.
+    #[default]
+    Disabled,
+    /// STARTTLS is offered.
+    Optional,
+    /// STARTTLS is offered, and no mail is taken without it.
+    Required,
+    /// A connection begins with TLS.
+    Implicit,
+}
+
+/// AUTH of a listener. Only within TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AuthMode {
+    /// There is none.
+    #[default]
+    Disabled,
+    /// It is offered.
+    Optional,
+    /// It is offered, and no mail is taken without it.
+    Required,
+}
+
+/// Who a session is with, and what only such a peer may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// What is done with its bare line ends.
+    pub bare_line_ends: BareLineEnds,
+    /// It may speak for others: XCLIENT.
+    pub may_xclient: bool,
+}
+
+impl Peer {
+    /// A peer that may do nothing out of the ordinary.
+    pub fn stranger(address: SocketAddr) -> Self {
+        Peer { address, bare_line_ends: BareLineEnds::Refuse, may_xclient: false }
+    }
+}
 
 /// The bounds and names all sessions of a listener share.
 #[derive(Clone, Debug)]
@@ -37,6 +92,20 @@ pub struct SessionConfig {
     /// HELO, EHLO, NOOP, VRFY and HELP permitted since the last accepted message; the next is answered
     /// 421.
     pub idle_commands_max: u32,
+    /// Chunks of next to nothing permitted in a transaction (RFC 3030); one more ends the session.
+    pub small_chunks_max: u32,
+    /// Credentials that may be wrong in a session; then it ends.
+    pub wrong_credentials_max: u8,
+    /// How long the greeting is kept back; who speaks before it is sent away. Zero: nobody is listened to before it.
+    pub greeting_delay: Duration,
+    /// What is spoken.
+    pub dialect: Dialect,
+    /// TLS.
+    pub tls: TlsMode,
+    /// AUTH.
+    pub auth: AuthMode,
+    /// What the transports behind can carry; no more is offered.
+    pub capabilities: Capabilities,
     /// At which phases the driver is asked; at the others everything is accepted.
     pub phases: Phases,
 }
@@ -48,8 +117,8 @@ impl SessionConfig {
             hostname: hostname.into(),
             message_size_max: 50 << 20,
             recipients_max: 1000,
-            // SMTPUTF8 adds 10 octets to the 512 of RFC 5321, DSN 500, AUTH up to 12 k; none needs more than
-            // this today.
+            // SMTPUTF8 adds 10 octets to the 512 of RFC 5321, DSN 628. AUTH may have up to 12 k, but the mechanisms there are need
+            // less than this.
             command_size_max: 2048,
             hops_max: 100,
             header_size_max: 1 << 20,
@@ -60,6 +129,13 @@ impl SessionConfig {
             content_rate_min: 500,
             errors_max: 20,
             idle_commands_max: 100,
+            small_chunks_max: 1000,
+            wrong_credentials_max: 3,
+            greeting_delay: Duration::ZERO,
+            dialect: Dialect::Smtp,
+            tls: TlsMode::Disabled,
+            auth: AuthMode::Disabled,
+            capabilities: Capabilities::default(),
             phases: Phases::NONE,
         }
     }

@@ -12,6 +12,9 @@
 //!    3 and 4.
 //! 6. A NUL is a fault.
 //!
+//! Content that comes in chunks (BDAT, RFC 3030) has its size for an end: rules 1, 5 and 6 hold for it, 2 to 4 do not. Where it is
+//! declared to be binary none does: its octets are put out as they are.
+//!
 //! Invariant: what is put out, where faults are reported and where end-of-data is found depend on the octets
 //! only, not on how they are split.
 
@@ -66,17 +69,43 @@ enum At {
     DotCr,
 }
 
+/// How content is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Behind DATA: with transparency, up to end-of-data.
+    Stuffed,
+    /// In chunks of lines.
+    Chunks,
+    /// In chunks of any octets.
+    Binary,
+}
+
 /// Undoes transparency and finds end-of-data.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     at: At,
     bare: BareLineEnds,
+    form: Form,
 }
 
 impl Decoder {
     /// At the start of content.
     pub fn new(bare: BareLineEnds) -> Self {
-        Decoder { at: At::LineStart, bare }
+        Decoder { at: At::LineStart, bare, form: Form::Stuffed }
+    }
+
+    /// At the start of content that comes in chunks.
+    pub fn of_chunks(bare: BareLineEnds, is_binary: bool) -> Self {
+        let form = if is_binary { Form::Binary } else { Form::Chunks };
+        Decoder { at: At::Inside, bare, form }
+    }
+
+    /// The last chunk has ended: a CR withheld until now was bare.
+    pub fn finish(&mut self, out: &mut impl Output) -> Found {
+        match std::mem::replace(&mut self.at, At::Inside) {
+            At::Cr => self.bare_line_end(out),
+            _ => Found::Nothing,
+        }
     }
 
     /// The most that can be put out when `taken` octets are: a withheld CR may go with them, and every one may
@@ -101,6 +130,10 @@ impl Decoder {
     ///
     /// After a fault decoding may go on. After [`Found::EndOfData`] the decoder is done with.
     pub fn decode(&mut self, octets: &[u8], out: &mut impl Output) -> (usize, Found) {
+        if self.form == Form::Binary {
+            out.put(octets);
+            return (octets.len(), Found::Nothing);
+        }
         let mut taken = 0;
         while let Some(&next) = octets.get(taken) {
             let found = match (self.at, next) {
@@ -117,7 +150,7 @@ impl Decoder {
                 (At::DotCr, b'\n') => return (taken + 1, Found::EndOfData),
                 (At::Cr, b'\n') => {
                     out.put(b"\r\n");
-                    self.at = At::LineStart;
+                    self.at = if self.form == Form::Stuffed { At::LineStart } else { At::Inside };
                     taken += 1;
                     Found::Nothing
                 }
@@ -154,7 +187,7 @@ impl Decoder {
                 match octets.get(here + 1) {
                     Some(b'\n') => {
                         from = here + 2;
-                        if octets.get(from).is_none_or(|c| *c == b'.') {
+                        if self.form == Form::Stuffed && octets.get(from).is_none_or(|c| *c == b'.') {
                             out.put(&octets[run..from]);
                             self.at = At::LineStart;
                             return (from, Found::Nothing);
@@ -297,6 +330,62 @@ mod tests {
             assert_eq!(decoded.faults, [], "{before:?}");
         }
         assert_eq!(decode(b"\0.\r\n", BareLineEnds::Normalise, &[]).faults, [Found::Nul]);
+    }
+
+    /// Content in chunks cut at `cuts`: what is put out, and the faults.
+    fn decode_chunks(
+        input: &[u8],
+        bare: BareLineEnds,
+        is_binary: bool,
+        cuts: &[usize],
+    ) -> (Vec<u8>, Vec<Found>) {
+        let mut decoder = Decoder::of_chunks(bare, is_binary);
+        let (mut content, mut faults) = (Vec::new(), Vec::new());
+        let mut from = 0;
+        for to in cuts.iter().copied().chain([input.len()]) {
+            while from < to {
+                let (taken, found) = decoder.decode(&input[from..to], &mut content);
+                from += taken;
+                faults.extend(Some(found).filter(|found| *found != Found::Nothing));
+            }
+        }
+        faults.extend(Some(decoder.finish(&mut content)).filter(|found| *found != Found::Nothing));
+        (content, faults)
+    }
+
+    #[test]
+    fn chunks_have_no_transparency_and_no_end_of_data() {
+        let table: [(&str, &str, &[Found]); 12] = [
+            ("", "", &[]),
+            (".\r\n", ".\r\n", &[]),
+            ("..\r\n.", "..\r\n.", &[]),
+            ("x\r\n.\r\nQUIT\r\n", "x\r\n.\r\nQUIT\r\n", &[]),
+            ("no end of line", "no end of line", &[]),
+            ("x\r", "x", &[BARE]),
+            ("x\n", "x", &[BARE]),
+            ("\r\r\n", "\r\n", &[BARE]),
+            ("x\n.\n", "x.", &[BARE, BARE]),
+            ("\r\n.\r", "\r\n.", &[BARE]),
+            ("a\0b", "ab", &[Found::Nul]),
+            ("\r\0\n", "", &[BARE, Found::Nul, BARE]),
+        ];
+        for (input, content, faults) in table {
+            let input = input.as_bytes();
+            for a in 0..=input.len() {
+                for b in a..=input.len() {
+                    let decoded = decode_chunks(input, BareLineEnds::Refuse, false, &[a, b]);
+                    assert_eq!(
+                        decoded,
+                        (content.as_bytes().to_vec(), faults.to_vec()),
+                        "{input:?} at {a}, {b}"
+                    );
+                    let (binary, none) = decode_chunks(input, BareLineEnds::Refuse, true, &[a, b]);
+                    assert_eq!((&binary[..], &none[..]), (input, &[][..]));
+                }
+            }
+        }
+        let normalised = decode_chunks(b"a\nb\r\n.\r", BareLineEnds::Normalise, false, &[3]);
+        assert_eq!(normalised, (b"a\r\nb\r\n.\r\n".to_vec(), vec![]));
     }
 
     /// The rules of the module's header written the slow way: one octet after the other, with the whole past

@@ -1,5 +1,9 @@
 //! What a session asks its driver to do.
 
+use std::fmt;
+
+use zeroize::Zeroizing;
+
 use crate::mail::{Envelope, Phase};
 
 /// What is to be done next. Effects come one at a time, in order.
@@ -14,6 +18,11 @@ pub enum Effect {
     /// Forget the pieces of this transaction. Raised for every content that ends without `Store`, even if no
     /// piece was.
     Abandon,
+    /// Begin TLS: answer with `Session::handle_tls_ready` or `handle_tls_unavailable`. Once ready: write the replies there are, forget
+    /// every octet that was received, and shake hands; then `handle_secured` or `handle_tls_failed`.
+    StartTls,
+    /// Is this the user's password? Answer with `Session::handle_authenticated`.
+    Authenticate(Credentials),
     /// Write the replies there are and close the connection. Always the last effect.
     Close,
 }
@@ -38,4 +47,31 @@ pub enum NotStored {
     TooBusy,
     /// A write or sync failed.
     Failed,
+}
+
+/// A name and a password, as a peer gives them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The name; printable, at most 255 octets.
+    pub user: Box<str>,
+    /// The password; its memory is overwritten when it is dropped.
+    pub password: Zeroizing<Vec<u8>>,
+}
+
+/// Without the password.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// What became of credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Authentication {
+    /// They are right.
+    Accepted,
+    /// They are not.
+    Refused,
+    /// Nobody could tell: too many ask at once.
+    Unavailable,
 }

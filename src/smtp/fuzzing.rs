@@ -5,12 +5,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::mail::{MessageId, Refusal, Status};
+use crate::mail::{MessageId, Refusal, Status, Tls, TlsVersion};
 
 use super::command;
-use super::config::{BareLineEnds, SessionConfig};
+use super::config::{BareLineEnds, Peer, SessionConfig};
 use super::content::{Decoder, Found};
-use super::effect::{Effect, NotStored};
+use super::effect::{Authentication, Effect, NotStored};
+use super::params::Offered;
 use super::session::Session;
 use crate::mail::{Phase, Phases};
 
@@ -23,11 +24,12 @@ pub fn command(data: &[u8]) {
     if let Ok(name) = command::hello(arguments) {
         assert!((1..=255).contains(&name.len()) && name.bytes().all(|c| c.is_ascii_graphic()));
     }
-    if let Ok((path, params)) = command::mail(arguments) {
+    let offered = Offered { binary: true, dsn: true, require_tls: true, auth: true };
+    if let Ok((path, params)) = command::mail(arguments, offered) {
         assert!(is_clean(path.as_str(), params.smtputf8));
     }
     for utf8 in [false, true] {
-        if let Ok(path) = command::recipient(arguments, utf8) {
+        if let Ok((path, _)) = command::recipient(arguments, utf8, offered) {
             assert!(!path.as_str().is_empty() && is_clean(path.as_str(), utf8));
         }
     }
@@ -175,8 +177,9 @@ impl Driver {
         let bare = if choice & 0x40 == 0 { BareLineEnds::Refuse } else { BareLineEnds::Normalise };
         let now = Instant::now();
         let mut replies = Vec::new();
-        let peer = "192.0.2.1:25".parse().expect("an address");
-        let session = Session::new(Arc::new(config), peer, bare, now, &mut replies);
+        let stranger = Peer::stranger("192.0.2.1:25".parse().expect("an address"));
+        let peer = Peer { bare_line_ends: bare, ..stranger };
+        let session = Session::new(Arc::new(config), peer, now, &mut replies);
         let mut driver = Driver {
             session,
             replies,
@@ -252,6 +255,21 @@ impl Driver {
                     let id = MessageId { log: 1, sequence: 1 };
                     let outcome = if is_well { Ok(id) } else { Err(NotStored::Failed) };
                     self.session.handle_stored(outcome, self.now, &mut self.replies);
+                }
+                Effect::StartTls if is_well => {
+                    self.session.handle_tls_ready(&mut self.replies);
+                    let tls = Tls {
+                        version: TlsVersion::Tls13,
+                        cipher: "TLS13_AES_256_GCM_SHA384".into(),
+                        server_name: None,
+                        client: None,
+                    };
+                    self.session.handle_secured(tls, self.now, &mut self.replies);
+                }
+                Effect::StartTls => self.session.handle_tls_unavailable(self.now, &mut self.replies),
+                Effect::Authenticate(_) => {
+                    let outcome = if is_well { Authentication::Accepted } else { Authentication::Refused };
+                    self.session.handle_authenticated(outcome, self.now, &mut self.replies);
                 }
                 Effect::Abandon => {
                     self.contents_ended += 1;

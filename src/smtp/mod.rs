@@ -12,11 +12,11 @@
 //!
 //! ```text
 //!   octets ─► line ─► command ─► session ─► reply ─► octets
-//!                       params      │ state (State × Event)
-//!          ─► content ─► header ────┴─► effects: Check · Piece · Store · Abandon · Close
+//!               params · sasl · xclient │ state (State × Event)
+//!          ─► content ─► header ────────┴─► effects: Check · StartTls · Authenticate · Piece · Store · Abandon · Close
 //! ```
 //!
-//! Knows nothing of sockets, TLS, disks or threads.
+//! LMTP (RFC 2033) is a dialect of the same session. Knows nothing of sockets, disks or threads, and of TLS only that it begins.
 
 mod command;
 mod config;
@@ -26,14 +26,17 @@ mod effect;
 pub mod fuzzing;
 mod header;
 mod line;
+mod pace;
 mod params;
 mod reply;
+mod sasl;
 mod session;
 mod state;
 mod trace;
 mod transaction;
+mod xclient;
 
-pub use config::{BareLineEnds, SessionConfig};
-pub use effect::{Effect, NotStored, Submission};
+pub use config::{AuthMode, BareLineEnds, Dialect, Peer, SessionConfig, TlsMode};
+pub use effect::{Authentication, Credentials, Effect, NotStored, Submission};
 pub use session::Session;
 pub use trace::format_date;

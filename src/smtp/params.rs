@@ -1,38 +1,72 @@
 //! The parameters behind the path of MAIL and RCPT (RFC 5321 §4.1.2).
 
-use crate::mail::Body;
+use crate::mail::{Body, EnvelopeId, Notify, OriginalRecipient, Ret, is_xtext};
 
 use super::reply::Reply;
 
-/// What MAIL said beside the reverse-path.
+/// The longest AUTH= in octets: a mailbox, each of its octets encoded in three.
+const SUBMITTER_SIZE_MAX: usize = 3 * 254;
+
+/// Which parameters a session knows: those of the extensions it offers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offered {
+    /// BODY=BINARYMIME (RFC 3030).
+    pub binary: bool,
+    /// RET, ENVID, NOTIFY, ORCPT (RFC 3461).
+    pub dsn: bool,
+    /// REQUIRETLS (RFC 8689).
+    pub require_tls: bool,
+    /// AUTH (RFC 4954).
+    pub auth: bool,
+}
+
+/// What MAIL said beside the reverse-path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MailParams {
     /// SIZE (RFC 1870): the content's size in octets as the peer estimates it.
     pub size: Option<u64>,
-    /// BODY (RFC 6152), if given.
-    pub body: Body,
+    /// BODY (RFC 6152, RFC 3030).
+    pub body: Option<Body>,
     /// SMTPUTF8 (RFC 6531).
     pub smtputf8: bool,
+    /// REQUIRETLS (RFC 8689).
+    pub require_tls: bool,
+    /// RET (RFC 3461).
+    pub ret: Option<Ret>,
+    /// ENVID (RFC 3461).
+    pub envelope_id: Option<EnvelopeId>,
+}
+
+/// What RCPT said beside the forward-path (RFC 3461).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecipientParams {
+    /// NOTIFY.
+    pub notify: Option<Notify>,
+    /// ORCPT.
+    pub original: Option<OriginalRecipient>,
 }
 
 /// The parameters of MAIL; `text` is everything behind the path.
-pub fn mail(text: &[u8]) -> Result<MailParams, Reply> {
+pub fn mail(text: &[u8], offered: Offered) -> Result<MailParams, Reply> {
     let mut params = MailParams::default();
-    let (mut has_size, mut has_body) = (false, false);
+    let mut has_auth = false;
     for word in words(text) {
         let (keyword, value) = keyword_and_value(word)?;
         let is = |name: &str| keyword.eq_ignore_ascii_case(name.as_bytes());
         let is_repeated = if is("SIZE") {
-            params.size = Some(size(value)?);
-            std::mem::replace(&mut has_size, true)
+            params.size.replace(size(value)?).is_some()
         } else if is("BODY") {
-            params.body = body(value)?;
-            std::mem::replace(&mut has_body, true)
+            params.body.replace(body(value, offered)?).is_some()
         } else if is("SMTPUTF8") {
-            if value.is_some() {
-                return Err(Reply::BadParameter);
-            }
-            std::mem::replace(&mut params.smtputf8, true)
+            std::mem::replace(&mut params.smtputf8, flag(value)?)
+        } else if is("REQUIRETLS") && offered.require_tls {
+            std::mem::replace(&mut params.require_tls, flag(value)?)
+        } else if is("RET") && offered.dsn {
+            params.ret.replace(parsed(value, Ret::parse)?).is_some()
+        } else if is("ENVID") && offered.dsn {
+            params.envelope_id.replace(parsed(value, EnvelopeId::parse)?).is_some()
+        } else if is("AUTH") && offered.auth {
+            std::mem::replace(&mut has_auth, parsed(value, submitter)?)
         } else {
             return Err(Reply::UnknownParameter);
         };
@@ -43,12 +77,40 @@ pub fn mail(text: &[u8]) -> Result<MailParams, Reply> {
     Ok(params)
 }
 
-/// The parameters of RCPT, of which none is offered.
-pub fn recipient(text: &[u8]) -> Result<(), Reply> {
-    match words(text).next() {
-        None => Ok(()),
-        Some(word) => keyword_and_value(word).and(Err(Reply::UnknownParameter)),
+/// The parameters of RCPT. `utf8`: SMTPUTF8 was given with MAIL.
+pub fn recipient(text: &[u8], utf8: bool, offered: Offered) -> Result<RecipientParams, Reply> {
+    let mut params = RecipientParams::default();
+    for word in words(text) {
+        let (keyword, value) = keyword_and_value(word)?;
+        let is = |name: &str| offered.dsn && keyword.eq_ignore_ascii_case(name.as_bytes());
+        let is_repeated = if is("NOTIFY") {
+            params.notify.replace(parsed(value, Notify::parse)?).is_some()
+        } else if is("ORCPT") {
+            let original = parsed(value, |text| OriginalRecipient::parse(text, utf8))?;
+            params.original.replace(original).is_some()
+        } else {
+            return Err(Reply::UnknownParameter);
+        };
+        if is_repeated {
+            return Err(Reply::BadParameter);
+        }
     }
+    Ok(params)
+}
+
+fn flag(value: Option<&[u8]>) -> Result<bool, Reply> {
+    if value.is_none() { Ok(true) } else { Err(Reply::BadParameter) }
+}
+
+fn parsed<T>(value: Option<&[u8]>, parse: impl Fn(&str) -> Option<T>) -> Result<T, Reply> {
+    let text = value.and_then(|value| std::str::from_utf8(value).ok());
+    text.and_then(parse).ok_or(Reply::BadParameter)
+}
+
+/// RFC 4954 §5: who submitted the message somewhere before us, as the peer says. Nothing here would believe it; that it is well
+/// formed is all that is asked of it, and that its encoding hides no control character.
+fn submitter(text: &str) -> Option<bool> {
+    (text == "<>" || is_xtext(text) && text.len() <= SUBMITTER_SIZE_MAX).then_some(true)
 }
 
 fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -80,7 +142,7 @@ fn size(value: Option<&[u8]>) -> Result<u64, Reply> {
         .ok_or(Reply::BadParameter)
 }
 
-fn body(value: Option<&[u8]>) -> Result<Body, Reply> {
+fn body(value: Option<&[u8]>, offered: Offered) -> Result<Body, Reply> {
     let value = value.ok_or(Reply::BadParameter)?;
     let is = |name: &str| value.eq_ignore_ascii_case(name.as_bytes());
     if is("7BIT") {
@@ -88,8 +150,7 @@ fn body(value: Option<&[u8]>) -> Result<Body, Reply> {
     } else if is("8BITMIME") {
         Ok(Body::EightBit)
     } else if is("BINARYMIME") {
-        // RFC 3030 §3 goes with CHUNKING, which is not offered.
-        Err(Reply::UnknownParameter)
+        if offered.binary { Ok(Body::Binary) } else { Err(Reply::UnknownParameter) }
     } else {
         Err(Reply::BadParameter)
     }
@@ -99,16 +160,20 @@ fn body(value: Option<&[u8]>) -> Result<Body, Reply> {
 mod tests {
     use super::*;
 
+    const NONE: Offered = Offered { binary: false, dsn: false, require_tls: false, auth: false };
+    const ALL: Offered = Offered { binary: true, dsn: true, require_tls: true, auth: true };
+
     #[test]
     fn parameters_are_taken_or_refused() {
-        let ok = |size, body, smtputf8| Ok(MailParams { size, body, smtputf8 });
+        let ok = |size, body, smtputf8| Ok(MailParams { size, body, smtputf8, ..MailParams::default() });
+        let (seven, eight) = (Some(Body::SevenBit), Some(Body::EightBit));
         let table = [
-            ("", ok(None, Body::SevenBit, false)),
-            (" ", ok(None, Body::SevenBit, false)),
-            (" SIZE=0", ok(Some(0), Body::SevenBit, false)),
-            (" size=18446744073709551615", ok(Some(u64::MAX), Body::SevenBit, false)),
-            (" BODY=8BITMIME  SMTPUTF8 SIZE=007", ok(Some(7), Body::EightBit, true)),
-            (" body=7bit", ok(None, Body::SevenBit, false)),
+            ("", ok(None, None, false)),
+            (" ", ok(None, None, false)),
+            (" SIZE=0", ok(Some(0), None, false)),
+            (" size=18446744073709551615", ok(Some(u64::MAX), None, false)),
+            (" BODY=8BITMIME  SMTPUTF8 SIZE=007", ok(Some(7), eight, true)),
+            (" body=7bit", ok(None, seven, false)),
             (" SIZE=18446744073709551616", Err(Reply::BadParameter)),
             (" SIZE=000000000000000000001", Err(Reply::BadParameter)),
             (" SIZE=-1", Err(Reply::BadParameter)),
@@ -122,8 +187,6 @@ mod tests {
             (" SMTPUTF8=1", Err(Reply::BadParameter)),
             (" BODY=FOO", Err(Reply::BadParameter)),
             (" BODY", Err(Reply::BadParameter)),
-            (" BODY=BINARYMIME", Err(Reply::UnknownParameter)),
-            (" RET=HDRS", Err(Reply::UnknownParameter)),
             (" X", Err(Reply::UnknownParameter)),
             (" =x", Err(Reply::BadParameter)),
             (" -x", Err(Reply::BadParameter)),
@@ -132,20 +195,78 @@ mod tests {
             (" <", Err(Reply::BadParameter)),
         ];
         for (text, expected) in table {
-            assert_eq!(mail(text.as_bytes()), expected, "{text}");
+            for offered in [NONE, ALL] {
+                assert_eq!(mail(text.as_bytes(), offered), expected, "{text}");
+            }
         }
     }
 
     #[test]
-    fn no_parameter_of_rcpt_is_known() {
-        for (text, expected) in [
-            ("", Ok(())),
-            ("  ", Ok(())),
-            (" NOTIFY=NEVER", Err(Reply::UnknownParameter)),
-            (" ORCPT=rfc822;a+0Ab", Err(Reply::UnknownParameter)),
-            (" =", Err(Reply::BadParameter)),
-        ] {
-            assert_eq!(recipient(text.as_bytes()), expected, "{text}");
+    fn what_is_not_offered_is_not_known() {
+        let all = MailParams {
+            body: Some(Body::Binary),
+            require_tls: true,
+            ret: Some(Ret::Full),
+            envelope_id: EnvelopeId::parse("a+2B"),
+            ..MailParams::default()
+        };
+        let alone = MailParams::default;
+        let table = [
+            (" BODY=BINARYMIME", Ok(MailParams { body: all.body, ..alone() })),
+            (" REQUIRETLS", Ok(MailParams { require_tls: true, ..alone() })),
+            (" RET=full", Ok(MailParams { ret: all.ret, ..alone() })),
+            (" ENVID=a+2B", Ok(MailParams { envelope_id: all.envelope_id.clone(), ..alone() })),
+            (" AUTH=<>", Ok(alone())),
+            (" AUTH=a+40e.org", Ok(alone())),
+            (" RET=FULL ENVID=a+2B REQUIRETLS BODY=BINARYMIME", Ok(all)),
+            (" REQUIRETLS=1", Err(Reply::BadParameter)),
+            (" REQUIRETLS REQUIRETLS", Err(Reply::BadParameter)),
+            (" RET", Err(Reply::BadParameter)),
+            (" RET=ALL", Err(Reply::BadParameter)),
+            (" RET=FULL RET=FULL", Err(Reply::BadParameter)),
+            (" ENVID=", Err(Reply::BadParameter)),
+            (" ENVID=a+0A", Err(Reply::BadParameter)),
+            (" ENVID=a ENVID=a", Err(Reply::BadParameter)),
+            (" AUTH", Err(Reply::BadParameter)),
+            (" AUTH=a+0D", Err(Reply::BadParameter)),
+            (" AUTH=<> AUTH=<>", Err(Reply::BadParameter)),
+        ];
+        for (text, expected) in table {
+            assert_eq!(mail(text.as_bytes(), ALL), expected, "{text}");
+            let unknown = match text {
+                " ENVID=" => Reply::BadParameter,
+                _ => Reply::UnknownParameter,
+            };
+            assert_eq!(mail(text.as_bytes(), NONE), Err(unknown), "{text}");
         }
+    }
+
+    #[test]
+    fn parameters_of_recipients_are_taken_or_refused() {
+        let ok = |notify, original: Option<&str>| {
+            let original = original.and_then(|text| OriginalRecipient::parse(text, true));
+            Ok(RecipientParams { notify, original })
+        };
+        let table = [
+            ("", ok(None, None)),
+            ("  ", ok(None, None)),
+            (" NOTIFY=NEVER", ok(Some(Notify::NEVER), None)),
+            (" ORCPT=rfc822;a notify=delay", ok(Notify::parse("DELAY"), Some("rfc822;a"))),
+            (" NOTIFY=NEVER,DELAY", Err(Reply::BadParameter)),
+            (" NOTIFY=NEVER NOTIFY=NEVER", Err(Reply::BadParameter)),
+            (" ORCPT=rfc822;a+0Ab", Err(Reply::BadParameter)),
+            (" ORCPT=rfc822;a+00", Err(Reply::BadParameter)),
+            (" ORCPT", Err(Reply::BadParameter)),
+            (" SIZE=1", Err(Reply::UnknownParameter)),
+            (" =", Err(Reply::BadParameter)),
+        ];
+        for (text, expected) in table {
+            assert_eq!(recipient(text.as_bytes(), true, ALL), expected, "{text}");
+        }
+        for text in [" NOTIFY=NEVER", " ORCPT=rfc822;a+0Ab", " ORCPT"] {
+            assert_eq!(recipient(text.as_bytes(), true, NONE), Err(Reply::UnknownParameter), "{text}");
+        }
+        assert!(recipient("ORCPT=utf-8;é".as_bytes(), true, ALL).is_ok());
+        assert_eq!(recipient("ORCPT=utf-8;é".as_bytes(), false, ALL), Err(Reply::BadParameter));
     }
 }

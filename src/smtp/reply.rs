@@ -1,12 +1,13 @@
 //! Every reply there is. The only file that knows reply codes.
 //!
-//! All but 354, the greeting and the answers to HELO and EHLO carry an enhanced status code (RFC 2034 §4).
+//! All but 334, 354, the greeting and the answers to HELO, EHLO and LHLO carry an enhanced status code (RFC 2034 §4).
 //! None holds an octet of the peer.
 
 use crate::mail::{Class, MessageId, Refusal, Status};
 
-use super::config::SessionConfig;
+use super::config::{Dialect, SessionConfig};
 use super::effect::NotStored;
+use super::params::Offered;
 use crate::mail::Phase;
 
 /// A reply line has at most 512 octets (RFC 5321 §4.5.3.1.5); this leaves room for the codes and CRLF.
@@ -40,7 +41,19 @@ replies! {
     /// To VRFY: nothing is disclosed (RFC 5321 §7.3).
     CannotVerify = "252 2.5.0 Cannot verify, but will accept messages";
     /// To HELP.
-    Help = "214 2.0.0 HELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT (RFC 5321)";
+    Help = "214 2.0.0 See RFC 5321 and what EHLO or LHLO announces";
+    /// To a chunk that is not the last.
+    ChunkOk = "250 2.0.0 Chunk received";
+    /// To STARTTLS (RFC 3207 §4).
+    StartTls = "220 2.0.0 Ready to start TLS";
+    /// To AUTH: the credentials are right.
+    Authenticated = "235 2.7.0 Authentication successful";
+    /// To AUTH PLAIN without a response: go on (RFC 4954 §4).
+    Challenge = "334 ";
+    /// AUTH LOGIN asks for the name: `Username:` in base 64.
+    ChallengeUser = "334 VXNlcm5hbWU6";
+    /// AUTH LOGIN asks for the password: `Password:`.
+    ChallengePassword = "334 UGFzc3dvcmQ6";
     /// To DATA.
     StartContent = "354 End data with <CR><LF>.<CR><LF>";
 
@@ -70,14 +83,36 @@ replies! {
     NeedsSmtpUtf8 = "553 5.6.7 Address requires SMTPUTF8";
     /// A command that exists but is not offered.
     NotOffered = "502 5.5.1 Command not implemented";
-    /// BDAT: its octets cannot be told from commands, so the session ends.
-    BdatNotOffered = "502 5.5.1 CHUNKING not offered, closing";
+    /// A BDAT without a size: where its octets end cannot be known, so the session ends.
+    BadChunk = "501 5.5.4 Bad chunk size, closing";
+    /// A chunk of a message that was refused with an earlier one, or has begun with DATA.
+    ChunkOutOfSequence = "503 5.5.1 Chunk without a message";
+    /// A command that must wait for TLS (RFC 3207 §4).
+    NeedsTls = "530 5.7.0 Must issue a STARTTLS command first";
+    /// A command that must wait for AUTH (RFC 4954 §6).
+    NeedsAuth = "530 5.7.0 Authentication required";
+    /// AUTH outside of TLS (RFC 4954 §4).
+    AuthNeedsTls = "538 5.7.11 Encryption required for authentication";
+    /// A mechanism that is not offered.
+    UnknownMechanism = "504 5.5.4 Mechanism not recognized";
+    /// A response that is not base 64, or not the mechanism's.
+    BadResponse = "501 5.5.2 Cannot decode response";
+    /// AUTH was cancelled with `*`.
+    Cancelled = "501 5.7.0 Authentication cancelled";
+    /// The credentials are wrong.
+    WrongCredentials = "535 5.7.8 Authentication credentials invalid";
+    /// XCLIENT from somebody who may not.
+    MayNotXclient = "550 5.7.0 Not permitted";
+    /// BODY=BINARYMIME, and DATA (RFC 3030 §3).
+    BinaryNeedsChunks = "503 5.5.1 BINARYMIME needs BDAT";
     /// A command out of order.
     BadSequence = "503 5.5.1 Bad sequence of commands";
     /// DATA after every RCPT was refused.
     NoRecipients = "554 5.5.1 No valid recipients";
     /// Octets behind DATA before the 354 (RFC 2920 §3.1).
     EarlyContent = "554 5.5.0 Content before 354, closing";
+    /// Octets before the greeting.
+    EarlyTalker = "554 5.5.1 Not so fast: wait for the greeting, closing";
     /// A web client or the like.
     NotSmtp = "554 5.5.0 This is an SMTP server, closing";
     /// The recipients are at their bound (RFC 5321 §4.5.3.1.10).
@@ -85,6 +120,8 @@ replies! {
 
     /// Declared or sent content over its bound (RFC 1870 §6).
     MessageTooLarge = "552 5.3.4 Message too large";
+    /// The same for a chunk, or for refused content that does not end: it is not waited for.
+    FarTooLarge = "552 5.3.4 Message too large, closing";
     /// A header section over its bound.
     HeaderTooLarge = "552 5.3.4 Header section too large";
     /// A mail loop (RFC 5321 §6.3).
@@ -98,12 +135,18 @@ replies! {
     NoRoom = "452 4.3.1 Insufficient storage";
     /// The spool failed.
     StorageFailed = "451 4.3.0 Storage failed, try again later";
+    /// No handshake can be made now.
+    TlsUnavailable = "454 4.7.0 TLS not available, try again later";
+    /// Nobody can look at credentials now.
+    AuthUnavailable = "454 4.7.0 Temporary authentication failure";
     /// Overloaded, or shutting down.
     TryAgainLater = "421 4.3.2 Try again later";
     /// The peer was too slow.
     TimedOut = "421 4.4.2 Timeout, closing";
     /// Too much was refused.
     TooManyErrors = "421 4.7.0 Too many errors, closing";
+    /// Credentials were wrong too often.
+    TooManyWrong = "421 4.7.0 Too many authentication failures, closing";
     /// Too many commands that lead nowhere.
     TooManyIdle = "421 4.7.0 Too many commands without a message, closing";
 }
@@ -148,9 +191,13 @@ impl ContentRefusal {
     }
 }
 
-/// The greeting (RFC 5321 §4.2: 220 begins with our name).
+/// The greeting (RFC 5321 §4.2: 220 begins with our name; RFC 2033 §4: LMTP has the same).
 pub fn write_greeting(config: &SessionConfig, replies: &mut Vec<u8>) {
-    write_all(&[b"220 ", config.hostname.as_bytes(), b" ESMTP\r\n"], replies);
+    let protocol = match config.dialect {
+        Dialect::Smtp => " ESMTP\r\n",
+        Dialect::Lmtp => " LMTP\r\n",
+    };
+    write_all(&[b"220 ", config.hostname.as_bytes(), protocol.as_bytes()], replies);
 }
 
 /// The answer to HELO.
@@ -158,11 +205,39 @@ pub fn write_helo(config: &SessionConfig, replies: &mut Vec<u8>) {
     write_all(&[b"250 ", config.hostname.as_bytes(), b"\r\n"], replies);
 }
 
-/// The answer to EHLO: what is offered.
-pub fn write_ehlo(config: &SessionConfig, replies: &mut Vec<u8>) {
+/// What the answer to EHLO depends on beside the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Offers {
+    /// Parameters, and the extensions they belong to.
+    pub params: Offered,
+    /// STARTTLS.
+    pub starttls: bool,
+    /// AUTH.
+    pub auth: bool,
+    /// XCLIENT.
+    pub xclient: bool,
+}
+
+/// The answer to EHLO and LHLO: what is offered.
+pub fn write_ehlo(config: &SessionConfig, offers: Offers, replies: &mut Vec<u8>) {
     write_all(&[b"250-", config.hostname.as_bytes(), b"\r\n250-PIPELINING\r\n250-SIZE "], replies);
     push_number(config.message_size_max, replies);
-    replies.extend_from_slice(b"\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-ENHANCEDSTATUSCODES\r\n250 HELP\r\n");
+    replies.extend_from_slice(b"\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n");
+    let optional: [(bool, &[u8]); 6] = [
+        (offers.params.binary, b"250-BINARYMIME\r\n"),
+        (offers.params.dsn, b"250-DSN\r\n"),
+        (offers.params.require_tls, b"250-REQUIRETLS\r\n"),
+        (offers.starttls, b"250-STARTTLS\r\n"),
+        (offers.auth, b"250-AUTH PLAIN LOGIN\r\n"),
+        (offers.xclient, b"250-XCLIENT ADDR PORT HELO LOGIN\r\n"),
+    ];
+    optional
+        .iter()
+        .filter(|(is_offered, _)| *is_offered)
+        .for_each(|(_, line)| replies.extend_from_slice(line));
+    replies.extend_from_slice(b"250-ENHANCEDSTATUSCODES\r\n250-LIMITS RCPTMAX=");
+    push_number(config.recipients_max as u64, replies);
+    replies.extend_from_slice(b"\r\n250 HELP\r\n");
 }
 
 /// The answer to QUIT (RFC 5321 §4.2.2: 221 names us).
@@ -237,7 +312,7 @@ mod tests {
             assert!(line[..line.len() - 2].bytes().all(|c| matches!(c, 0x20..=0x7e)), "{line:?}");
             let (code, rest) = line.split_once(' ').unwrap();
             assert!(code.len() == 3 && code.bytes().all(|c| c.is_ascii_digit()), "{line:?}");
-            if *reply == Reply::StartContent {
+            if line.starts_with('3') {
                 continue;
             }
             let status = rest.split_once(' ').unwrap().0;

@@ -3,15 +3,17 @@
 /// Where a session stands.
 ///
 /// ```text
-///              Greet    Hello  Mail  Recipient   Data     EndOfData  Conclude  Reset       Other       Close
-/// Connected    Greeted  ·      ·     ·           ·        ·          ·         ·           ·           Closed
-/// Greeted      ·        Ready  ·     ·           ·        ·          ·         Greeted     Greeted     Closed
-/// Ready        ·        Ready  Mail  ·           ·        ·          ·         Ready       Ready       Closed
-/// Mail         ·        Ready  ·     Recipients  ·        ·          ·         Ready       Mail        Closed
-/// Recipients   ·        Ready  ·     Recipients  Content  ·          ·         Ready       Recipients  Closed
-/// Content      ·        ·      ·     ·           ·        Arrived    Ready     ·           ·           Closed
-/// Arrived      ·        ·      ·     ·           ·        ·          Ready     ·           ·           Closed
-/// Closed       ·        ·      ·     ·           ·        ·          ·         ·           ·           ·
+///              Greet   Restart   Secure    Hello Mail Recipient  Data    Chunk ChunkEnd EndOfData Conclude Reset   Other      Close
+/// Connected    Greeted ·         Connected ·     ·    ·          ·       ·     ·        ·         ·        ·       ·          Closed
+/// Greeted      ·       Connected Greeted   Ready ·    ·          ·       ·     ·        ·         ·        Greeted Greeted    Closed
+/// Ready        ·       Connected Greeted   Ready Mail ·          ·       ·     ·        ·         ·        Ready   Ready      Closed
+/// Mail         ·       ·         ·         Ready ·    Recipients ·       ·     ·        ·         ·        Ready   Mail       Closed
+/// Recipients   ·       ·         ·         Ready ·    Recipients Content Chunk ·        ·         ·        Ready   Recipients Closed
+/// Content      ·       ·         ·         ·     ·    ·          ·       ·     ·        Arrived   Ready    ·       ·          Closed
+/// Chunk        ·       ·         ·         ·     ·    ·          ·       ·     Chunked  Arrived   Ready    ·       ·          Closed
+/// Chunked      ·       ·         ·         Ready ·    ·          ·       Chunk ·        ·         ·        Ready   Chunked    Closed
+/// Arrived      ·       ·         ·         ·     ·    ·          ·       ·     ·        ·         Ready    ·       ·          Closed
+/// Closed       ·       ·         ·         ·     ·    ·          ·       ·     ·        ·         ·        ·       ·          ·
 /// ```
 ///
 /// A dot is a bad sequence: 503 for a command, impossible for the rest.
@@ -29,6 +31,10 @@ pub enum State {
     Recipients,
     /// After the 354: every octet is content.
     Content,
+    /// After a BDAT: so many octets are content.
+    Chunk,
+    /// A chunk has come, and was not the last: BDAT may follow.
+    Chunked,
     /// The whole content is here; its fate is not decided yet.
     Arrived,
     /// Nothing is taken any more.
@@ -40,7 +46,11 @@ pub enum State {
 pub enum Event {
     /// The 220 is given.
     Greet,
-    /// HELO or EHLO.
+    /// XCLIENT: the session is another peer's from its beginning.
+    Restart,
+    /// TLS has begun: what was known of the peer is forgotten.
+    Secure,
+    /// HELO, EHLO or LHLO.
     Hello,
     /// MAIL.
     Mail,
@@ -48,13 +58,17 @@ pub enum Event {
     Recipient,
     /// DATA.
     Data,
-    /// End-of-data of content that is not refused.
+    /// BDAT.
+    Chunk,
+    /// A chunk is complete that is not the last.
+    ChunkEnd,
+    /// End-of-data, or of the last chunk, of content that is not refused.
     EndOfData,
     /// The reply to end-of-data is given.
     Conclude,
     /// RSET, or a DATA that is refused.
     Reset,
-    /// NOOP, VRFY, HELP.
+    /// NOOP, VRFY, HELP, AUTH.
     Other,
     /// The session ends, by QUIT or otherwise.
     Close,
@@ -68,15 +82,20 @@ impl State {
             (Closed, _) => return None,
             (_, Event::Close) => Closed,
             (Connected, Event::Greet) => Greeted,
-            (Greeted | Ready | Mail | Recipients, Event::Hello) => Ready,
+            (Greeted | Ready, Event::Restart) => Connected,
+            (Connected, Event::Secure) => Connected,
+            (Greeted | Ready, Event::Secure) => Greeted,
+            (Greeted | Ready | Mail | Recipients | Chunked, Event::Hello) => Ready,
             (Ready, Event::Mail) => Mail,
             (Mail | Recipients, Event::Recipient) => Recipients,
             (Recipients, Event::Data) => Content,
-            (Content, Event::EndOfData) => Arrived,
-            (Content | Arrived, Event::Conclude) => Ready,
+            (Recipients | Chunked, Event::Chunk) => Chunk,
+            (Chunk, Event::ChunkEnd) => Chunked,
+            (Content | Chunk, Event::EndOfData) => Arrived,
+            (Content | Chunk | Arrived, Event::Conclude) => Ready,
             (Greeted, Event::Reset) => Greeted,
-            (Ready | Mail | Recipients, Event::Reset) => Ready,
-            (Greeted | Ready | Mail | Recipients, Event::Other) => self,
+            (Ready | Mail | Recipients | Chunked, Event::Reset) => Ready,
+            (Greeted | Ready | Mail | Recipients | Chunked, Event::Other) => self,
             _ => return None,
         })
     }
@@ -87,47 +106,59 @@ mod tests {
     use super::*;
 
     /// The table of the type's doc, row by row.
-    const ROWS: [(State, &str); 8] = [
+    const ROWS: [(State, &str); 10] = [
         (
             State::Connected,
-            "Greeted  ·      ·     ·           ·        ·          ·         ·           ·           Closed",
+            "Greeted ·         Connected ·     ·    ·          ·       ·     ·        ·         ·        ·       ·          Closed",
         ),
         (
             State::Greeted,
-            "·        Ready  ·     ·           ·        ·          ·         Greeted     Greeted     Closed",
+            "·       Connected Greeted   Ready ·    ·          ·       ·     ·        ·         ·        Greeted Greeted    Closed",
         ),
         (
             State::Ready,
-            "·        Ready  Mail  ·           ·        ·          ·         Ready       Ready       Closed",
+            "·       Connected Greeted   Ready Mail ·          ·       ·     ·        ·         ·        Ready   Ready      Closed",
         ),
         (
             State::Mail,
-            "·        Ready  ·     Recipients  ·        ·          ·         Ready       Mail        Closed",
+            "·       ·         ·         Ready ·    Recipients ·       ·     ·        ·         ·        Ready   Mail       Closed",
         ),
         (
             State::Recipients,
-            "·        Ready  ·     Recipients  Content  ·          ·         Ready       Recipients  Closed",
+            "·       ·         ·         Ready ·    Recipients Content Chunk ·        ·         ·        Ready   Recipients Closed",
         ),
         (
             State::Content,
-            "·        ·      ·     ·           ·        Arrived    Ready     ·           ·           Closed",
+            "·       ·         ·         ·     ·    ·          ·       ·     ·        Arrived   Ready    ·       ·          Closed",
+        ),
+        (
+            State::Chunk,
+            "·       ·         ·         ·     ·    ·          ·       ·     Chunked  Arrived   Ready    ·       ·          Closed",
+        ),
+        (
+            State::Chunked,
+            "·       ·         ·         Ready ·    ·          ·       Chunk ·        ·         ·        Ready   Chunked    Closed",
         ),
         (
             State::Arrived,
-            "·        ·      ·     ·           ·        ·          Ready     ·           ·           Closed",
+            "·       ·         ·         ·     ·    ·          ·       ·     ·        ·         Ready    ·       ·          Closed",
         ),
         (
             State::Closed,
-            "·        ·      ·     ·           ·        ·          ·         ·           ·           ·",
+            "·       ·         ·         ·     ·    ·          ·       ·     ·        ·         ·        ·       ·          ·",
         ),
     ];
 
-    const EVENTS: [Event; 10] = [
+    const EVENTS: [Event; 14] = [
         Event::Greet,
+        Event::Restart,
+        Event::Secure,
         Event::Hello,
         Event::Mail,
         Event::Recipient,
         Event::Data,
+        Event::Chunk,
+        Event::ChunkEnd,
         Event::EndOfData,
         Event::Conclude,
         Event::Reset,

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::mail::{ForwardPath, MessageId, Protocol};
+use crate::mail::{ForwardPath, MessageId, Tls};
 
 use super::reply::push_number;
 
@@ -15,8 +15,10 @@ pub struct Received<'a> {
     pub peer: SocketAddr,
     /// Us.
     pub hostname: &'a str,
-    /// How it was sent.
-    pub protocol: Protocol,
+    /// How it was sent: the keyword of the protocol, and what protected it.
+    pub keyword: &'static str,
+    /// What protected it, if anything did.
+    pub tls: Option<&'a Tls>,
     /// What we call it.
     pub id: MessageId,
     /// The recipient, where there is exactly one. With more it is left out, so that none learns of another
@@ -36,7 +38,10 @@ impl Received<'_> {
         trace.extend_from_slice(b")\r\n\tby ");
         trace.extend_from_slice(self.hostname.as_bytes());
         trace.extend_from_slice(b" with ");
-        trace.extend_from_slice(self.protocol.keyword().as_bytes());
+        trace.extend_from_slice(self.keyword.as_bytes());
+        if let Some(tls) = self.tls {
+            write!(trace, " ({} {})", tls.version, tls.cipher).expect("a Vec takes every write");
+        }
         trace.extend_from_slice(b" id ");
         trace.extend_from_slice(self.id.encode(&mut [0; MessageId::TEXT_SIZE_MAX]).as_bytes());
         if let Some(recipient) = self.recipient {
@@ -189,7 +194,8 @@ mod tests {
             hello,
             peer: peer.parse().unwrap(),
             hostname: "mx.example.com",
-            protocol: Protocol::Esmtp,
+            keyword: "ESMTP",
+            tls: None,
             id: MessageId { log: 1, sequence: 33 },
             recipient: recipient.as_ref(),
             date: "Thu, 01 Jan 1970 00:00:00 +0000",

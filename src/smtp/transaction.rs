@@ -8,22 +8,29 @@
 //! Which bound is passed first is decided by position in the content, so it does not depend on how the input
 //! is split.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::mail::{Envelope, ReversePath};
+use crate::limits::DSN_SIZE_MAX;
+use crate::mail::{Body, Dsn, Envelope, ForwardPath, RecipientDsn, ReversePath};
 
 use super::config::{BareLineEnds, SessionConfig};
 use super::content::{Decoder, Found, Nowhere};
 use super::header::HeaderSection;
-use super::params::MailParams;
+use super::pace::Pace;
+use super::params::{MailParams, RecipientParams};
 use super::reply::ContentRefusal;
 
 /// The first buffer of a content: one small message.
 const BUFFER_SIZE_MIN: usize = 4 << 10;
 
-/// Content's rate is not looked at before this: slow start and a greylisting peer's first pause are within
-/// it.
-const RATE_GRACE: Duration = Duration::from_secs(30);
+/// What a stored recipient's DSN takes beside the text of ORCPT, in octets.
+const RECIPIENT_DSN_SIZE: usize = 8;
+
+/// Refused content is read to its end, so that the session stays in step; but only if that end comes: content of twice the size
+/// permitted, with room for the dots that were stuffed, has had its chance.
+const REFUSED_SIZE_FACTOR: u64 = 2;
+/// And this more, octets: a sender's buffers.
+const REFUSED_SIZE_MIN: u64 = 64 << 10;
 
 /// One open transaction.
 #[derive(Debug)]
@@ -34,16 +41,56 @@ pub struct Transaction {
     pub declared_size: Option<u64>,
     /// A RCPT was refused; DATA without any other is told so.
     pub is_recipient_refused: bool,
-    /// From the 354 on.
+    /// RCPTs beyond the bound.
+    pub excess_recipients_count: usize,
+    /// What the recipients' DSN takes, in octets as stored.
+    dsn_size: usize,
+    /// From the 354, or the first BDAT, on.
     pub content: Option<Content>,
 }
 
 impl Transaction {
     /// Opened by a MAIL.
     pub fn new(reverse_path: ReversePath, params: MailParams) -> Self {
-        let MailParams { size, body, smtputf8 } = params;
-        let envelope = Box::new(Envelope { reverse_path, forward_paths: Vec::new(), body, smtputf8 });
-        Transaction { envelope, declared_size: size, is_recipient_refused: false, content: None }
+        let MailParams { size, body, smtputf8, require_tls, ret, envelope_id } = params;
+        let dsn = (ret.is_some() || envelope_id.is_some())
+            .then(|| Box::new(Dsn { ret, envelope_id, recipients: Vec::new() }));
+        let body = body.unwrap_or_default();
+        let envelope =
+            Envelope { body, smtputf8, require_tls, dsn, ..Envelope::new(reverse_path, Vec::new()) };
+        Transaction {
+            envelope: Box::new(envelope),
+            declared_size: size,
+            is_recipient_refused: false,
+            excess_recipients_count: 0,
+            dsn_size: 0,
+            content: None,
+        }
+    }
+
+    /// Whether what is said of one more recipient finds room.
+    pub fn has_room(&self, params: &RecipientParams, config: &SessionConfig) -> bool {
+        let is_one_too_many = self.envelope.forward_paths.len() >= config.recipients_max;
+        !is_one_too_many && self.dsn_size + dsn_size(params) <= DSN_SIZE_MAX
+    }
+
+    /// Adds an accepted recipient.
+    pub fn add(&mut self, path: ForwardPath, params: RecipientParams) {
+        let index = u32::try_from(self.envelope.forward_paths.len()).expect("recipients are bounded");
+        self.envelope.forward_paths.push(path);
+        self.dsn_size += dsn_size(&params);
+        let RecipientParams { notify, original } = params;
+        if notify.is_some() || original.is_some() {
+            let dsn = self.envelope.dsn.get_or_insert_default();
+            dsn.recipients.push(RecipientDsn { index, notify, original });
+        }
+    }
+}
+
+fn dsn_size(params: &RecipientParams) -> usize {
+    match (&params.notify, &params.original) {
+        (None, None) => 0,
+        (_, original) => RECIPIENT_DSN_SIZE + original.as_ref().map_or(0, |text| text.as_str().len()),
     }
 }
 
@@ -56,8 +103,21 @@ pub enum Progress {
     Full,
     /// From here on the content is refused.
     Refused,
-    /// End-of-data.
+    /// Refused content whose end does not come.
+    Endless,
+    /// A chunk is complete, and another is to follow.
+    ChunkEnd,
+    /// The content is complete.
     End,
+}
+
+/// A chunk on its way (RFC 3030).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Octets of it that are still to come.
+    pub left: u64,
+    /// No other follows.
+    pub is_last: bool,
 }
 
 /// Content on its way.
@@ -73,12 +133,11 @@ pub struct Content {
     pub refusal: Option<ContentRefusal>,
     /// `Effect::Abandon` was raised for it.
     pub is_abandoned: bool,
-    /// When the 354 was given, later by every time we kept the peer waiting.
-    started: Instant,
-    /// When the last octets came, or we went on after a wait of our own.
-    latest: Instant,
-    /// Octets as they were sent.
-    received_size: u64,
+    pub pace: Pace,
+    /// The chunk that is on its way; `None`: content behind DATA, which ends with end-of-data.
+    chunk: Option<Chunk>,
+    /// Chunks that bring next to nothing.
+    pub small_chunks_count: u32,
 }
 
 impl Content {
@@ -91,24 +150,47 @@ impl Content {
             size: 0,
             refusal: None,
             is_abandoned: false,
-            started: now,
-            latest: now,
-            received_size: 0,
+            pace: Pace::new(now),
+            chunk: None,
+            small_chunks_count: 0,
         }
+    }
+
+    /// At the first BDAT.
+    pub fn of_chunks(config: &SessionConfig, bare: BareLineEnds, body: Body, now: Instant) -> Self {
+        let decoder = Decoder::of_chunks(bare, body == Body::Binary);
+        Content { decoder, ..Content::new(config, bare, now) }
+    }
+
+    /// A chunk begins. What it leads to at once: it may be empty, or more than the message may have.
+    pub fn begin_chunk(&mut self, chunk: Chunk, config: &SessionConfig, now: Instant) -> Progress {
+        self.pace.resume(now);
+        self.chunk = Some(chunk);
+        // Known before its octets come, and no octet of them is worth keeping.
+        if chunk.left > config.message_size_max - self.size {
+            self.refuse(ContentRefusal::TooLarge);
+        }
+        self.at_chunk_end(Progress::More)
     }
 
     /// Takes octets until something is to be done about them; returns how many.
     pub fn take(&mut self, octets: &[u8], config: &SessionConfig, now: Instant) -> (usize, Progress) {
-        self.latest = now;
+        let left = self.chunk.map_or(u64::MAX, |chunk| chunk.left);
+        let octets = &octets[..usize::try_from(left).map_or(octets.len(), |left| octets.len().min(left))];
         let mut taken = 0;
         let mut progress = Progress::More;
         while taken < octets.len() && progress == Progress::More {
             let rest = &octets[taken..];
-            let (size, next) = if self.refusal.is_some() { self.skip(rest) } else { self.keep(rest, config) };
+            let (size, next) =
+                if self.refusal.is_some() { self.skip(rest, config) } else { self.keep(rest, config) };
+            self.pace.receive(size, now);
             taken += size;
             progress = next;
         }
-        self.received_size += taken as u64;
+        if let Some(chunk) = &mut self.chunk {
+            chunk.left -= taken as u64;
+            return (taken, self.at_chunk_end(progress));
+        }
         (taken, progress)
     }
 
@@ -118,25 +200,28 @@ impl Content {
         self.buffer = Vec::new();
     }
 
-    /// The driver has kept us from taking anything since `latest`: that time is not the peer's.
-    pub fn resume(&mut self, now: Instant) {
-        self.started += now.saturating_duration_since(self.latest);
-        self.latest = now;
-    }
-
-    /// When the peer has been too slow, if nothing more comes.
-    pub fn deadline(&self, config: &SessionConfig) -> Instant {
-        let deadline = self.latest + config.data_timeout;
-        match u64::from(config.content_rate_min) {
-            0 => deadline,
-            rate => {
-                let earned = Duration::from_millis(self.received_size.saturating_mul(1000) / rate);
-                deadline.min(self.started + earned.max(RATE_GRACE))
+    fn at_chunk_end(&mut self, progress: Progress) -> Progress {
+        match self.chunk {
+            Some(Chunk { left: 0, is_last: false }) => Progress::ChunkEnd,
+            Some(Chunk { left: 0, is_last: true }) => {
+                if self.refusal.is_none() && self.decoder.finish(&mut self.buffer) != Found::Nothing {
+                    self.refuse(ContentRefusal::BareLineEnd);
+                }
+                Progress::End
             }
+            _ => progress,
         }
     }
 
-    fn skip(&mut self, octets: &[u8]) -> (usize, Progress) {
+    fn skip(&mut self, octets: &[u8], config: &SessionConfig) -> (usize, Progress) {
+        let bound = config.message_size_max.saturating_mul(REFUSED_SIZE_FACTOR) + REFUSED_SIZE_MIN;
+        let left = bound.saturating_sub(self.pace.received_size());
+        let octets = match (self.chunk, usize::try_from(left)) {
+            (None, Ok(0)) => return (0, Progress::Endless),
+            (None, Ok(left)) => &octets[..octets.len().min(left)],
+            // A chunk's end is known.
+            _ => octets,
+        };
         match self.decoder.decode(octets, &mut Nowhere) {
             (taken, Found::EndOfData) => (taken, Progress::End),
             (taken, _) => (taken, Progress::More),
@@ -192,8 +277,6 @@ impl Content {
 mod tests {
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
-
     fn content(config: &SessionConfig, now: Instant) -> Content {
         Content::new(config, BareLineEnds::Refuse, now)
     }
@@ -242,22 +325,45 @@ mod tests {
     }
 
     #[test]
-    fn the_deadline_is_of_the_block_and_of_the_rate() {
-        let config =
-            SessionConfig { data_timeout: 100 * SECOND, content_rate_min: 10, ..SessionConfig::new("mx") };
-        let start = Instant::now();
-        let mut content = content(&config, start);
-        assert_eq!(content.deadline(&config), start + RATE_GRACE);
-        // 350 octets pay for 35 seconds.
-        content.take(&[b'x'; 350], &config, start + SECOND);
-        assert_eq!(content.deadline(&config), start + 35 * SECOND);
-        // A wait of ours is not the peer's.
-        content.resume(start + 21 * SECOND);
-        assert_eq!(content.deadline(&config), start + 55 * SECOND);
-        // 10,000 octets pay for more than a block may take.
-        content.take(&[b'x'; 10_000], &config, start + 30 * SECOND);
-        assert_eq!(content.deadline(&config), start + 130 * SECOND);
-        let patient = SessionConfig { content_rate_min: 0, ..config };
-        assert_eq!(content.deadline(&patient), start + 130 * SECOND);
+    fn refused_content_is_read_to_its_end_but_not_for_ever() {
+        let config = SessionConfig { message_size_max: 100, ..SessionConfig::new("mx") };
+        let now = Instant::now();
+        let mut content = content(&config, now);
+        assert_eq!(content.take(&[b'x'; 101], &config, now), (101, Progress::Refused));
+        let left = 99 + REFUSED_SIZE_MIN as usize;
+        assert_eq!(content.take(&vec![b'x'; left], &config, now), (left, Progress::More));
+        assert_eq!(content.take(b"x", &config, now), (0, Progress::Endless));
+    }
+
+    #[test]
+    fn a_chunk_ends_with_its_size_and_a_message_with_the_last_of_them() {
+        let config = SessionConfig { message_size_max: 10, ..SessionConfig::new("mx") };
+        let now = Instant::now();
+        let mut content = Content::of_chunks(&config, BareLineEnds::Refuse, Body::SevenBit, now);
+        let chunk = |left, is_last| Chunk { left, is_last };
+        assert_eq!(content.begin_chunk(chunk(3, false), &config, now), Progress::More);
+        assert_eq!(content.take(b"a\r\n.\r\n", &config, now), (3, Progress::ChunkEnd));
+        assert_eq!(content.begin_chunk(chunk(0, false), &config, now), Progress::ChunkEnd);
+        assert_eq!(content.begin_chunk(chunk(3, true), &config, now), Progress::More);
+        assert_eq!(content.take(b".\r", &config, now), (2, Progress::More));
+        assert_eq!(content.take(b"\nQUIT", &config, now), (1, Progress::End));
+        assert_eq!((&content.buffer[..], content.refusal), (&b"a\r\n.\r\n"[..], None));
+        // A CR at the end of all is bare.
+        assert_eq!(content.begin_chunk(chunk(1, true), &config, now), Progress::More);
+        assert_eq!(content.take(b"\r", &config, now), (1, Progress::End));
+        assert_eq!(content.refusal, Some(ContentRefusal::BareLineEnd));
+    }
+
+    #[test]
+    fn a_chunk_over_the_bound_is_refused_before_it_comes_and_taken_all_the_same() {
+        let config = SessionConfig { message_size_max: 10, ..SessionConfig::new("mx") };
+        let now = Instant::now();
+        let mut content = Content::of_chunks(&config, BareLineEnds::Refuse, Body::SevenBit, now);
+        assert_eq!(content.begin_chunk(Chunk { left: 5, is_last: false }, &config, now), Progress::More);
+        assert_eq!(content.take(b"12345", &config, now), (5, Progress::ChunkEnd));
+        assert_eq!(content.begin_chunk(Chunk { left: 6, is_last: true }, &config, now), Progress::More);
+        assert_eq!(content.refusal, Some(ContentRefusal::TooLarge));
+        assert_eq!(content.take(b"123456RSET", &config, now), (6, Progress::End));
+        assert_eq!(content.buffer.capacity(), 0);
     }
 }

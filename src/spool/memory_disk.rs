@@ -95,11 +95,15 @@ pub fn mail(recipient_count: usize) -> (Envelope, Arrival) {
         forward_paths: (0..recipient_count).map(path).collect(),
         body: Body::SevenBit,
         smtputf8: false,
+        require_tls: false,
+        dsn: None,
     };
     let arrival = Arrival {
         peer: "192.0.2.1:25".parse().expect("an address"),
         hello: "c.example".into(),
         protocol: Protocol::Esmtp,
+        tls: None,
+        authenticated: None,
         unix_time: 1,
     };
     (envelope, arrival)

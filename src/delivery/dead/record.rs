@@ -5,12 +5,16 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::{Job, Recipient};
 use crate::limits::{COMMAND_SIZE_MAX_HIGH, RECIPIENTS_MAX_HIGH};
-use crate::mail::{Arrival, Body, Envelope, ForwardPath, MessageId, Protocol, ReversePath};
+use crate::mail::{
+    Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, MessageId, Notify,
+    OriginalRecipient, Protocol, RecipientDsn, Ret, ReversePath, Tls, TlsVersion,
+};
 
 /// A dead letter without its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,8 +109,7 @@ impl Letter {
 
     /// The envelope of a message for those who were given up, and for nobody else.
     pub fn envelope_of_given_up(&self) -> Envelope {
-        let paths = self.recipients.iter().map(|recipient| self.forward_path(recipient).clone());
-        Envelope { forward_paths: paths.collect(), ..self.envelope.clone() }
+        self.envelope.only(self.recipients.iter().map(|recipient| recipient.index))
     }
 }
 
@@ -135,6 +138,27 @@ struct EnvelopeRecord {
     forward_paths: Vec<String>,
     body: String,
     smtputf8: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    require_tls: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dsn: Option<DsnRecord>,
+}
+
+/// Parameters as they were given (RFC 3461).
+#[derive(Serialize, Deserialize)]
+struct DsnRecord {
+    ret: Option<String>,
+    envid: Option<String>,
+    /// Of those recipients for which something was said.
+    recipients: Vec<RecipientDsnRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RecipientDsnRecord {
+    /// Place in `envelope.forward_paths`, from 0; ascending.
+    index: u32,
+    notify: Option<String>,
+    orcpt: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -142,7 +166,26 @@ struct ArrivalRecord {
     peer: String,
     hello: String,
     protocol: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tls: Option<TlsRecord>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    authenticated: Option<String>,
     unix_time: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TlsRecord {
+    version: String,
+    cipher: String,
+    server_name: Option<String>,
+    client: Option<ClientRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ClientRecord {
+    name: String,
+    /// SHA-256 of the certificate, in hexadecimal digits.
+    fingerprint: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -173,11 +216,15 @@ impl From<&Letter> for Record {
                 forward_paths: envelope.forward_paths.iter().map(|path| path.as_str().into()).collect(),
                 body: body_keyword(envelope.body).into(),
                 smtputf8: envelope.smtputf8,
+                require_tls: envelope.require_tls,
+                dsn: envelope.dsn.as_deref().map(DsnRecord::from),
             },
             arrival: ArrivalRecord {
                 peer: arrival.peer.to_string(),
                 hello: arrival.hello.as_ref().into(),
-                protocol: arrival.protocol.keyword().into(),
+                protocol: protocol_keyword(arrival.protocol).into(),
+                tls: arrival.tls.as_deref().map(TlsRecord::from),
+                authenticated: arrival.authenticated.as_deref().map(String::from),
                 unix_time: arrival.unix_time,
             },
             recipients: letter.recipients.iter().map(recipient).collect(),
@@ -189,6 +236,45 @@ fn body_keyword(body: Body) -> &'static str {
     match body {
         Body::SevenBit => "7BIT",
         Body::EightBit => "8BITMIME",
+        Body::Binary => "BINARYMIME",
+    }
+}
+
+fn protocol_keyword(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Smtp => "SMTP",
+        Protocol::Esmtp => "ESMTP",
+        Protocol::Lmtp => "LMTP",
+    }
+}
+
+impl From<&Dsn> for DsnRecord {
+    fn from(dsn: &Dsn) -> Self {
+        let recipient = |r: &RecipientDsn| RecipientDsnRecord {
+            index: r.index,
+            notify: r.notify.map(Notify::text),
+            orcpt: r.original.as_ref().map(|original| original.as_str().into()),
+        };
+        DsnRecord {
+            ret: dsn.ret.map(|ret| ret.as_str().into()),
+            envid: dsn.envelope_id.as_ref().map(|id| id.as_str().into()),
+            recipients: dsn.recipients.iter().map(recipient).collect(),
+        }
+    }
+}
+
+impl From<&Tls> for TlsRecord {
+    fn from(tls: &Tls) -> Self {
+        let client = |client: &ClientCertificate| ClientRecord {
+            name: client.name.as_ref().into(),
+            fingerprint: client.fingerprint.iter().map(|octet| format!("{octet:02x}")).collect(),
+        };
+        TlsRecord {
+            version: tls.version.to_string(),
+            cipher: tls.cipher.as_ref().into(),
+            server_name: tls.server_name.as_deref().map(String::from),
+            client: tls.client.as_ref().map(client),
+        }
     }
 }
 
@@ -212,13 +298,88 @@ impl EnvelopeRecord {
         Ok(Envelope {
             reverse_path,
             forward_paths: self.forward_paths.iter().map(forward_path).collect::<Result<_, _>>()?,
-            body: [Body::SevenBit, Body::EightBit]
+            body: [Body::SevenBit, Body::EightBit, Body::Binary]
                 .into_iter()
                 .find(|body| body_keyword(*body) == self.body)
                 .ok_or_else(|| unexpected("envelope.body", &self.body))?,
             smtputf8: self.smtputf8,
+            require_tls: self.require_tls,
+            dsn: self.dsn.as_ref().map(|dsn| dsn.parse(count).map(Box::new)).transpose()?,
         })
     }
+}
+
+impl DsnRecord {
+    fn parse(&self, recipients_count: usize) -> Result<Dsn, Malformed> {
+        let recipient = |record: &RecipientDsnRecord| {
+            Ok(RecipientDsn {
+                index: record.index,
+                notify: parsed("envelope.dsn.recipients.notify", &record.notify, Notify::parse)?,
+                original: parsed("envelope.dsn.recipients.orcpt", &record.orcpt, |text| {
+                    OriginalRecipient::parse(text, true)
+                })?,
+            })
+        };
+        let recipients = self.recipients.iter().map(recipient).collect::<Result<Vec<_>, _>>()?;
+        let is_ascending = recipients.is_sorted_by(|a, b| a.index < b.index);
+        if !is_ascending || recipients.last().is_some_and(|last| last.index as usize >= recipients_count) {
+            let words = "envelope.dsn.recipients: expected places in the envelope, ascending";
+            return Err(Malformed(words.into()));
+        }
+        Ok(Dsn {
+            ret: parsed("envelope.dsn.ret", &self.ret, Ret::parse)?,
+            envelope_id: parsed("envelope.dsn.envid", &self.envid, EnvelopeId::parse)?,
+            recipients,
+        })
+    }
+}
+
+impl TlsRecord {
+    fn parse(self) -> Result<Tls, Malformed> {
+        let version = [TlsVersion::Tls12, TlsVersion::Tls13]
+            .into_iter()
+            .find(|version| version.to_string() == self.version)
+            .ok_or_else(|| unexpected("arrival.tls.version", &self.version))?;
+        let name =
+            |key: &str, text: String| match text.len() <= 255 && text.bytes().all(|c| c.is_ascii_graphic()) {
+                true => Ok(text.into()),
+                false => Err(unexpected(key, &text)),
+            };
+        let client = |client: ClientRecord| {
+            Ok(ClientCertificate {
+                fingerprint: octets_of_hex(&client.fingerprint)
+                    .ok_or_else(|| unexpected("arrival.tls.client.fingerprint", &client.fingerprint))?,
+                name: name("arrival.tls.client.name", client.name)?,
+            })
+        };
+        Ok(Tls {
+            version,
+            cipher: name("arrival.tls.cipher", self.cipher)?,
+            server_name: self.server_name.map(|text| name("arrival.tls.server_name", text)).transpose()?,
+            client: self.client.map(client).transpose()?,
+        })
+    }
+}
+
+/// The value of a key that may be missing.
+fn parsed<T>(
+    key: &str,
+    text: &Option<String>,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, Malformed> {
+    let parse = |text: &String| parse(text).ok_or_else(|| unexpected(key, text));
+    text.as_ref().map(parse).transpose()
+}
+
+fn octets_of_hex<const SIZE: usize>(digits: &str) -> Option<[u8; SIZE]> {
+    let mut octets = [0; SIZE];
+    if digits.len() != 2 * SIZE || !digits.bytes().all(|c| c.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (octet, at) in octets.iter_mut().zip((0..).step_by(2)) {
+        *octet = u8::from_str_radix(&digits[at..at + 2], 16).ok()?;
+    }
+    Some(octets)
 }
 
 impl ArrivalRecord {
@@ -230,10 +391,17 @@ impl ArrivalRecord {
         }
         Ok(Arrival {
             peer: self.peer.parse::<SocketAddr>().map_err(|_| unexpected("arrival.peer", &self.peer))?,
-            protocol: [Protocol::Smtp, Protocol::Esmtp, Protocol::Utf8Smtp]
+            protocol: [Protocol::Smtp, Protocol::Esmtp, Protocol::Lmtp]
                 .into_iter()
-                .find(|protocol| protocol.keyword() == self.protocol)
+                .find(|protocol| protocol_keyword(*protocol) == self.protocol)
                 .ok_or_else(|| unexpected("arrival.protocol", &self.protocol))?,
+            tls: self.tls.map(|tls| tls.parse().map(Arc::new)).transpose()?,
+            authenticated: match self.authenticated {
+                Some(user) if user.len() > 255 || user.chars().any(char::is_control) => {
+                    return Err(unexpected("arrival.authenticated", &user));
+                }
+                user => user.map(Arc::from),
+            },
             hello: self.hello.into(),
             unix_time: self.unix_time,
         })
@@ -279,11 +447,34 @@ pub(super) mod tests {
                 forward_paths: vec![path("\"a b\"@e.org"), path("é@bücher.example"), path("postmaster")],
                 body: Body::EightBit,
                 smtputf8: true,
+                require_tls: true,
+                dsn: Some(Box::new(Dsn {
+                    ret: Some(Ret::Headers),
+                    envelope_id: EnvelopeId::parse("QQ+2B1"),
+                    recipients: vec![
+                        RecipientDsn { index: 0, notify: Notify::parse("DELAY,FAILURE"), original: None },
+                        RecipientDsn {
+                            index: 2,
+                            notify: Some(Notify::NEVER),
+                            original: OriginalRecipient::parse("rfc822;x@e.org", false),
+                        },
+                    ],
+                })),
             },
             arrival: Arrival {
                 peer: "[2001:db8::1]:25".parse().unwrap(),
                 hello: "e.net".into(),
-                protocol: Protocol::Utf8Smtp,
+                protocol: Protocol::Esmtp,
+                tls: Some(Arc::new(Tls {
+                    version: TlsVersion::Tls13,
+                    cipher: "TLS13_AES_256_GCM_SHA384".into(),
+                    server_name: Some("mx.example.com".into()),
+                    client: Some(ClientCertificate {
+                        name: "client.example".into(),
+                        fingerprint: [0xa7; 32],
+                    }),
+                })),
+                authenticated: Some("user".into()),
                 unix_time: 1_700_000_000,
             },
             recipients: vec![given_up(2, 1_700_000_900), given_up(0, 1_700_000_800)],
@@ -303,7 +494,13 @@ pub(super) mod tests {
             ..full.clone()
         };
         let plain = Letter {
-            arrival: Arrival { protocol: Protocol::Smtp, hello: "".into(), ..full.arrival.clone() },
+            arrival: Arrival {
+                protocol: Protocol::Smtp,
+                hello: "".into(),
+                tls: None,
+                authenticated: None,
+                ..full.arrival.clone()
+            },
             ..full.clone()
         };
         for letter in [full, null, plain] {
@@ -317,16 +514,16 @@ pub(super) mod tests {
         let envelope = letter.envelope_of_given_up();
         let paths: Vec<_> = envelope.forward_paths.iter().map(ForwardPath::as_str).collect();
         assert_eq!(paths, ["postmaster", "\"a b\"@e.org"]);
-        assert_eq!(
-            Envelope { forward_paths: letter.envelope.forward_paths.clone(), ..envelope },
-            letter.envelope
-        );
+        let asked: Vec<_> = envelope.dsn.iter().flat_map(|dsn| &dsn.recipients).map(|r| r.index).collect();
+        assert_eq!(asked, [0, 1], "what was asked about each goes with it");
+        let Envelope { forward_paths, dsn, .. } = letter.envelope.clone();
+        assert_eq!(Envelope { forward_paths, dsn, ..envelope }, letter.envelope);
         assert_eq!(letter.newest(), 1_700_000_900);
     }
 
     #[test]
     fn what_is_not_a_record_is_refused_with_the_key() {
-        let table: [(&str, Value, &str); 16] = [
+        let table: [(&str, Value, &str); 25] = [
             ("/message_id", json!("000000112"), "of another message"),
             ("/message_id", json!(7), "invalid type"),
             ("/size", json!(-1), "invalid value"),
@@ -334,11 +531,20 @@ pub(super) mod tests {
             ("/envelope/forward_paths", json!([]), "envelope.forward_paths"),
             ("/envelope/forward_paths", json!(vec!["a@e.org"; 10_001]), "envelope.forward_paths"),
             ("/envelope/forward_paths/1", json!("a@e.org\r\nb"), "envelope.forward_paths"),
-            ("/envelope/body", json!("BINARYMIME"), "envelope.body"),
+            ("/envelope/body", json!("UUENCODE"), "envelope.body"),
+            ("/envelope/dsn/ret", json!("SOME"), "envelope.dsn.ret"),
+            ("/envelope/dsn/envid", json!("a+0A"), "envelope.dsn.envid"),
+            ("/envelope/dsn/recipients/0/notify", json!("ALWAYS"), "notify"),
+            ("/envelope/dsn/recipients/1/orcpt", json!("rfc822;+00"), "orcpt"),
+            ("/envelope/dsn/recipients/0/index", json!(2), "ascending"),
+            ("/envelope/dsn/recipients/1/index", json!(3), "places"),
+            ("/arrival/tls/version", json!("SSL3"), "arrival.tls.version"),
+            ("/arrival/tls/client/fingerprint", json!("+7"), "fingerprint"),
+            ("/arrival/authenticated", json!("a\nb"), "arrival.authenticated"),
             ("/arrival/peer", json!("192.0.2.1"), "arrival.peer"),
             ("/arrival/hello", json!("x\ny"), "arrival.hello"),
             ("/arrival/hello", json!("x".repeat(65_536)), "arrival.hello"),
-            ("/arrival/protocol", json!("LMTP"), "arrival.protocol"),
+            ("/arrival/protocol", json!("UUCP"), "arrival.protocol"),
             ("/recipients", json!([]), "recipients"),
             ("/recipients/0/index", json!(3), "number 3"),
             ("/recipients/0/index", json!(1), "number 1"),

@@ -31,7 +31,7 @@ use std::time::SystemTime;
 use super::template::{PathTemplate, TooLong};
 use crate::delivery::{Attempt, CopyError, Delivery, Outcome, folder};
 use crate::limits::COPY_SIZE;
-use crate::mail::Domain;
+use crate::mail::{Capabilities, Domain};
 
 /// How many folders are remembered as durable. Forgetting costs a few syncs; 64 Ki names of 100 octets are 6 MiB.
 const DURABLE_FOLDERS_MAX: usize = 64 << 10;
@@ -120,6 +120,11 @@ impl Maildir {
 impl Delivery for Maildir {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    /// A file holds any octets, and the message goes no further. Nobody here tells a sender that it was delivered.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { binary: true, dsn: false, require_tls: true }
     }
 
     /// One copy for each folder: recipients whose folder is the same share it.

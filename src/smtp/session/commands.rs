@@ -2,15 +2,20 @@
 
 use std::time::Instant;
 
-use crate::mail::{ForwardPath, Refusal};
+use crate::mail::{Body, ForwardPath, Refusal};
 
 use super::super::command::{self, Verb};
+use super::super::config::{AuthMode, Dialect, TlsMode};
 use super::super::line::Taken;
-use super::super::reply::{self, Reply};
+use super::super::params::{Offered, RecipientParams};
+use super::super::reply::{self, Offers, Reply};
 use super::super::state::{Event, State};
 use super::super::transaction::{Content, Transaction};
 use super::{Awaits, Hello, Session};
 use crate::mail::Phase;
+
+/// How many times `recipients_max` a peer may come with one recipient more.
+const EXCESS_RECIPIENTS_FACTOR: usize = 10;
 
 impl Session {
     /// Takes a command line, or a part of one; returns how many octets.
@@ -20,8 +25,14 @@ impl Session {
             // Counted from the end of the last command, not from the last octet: a trickle does not extend
             // it.
             Taken::Part => return taken,
-            Taken::Line(line) => self.take_command(&line, taken < octets.len(), now, replies),
-            Taken::TooLong => self.refuse(Reply::LineTooLong, replies),
+            Taken::Line(line) => match self.exchange.take() {
+                Some(exchange) => self.take_response(*exchange, &line, replies),
+                None => self.take_command(&line, taken < octets.len(), now, replies),
+            },
+            Taken::TooLong => {
+                self.exchange = None;
+                self.refuse(Reply::LineTooLong, replies)
+            }
             Taken::Endless => self.end_with(Reply::LineEndless, replies),
             Taken::Tls => self.end_with(Reply::NotSmtp, replies),
         }
@@ -41,8 +52,18 @@ impl Session {
             }
             self.idle_count += 1;
         }
+        if let Some(why) = self.missing_for(verb) {
+            return self.refuse(why, replies);
+        }
+        match (verb, self.config.dialect) {
+            // RFC 2033 §4.1: LHLO takes the place of both, and neither is there.
+            (Verb::Ehlo | Verb::Helo, Dialect::Lmtp) | (Verb::Lhlo, Dialect::Smtp) => {
+                return self.refuse(Reply::Unrecognized, replies);
+            }
+            _ => {}
+        }
         match verb {
-            Verb::Ehlo => self.take_hello(arguments, true, replies),
+            Verb::Ehlo | Verb::Lhlo => self.take_hello(arguments, true, replies),
             Verb::Helo => self.take_hello(arguments, false, replies),
             Verb::Mail => self.take_mail(arguments, replies),
             Verb::Rcpt => self.take_recipient(arguments, replies),
@@ -54,15 +75,42 @@ impl Session {
             Verb::Vrfy if arguments.is_empty() => self.refuse(Reply::BadArguments, replies),
             Verb::Vrfy => self.take_other(Reply::CannotVerify, replies),
             Verb::NotOffered => self.refuse(Reply::NotOffered, replies),
-            Verb::Bdat => self.end_with(Reply::BdatNotOffered, replies),
+            Verb::Bdat => self.take_chunk(arguments, now, replies),
+            Verb::Starttls => self.take_starttls(arguments, replies),
+            Verb::Auth => self.take_auth(arguments, replies),
+            Verb::Xclient => self.take_xclient(arguments, now, replies),
             Verb::Foreign => self.end_with(Reply::NotSmtp, replies),
         }
     }
 
+    /// What must come before the command on this listener (RFC 3207 §4, RFC 4954 §6). A chunk is not among those that are refused so:
+    /// without MAIL it is out of sequence, and its octets are skipped.
+    fn missing_for(&self, verb: Verb) -> Option<Reply> {
+        let is_mail = matches!(verb, Verb::Mail | Verb::Rcpt | Verb::Data | Verb::Vrfy);
+        if self.config.tls == TlsMode::Required && self.tls.is_none() && (is_mail || verb == Verb::Auth) {
+            return Some(Reply::NeedsTls);
+        }
+        let needs_auth = self.config.auth == AuthMode::Required && self.authenticated.is_none();
+        (needs_auth && is_mail).then_some(Reply::NeedsAuth)
+    }
+
+    /// The parameters this session knows.
+    fn offered(&self) -> Offered {
+        let capabilities = self.config.capabilities;
+        Offered {
+            binary: capabilities.binary,
+            dsn: capabilities.dsn,
+            // RFC 8689 §2: offered over TLS only.
+            require_tls: capabilities.require_tls && self.tls.is_some(),
+            auth: self.offers_auth() || self.authenticated.is_some(),
+        }
+    }
+
     fn take_hello(&mut self, arguments: &[u8], is_extended: bool, replies: &mut Vec<u8>) {
-        let name = match command::hello(arguments) {
-            Ok(name) => name.into(),
-            Err(why) => return self.refuse(why, replies),
+        let name = match (command::hello(arguments), &self.hello_for) {
+            (Ok(_), Some(name)) => name.clone(),
+            (Ok(name), None) => name.into(),
+            (Err(why), _) => return self.refuse(why, replies),
         };
         let hello = Hello { name, is_extended };
         if self.config.phases.contains(Phase::Hello) {
@@ -76,7 +124,7 @@ impl Session {
         if self.state.next(Event::Mail).is_none() {
             return self.refuse(Reply::BadSequence, replies);
         }
-        let (path, params) = match command::mail(arguments) {
+        let (path, params) = match command::mail(arguments, self.offered()) {
             Ok(mail) => mail,
             Err(why) => return self.refuse(why, replies),
         };
@@ -84,6 +132,7 @@ impl Session {
         if params.size.is_some_and(|size| size > self.config.message_size_max) {
             return self.refuse(Reply::MessageTooLarge, replies);
         }
+        self.is_chunk_refused = false;
         self.transaction = Some(Box::new(Transaction::new(path, params)));
         if !self.asks(Phase::Mail, Awaits::Mail) {
             self.accept_mail(replies);
@@ -91,23 +140,30 @@ impl Session {
     }
 
     fn take_recipient(&mut self, arguments: &[u8], replies: &mut Vec<u8>) {
-        let Some(transaction) = &self.transaction else {
+        let offered = self.offered();
+        let is_in_sequence = self.state.next(Event::Recipient).is_some();
+        let Some(transaction) = self.transaction.as_mut().filter(|_| is_in_sequence) else {
             return self.refuse(Reply::BadSequence, replies);
         };
-        // RFC 5321 §4.5.3.1.10: the peer sends to those taken and comes again for the rest, so this is no
-        // error of its.
-        if transaction.envelope.forward_paths.len() >= self.config.recipients_max {
-            return Reply::TooManyRecipients.write(replies);
-        }
-        match command::recipient(arguments, transaction.envelope.smtputf8) {
+        match command::recipient(arguments, transaction.envelope.smtputf8, offered) {
+            // RFC 5321 §4.5.3.1.10: the peer sends to those taken and comes again for the rest, so this is no error of its. Once it
+            // has come with ten times as many it does not mean to send.
+            Ok((_, params)) if !transaction.has_room(&params, &self.config) => {
+                transaction.excess_recipients_count += 1;
+                let bound = self.config.recipients_max.saturating_mul(EXCESS_RECIPIENTS_FACTOR);
+                match transaction.excess_recipients_count > bound {
+                    true => self.end_with(Reply::TooManyErrors, replies),
+                    false => Reply::TooManyRecipients.write(replies),
+                }
+            }
             Err(why) => {
                 self.note_refused_recipient();
                 self.refuse(why, replies);
             }
-            Ok(path) if self.config.phases.contains(Phase::Recipient) => {
-                self.asks(Phase::Recipient, Awaits::Recipient(path));
+            Ok(recipient) if self.config.phases.contains(Phase::Recipient) => {
+                self.asks(Phase::Recipient, Awaits::Recipient(Box::new(recipient)));
             }
-            Ok(path) => self.accept_recipient(path, replies),
+            Ok(recipient) => self.accept_recipient(recipient, replies),
         }
     }
 
@@ -125,6 +181,10 @@ impl Session {
             let is_refused = self.transaction.as_ref().is_some_and(|t| t.is_recipient_refused);
             return self.refuse(if is_refused { Reply::NoRecipients } else { Reply::BadSequence }, replies);
         }
+        // RFC 3030 §3: "the BODY=BINARYMIME … DATA … 503".
+        if self.transaction.as_ref().is_some_and(|t| t.envelope.body == Body::Binary) {
+            return self.refuse(Reply::BinaryNeedsChunks, replies);
+        }
         if !self.asks(Phase::Data, Awaits::Data { is_early: false }) {
             self.accept_data(false, now, replies);
         }
@@ -134,7 +194,8 @@ impl Session {
         if !arguments.is_empty() {
             return self.refuse(Reply::NoArguments, replies);
         }
-        self.transaction = None;
+        self.abandon();
+        self.is_chunk_refused = false;
         self.advance(Event::Reset);
         Reply::Ok.write(replies);
     }
@@ -154,6 +215,14 @@ impl Session {
     }
 
     pub(super) fn accept_connection(&mut self, replies: &mut Vec<u8>) {
+        // Who has shaken hands has waited for our word, and who may speak for others is no stranger.
+        let is_met = self.tls.is_some() || self.peer.may_xclient;
+        if self.config.greeting_delay.is_zero() || is_met {
+            self.greet(replies);
+        }
+    }
+
+    pub(super) fn greet(&mut self, replies: &mut Vec<u8>) {
         self.advance(Event::Greet);
         reply::write_greeting(&self.config, replies);
     }
@@ -162,12 +231,22 @@ impl Session {
     /// issued".
     pub(super) fn accept_hello(&mut self, hello: Hello, replies: &mut Vec<u8>) {
         match hello.is_extended {
-            true => reply::write_ehlo(&self.config, replies),
+            true => reply::write_ehlo(&self.config, self.offers(), replies),
             false => reply::write_helo(&self.config, replies),
         }
-        self.transaction = None;
+        self.abandon();
+        self.is_chunk_refused = false;
         self.hello = Some(hello);
         self.advance(Event::Hello);
+    }
+
+    fn offers(&self) -> Offers {
+        Offers {
+            params: self.offered(),
+            starttls: self.offers_starttls(),
+            auth: self.offers_auth(),
+            xclient: self.peer.may_xclient,
+        }
     }
 
     pub(super) fn accept_mail(&mut self, replies: &mut Vec<u8>) {
@@ -175,9 +254,13 @@ impl Session {
         Reply::MailOk.write(replies);
     }
 
-    pub(super) fn accept_recipient(&mut self, path: ForwardPath, replies: &mut Vec<u8>) {
+    pub(super) fn accept_recipient(
+        &mut self,
+        (path, params): (ForwardPath, RecipientParams),
+        replies: &mut Vec<u8>,
+    ) {
         if let Some(transaction) = &mut self.transaction {
-            transaction.envelope.forward_paths.push(path);
+            transaction.add(path, params);
             self.advance(Event::Recipient);
             Reply::RecipientOk.write(replies);
         }
@@ -188,7 +271,7 @@ impl Session {
             return self.end_with(Reply::EarlyContent, replies);
         }
         if let Some(transaction) = &mut self.transaction {
-            transaction.content = Some(Content::new(&self.config, self.bare, now));
+            transaction.content = Some(Content::new(&self.config, self.peer.bare_line_ends, now));
             self.advance(Event::Data);
             Reply::StartContent.write(replies);
         }

@@ -4,28 +4,34 @@
 //! - while it awaits an answer, or an effect is not polled yet, it takes no octets: commands run one after
 //!   the other;
 //! - `250` for a message is written by `handle_stored` alone;
-//! - once the 354 is given, exactly one of `Store` and `Abandon` is raised, whatever happens;
-//! - after `Close` nothing changes any more and late answers are ignored.
+//! - once the 354 is given, or the first chunk begun, exactly one of `Store` and `Abandon` is raised, whatever happens;
+//! - after `Close` nothing changes any more and late answers are ignored;
+//! - what came before TLS is not known behind it, and what came in clear behind STARTTLS is never read.
 //!
 //! An idle session holds no buffer and no transaction.
 
+mod chunks;
 mod commands;
+mod identity;
 mod receiving;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::mail::{Arrival, Envelope, ForwardPath, MessageId, Protocol, Refusal};
+use crate::mail::{Arrival, Envelope, ForwardPath, MessageId, Protocol, Refusal, Tls};
 
-use super::config::{BareLineEnds, SessionConfig};
+use super::config::{Dialect, Peer, SessionConfig, TlsMode};
 use super::effect::{Effect, NotStored};
 use super::line::LineReader;
+use super::params::RecipientParams;
 use super::reply::{self, Reply};
+use super::sasl;
 use super::state::{Event, State};
 use super::trace::Received;
-use super::transaction::Transaction;
+use super::transaction::{Chunk, Transaction};
 use crate::mail::Phase;
+use chunks::Skipped;
 
 /// How long a store that outlasts the session's time is waited for before it is looked at again. It is never
 /// given up: the peer would send a message again that may be ours already.
@@ -35,21 +41,32 @@ const STORE_WAIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Session {
     config: Arc<SessionConfig>,
-    peer: SocketAddr,
+    peer: Peer,
     /// The session's own end.
     ends_at: Instant,
     /// When the last command ended; the next has `command_timeout` from here.
     latest: Instant,
     hello: Option<Hello>,
+    /// What XCLIENT said of it; it stands for what the client says itself.
+    hello_for: Option<Box<str>>,
+    /// TLS has begun.
+    tls: Option<Arc<Tls>>,
+    authenticated: Option<Arc<str>>,
     transaction: Option<Box<Transaction>>,
+    /// Octets of a chunk that is refused.
+    skipped: Option<Box<Skipped>>,
+    /// AUTH waits for a response.
+    exchange: Option<Box<sasl::Exchange>>,
     line: LineReader,
     effect: Option<Effect>,
     awaits: Awaits,
     errors_count: u32,
     idle_count: u32,
+    wrong_credentials_count: u8,
     state: State,
     leaving: Leaving,
-    bare: BareLineEnds,
+    /// A chunk was refused: those that the peer has sent behind it in good faith are no fault of its.
+    is_chunk_refused: bool,
     /// `Close` is still to be polled.
     owes_close: bool,
 }
@@ -68,7 +85,13 @@ enum Awaits {
     Connect,
     Hello(Hello),
     Mail,
-    Recipient(ForwardPath),
+    Recipient(Box<(ForwardPath, RecipientParams)>),
+    /// The permission for a message, at its first chunk.
+    Chunk(Chunk),
+    /// TLS; behind it, unless it is implicit, 220 is owed.
+    Tls,
+    /// The user whose password is being looked at.
+    Authenticated(Box<str>),
     Data {
         /// Octets came that the peer can only have sent before the 354.
         is_early: bool,
@@ -84,6 +107,8 @@ struct Stored {
     /// The recipient, if there is exactly one.
     recipient: Option<ForwardPath>,
     smtputf8: bool,
+    /// One for each recipient in LMTP (RFC 2033 §4.2).
+    replies_count: usize,
 }
 
 /// Why the session ends as soon as it can, if it does.
@@ -99,34 +124,34 @@ enum Leaving {
 }
 
 impl Session {
-    /// A session with a peer that has just connected. Appends the greeting, or asks first where the phases
-    /// say so.
-    pub fn new(
-        config: Arc<SessionConfig>,
-        peer: SocketAddr,
-        bare: BareLineEnds,
-        now: Instant,
-        replies: &mut Vec<u8>,
-    ) -> Self {
+    /// A session with a peer that has just connected. Appends the greeting, unless something comes before it: TLS, a check, a delay.
+    pub fn new(config: Arc<SessionConfig>, peer: Peer, now: Instant, replies: &mut Vec<u8>) -> Self {
         let mut session = Session {
             ends_at: now + config.session_timeout,
             config,
             peer,
             latest: now,
             hello: None,
+            hello_for: None,
+            tls: None,
+            authenticated: None,
             transaction: None,
+            skipped: None,
+            exchange: None,
             line: LineReader::default(),
             effect: None,
             awaits: Awaits::Nothing,
             errors_count: 0,
             idle_count: 0,
+            wrong_credentials_count: 0,
             state: State::Connected,
             leaving: Leaving::No,
-            bare,
+            is_chunk_refused: false,
             owes_close: false,
         };
-        if !session.asks(Phase::Connect, Awaits::Connect) {
-            session.accept_connection(replies);
+        match session.config.tls {
+            TlsMode::Implicit => session.start_tls(),
+            _ => session.meet(replies),
         }
         session
     }
@@ -144,10 +169,20 @@ impl Session {
         while taken < octets.len() && self.takes_input() {
             let rest = &octets[taken..];
             taken += match self.state {
-                State::Content => self.take_content(rest, now, replies),
+                _ if self.skipped.is_some() => self.skip(rest, now, replies),
+                State::Content | State::Chunk => self.take_content(rest, now, replies),
+                State::Connected => {
+                    self.end_with(Reply::EarlyTalker, replies);
+                    rest.len()
+                }
                 _ => self.take_line(rest, now, replies),
             };
             self.leave_if_due(replies);
+        }
+        // RFC 3207 §4.2, RFC 2920 §3.1: STARTTLS is the last of a group. What came in clear behind it may be anybody's, and would be
+        // taken for the peer's own within TLS.
+        if matches!(self.awaits, Awaits::Tls) {
+            taken = octets.len();
         }
         taken
     }
@@ -174,7 +209,8 @@ impl Session {
             (Awaits::Connect, Ok(())) => self.accept_connection(replies),
             (Awaits::Hello(hello), Ok(())) => self.accept_hello(hello, replies),
             (Awaits::Mail, Ok(())) => self.accept_mail(replies),
-            (Awaits::Recipient(path), Ok(())) => self.accept_recipient(path, replies),
+            (Awaits::Recipient(recipient), Ok(())) => self.accept_recipient(*recipient, replies),
+            (Awaits::Chunk(chunk), Ok(())) => self.accept_first_chunk(chunk, now, replies),
             (Awaits::Data { is_early }, Ok(())) => self.accept_data(is_early, now, replies),
             (Awaits::Message, Ok(())) => self.store_or_refuse(replies),
             (Awaits::Connect, Err(why)) => self.refuse_and_end(&why, Phase::Connect, replies),
@@ -187,14 +223,16 @@ impl Session {
                 self.note_refused_recipient();
                 self.refuse_by_policy(&why, Phase::Recipient, replies);
             }
+            (Awaits::Chunk(chunk), Err(why)) => self.refuse_first_chunk(chunk, why, now, replies),
             (Awaits::Data { .. }, Err(why)) => {
                 self.transaction = None;
                 self.advance(Event::Reset);
                 self.refuse_by_policy(&why, Phase::Data, replies);
             }
             (Awaits::Message, Err(why)) => {
-                self.conclude_without_store();
+                let count = self.conclude_without_store();
                 self.refuse_by_policy(&why, Phase::Message, replies);
+                (1..count).for_each(|_| reply::write_refusal(&why, Phase::Message, replies));
             }
             // No verdict is awaited: an answer that comes too late.
             (other, _) => {
@@ -213,7 +251,7 @@ impl Session {
         }
         self.awaits = Awaits::Nothing;
         let content = self.content().expect("a piece is awaited in content only");
-        content.resume(now);
+        content.pace.resume(now);
         if content.refusal.is_none() {
             content.buffer = buffer;
             content.buffer.clear();
@@ -230,7 +268,7 @@ impl Session {
         let is_asking = matches!(self.effect, Some(Effect::Check(_)));
         let Some(content) = self.content() else { return };
         if is_waited_for {
-            content.resume(now);
+            content.pace.resume(now);
         }
         content.refuse(reply::ContentRefusal::NotStored(why));
         // A check that nobody has polled yet must not be lost; then `Abandon` follows its verdict.
@@ -247,19 +285,17 @@ impl Session {
         now: Instant,
         replies: &mut Vec<u8>,
     ) {
-        if !matches!(self.awaits, Awaits::Stored(_)) {
-            return;
-        }
+        let Awaits::Stored(Stored { replies_count, .. }) = self.awaits else { return };
         self.awaits = Awaits::Nothing;
         self.latest = now;
         self.advance(Event::Conclude);
         match outcome {
             Ok(id) => {
-                reply::write_queued(id, replies);
+                (0..replies_count).for_each(|_| reply::write_queued(id, replies));
                 self.errors_count = 0;
                 self.idle_count = 0;
             }
-            Err(why) => self.reply_not_stored(why, replies),
+            Err(why) => self.reply_not_stored(why, replies_count, replies),
         }
         self.leave_if_due(replies);
     }
@@ -271,9 +307,11 @@ impl Session {
             return self.ends_at;
         }
         let content = self.transaction.as_ref().and_then(|t| t.content.as_ref());
-        self.ends_at.min(match content {
-            Some(content) => content.deadline(&self.config),
-            None => self.latest + self.config.command_timeout,
+        self.ends_at.min(match (&self.skipped, content) {
+            (Some(skipped), _) => skipped.pace.deadline(&self.config),
+            (_, Some(content)) if self.is_receiving_content() => content.pace.deadline(&self.config),
+            _ if self.state == State::Connected => self.latest + self.config.greeting_delay,
+            _ => self.latest + self.config.command_timeout,
         })
     }
 
@@ -287,6 +325,11 @@ impl Session {
             self.ends_at = now + STORE_WAIT;
             self.leaving = Leaving::Overdue;
             return;
+        }
+        // The delay of the greeting is over, and nothing was said.
+        if self.state == State::Connected && matches!(self.awaits, Awaits::Nothing) && now < self.ends_at {
+            self.latest = now;
+            return self.greet(replies);
         }
         self.end_with(Reply::TimedOut, replies);
     }
@@ -310,15 +353,16 @@ impl Session {
     /// Appends the `Received:` field of the message that is being stored (RFC 5321 §4.4). `date` is as
     /// `format_date` writes it.
     pub fn write_received(&self, id: MessageId, date: &str, trace: &mut Vec<u8>) {
-        let recipient = match &self.awaits {
-            Awaits::Stored(stored) => stored.recipient.as_ref(),
-            _ => None,
+        let (recipient, smtputf8) = match &self.awaits {
+            Awaits::Stored(stored) => (stored.recipient.as_ref(), stored.smtputf8),
+            _ => (None, false),
         };
         let received = Received {
             hello: self.hello().unwrap_or_default(),
-            peer: self.peer,
+            peer: self.peer.address,
             hostname: &self.config.hostname,
-            protocol: self.protocol(),
+            keyword: self.arrival(0).keyword(smtputf8),
+            tls: self.tls.as_deref(),
             id,
             recipient,
             date,
@@ -329,16 +373,22 @@ impl Session {
     /// How the message that is being stored has arrived; `unix_time` is now, in seconds.
     pub fn arrival(&self, unix_time: u64) -> Arrival {
         Arrival {
-            peer: self.peer,
+            peer: self.peer.address,
             hello: self.hello().unwrap_or_default().into(),
-            protocol: self.protocol(),
+            protocol: match (&self.hello, self.config.dialect) {
+                (_, Dialect::Lmtp) => Protocol::Lmtp,
+                (Some(Hello { is_extended: false, .. }), _) => Protocol::Smtp,
+                _ => Protocol::Esmtp,
+            },
+            tls: self.tls.clone(),
+            authenticated: self.authenticated.clone(),
             unix_time,
         }
     }
 
     /// Whether the octets that come are content.
     pub fn is_receiving_content(&self) -> bool {
-        self.state == State::Content
+        matches!(self.state, State::Content | State::Chunk)
     }
 
     /// Whether the session has ended: nothing more is taken.
@@ -357,9 +407,19 @@ impl Session {
         buffer.unwrap_or(0) + offered
     }
 
-    /// The peer's address and port.
+    /// The peer's address and port; of the client that XCLIENT has named, if it has.
     pub fn peer(&self) -> SocketAddr {
-        self.peer
+        self.peer.address
+    }
+
+    /// What protects the connection.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_deref()
+    }
+
+    /// As whom the peer has authenticated itself.
+    pub fn authenticated(&self) -> Option<&str> {
+        self.authenticated.as_deref()
     }
 
     /// The argument of HELO or EHLO; at [`Phase::Hello`] that of the one in question.
@@ -383,20 +443,8 @@ impl Session {
     /// The forward-path in question at [`Phase::Recipient`].
     pub fn recipient(&self) -> Option<&ForwardPath> {
         match &self.awaits {
-            Awaits::Recipient(path) => Some(path),
+            Awaits::Recipient(recipient) => Some(&recipient.0),
             _ => None,
-        }
-    }
-
-    fn protocol(&self) -> Protocol {
-        let smtputf8 = match &self.awaits {
-            Awaits::Stored(stored) => stored.smtputf8,
-            _ => self.envelope().is_some_and(|envelope| envelope.smtputf8),
-        };
-        match &self.hello {
-            _ if smtputf8 => Protocol::Utf8Smtp,
-            Some(Hello { is_extended: false, .. }) => Protocol::Smtp,
-            _ => Protocol::Esmtp,
         }
     }
 
@@ -454,7 +502,16 @@ impl Session {
         self.effect = self.effect.take().filter(|effect| *effect == Effect::Abandon);
         self.awaits = Awaits::Nothing;
         self.line = LineReader::default();
+        self.skipped = None;
+        self.exchange = None;
         self.owes_close = true;
+    }
+
+    /// The peer is here: it is greeted, unless somebody must be asked or it must wait first.
+    fn meet(&mut self, replies: &mut Vec<u8>) {
+        if !self.asks(Phase::Connect, Awaits::Connect) {
+            self.accept_connection(replies);
+        }
     }
 
     /// Drops the transaction, and raises `Abandon` unless that is done or there was no content.

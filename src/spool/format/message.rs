@@ -1,10 +1,14 @@
 //! The payload of a Message record: see the table in [`super`].
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::outcomes::{RecipientOutcome, decode_recipients, encode_recipient, recipient_size};
 use super::{Fields, PieceRef, size_field};
-use crate::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
+use crate::mail::{
+    Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
+    Protocol, RecipientDsn, Ret, ReversePath, Tls, TlsVersion,
+};
 
 const FIXED_SIZE: usize = 40;
 const PIECE_REF_SIZE: usize = 24;
@@ -124,7 +128,18 @@ fn envelope_size(envelope: &Envelope, arrival: &Arrival) -> usize {
     let paths = envelope.forward_paths.iter().map(|path| FIELD + path.as_str().len()).sum::<usize>();
     let peer = if arrival.peer.is_ipv4() { 6 } else { 18 };
     let others = [envelope.reverse_path.as_str().len(), 1, peer, arrival.hello.len(), 8];
-    paths + others.iter().map(|size| FIELD + size).sum::<usize>()
+    let dsn = envelope.dsn.as_ref().map_or(0, |dsn| {
+        let recipient = |r: &RecipientDsn| FIELD + 5 + r.original.as_ref().map_or(0, |o| o.as_str().len());
+        let envelope_id = dsn.envelope_id.as_ref().map_or(0, |id| id.as_str().len());
+        FIELD + 1 + envelope_id + dsn.recipients.iter().map(recipient).sum::<usize>()
+    });
+    let tls = arrival.tls.as_ref().map_or(0, |tls| {
+        let server_name = tls.server_name.as_ref().map_or(0, |name| name.len());
+        let client = tls.client.as_ref().map_or(0, |client| client.fingerprint.len() + client.name.len());
+        FIELD + 3 + tls.cipher.len() + server_name + client
+    });
+    let authenticated = arrival.authenticated.as_ref().map_or(0, |user| FIELD + user.len());
+    paths + others.iter().map(|size| FIELD + size).sum::<usize>() + dsn + tls + authenticated
 }
 
 mod tag {
@@ -134,7 +149,23 @@ mod tag {
     pub const PEER: u8 = 4;
     pub const HELLO: u8 = 5;
     pub const ARRIVAL: u8 = 6;
+    pub const DSN: u8 = 7;
+    pub const RECIPIENT_DSN: u8 = 8;
+    pub const TLS: u8 = 9;
+    pub const AUTHENTICATED: u8 = 10;
 }
+
+mod flag {
+    pub const EIGHT_BIT: u8 = 1;
+    pub const SMTPUTF8: u8 = 1 << 1;
+    pub const PROTOCOL_SHIFT: u8 = 2;
+    pub const PROTOCOL_MASK: u8 = 3;
+    pub const BINARY: u8 = 1 << 4;
+    pub const REQUIRE_TLS: u8 = 1 << 5;
+}
+
+/// NOTIFY was not given.
+const NOT_NOTIFY: u8 = 0xff;
 
 fn encode_envelope(envelope: &Envelope, arrival: &Arrival, out: &mut Vec<u8>) {
     let mut field = |tag: u8, octets: &[u8]| {
@@ -151,9 +182,18 @@ fn encode_envelope(envelope: &Envelope, arrival: &Arrival, out: &mut Vec<u8>) {
     let protocol = match arrival.protocol {
         Protocol::Smtp => 0,
         Protocol::Esmtp => 1,
-        Protocol::Utf8Smtp => 2,
+        Protocol::Lmtp => 2,
     };
-    let flags = u8::from(envelope.body == Body::EightBit) | u8::from(envelope.smtputf8) << 1 | protocol << 2;
+    let body = match envelope.body {
+        Body::SevenBit => 0,
+        Body::EightBit => flag::EIGHT_BIT,
+        Body::Binary => flag::BINARY,
+    };
+    let or_none = |is_set, flag| if is_set { flag } else { 0 };
+    let flags = body
+        | or_none(envelope.smtputf8, flag::SMTPUTF8)
+        | or_none(envelope.require_tls, flag::REQUIRE_TLS)
+        | protocol << flag::PROTOCOL_SHIFT;
     field(tag::FLAGS, &[flags]);
     let mut peer = [0; 18];
     peer[..2].copy_from_slice(&arrival.peer.port().to_le_bytes());
@@ -170,6 +210,68 @@ fn encode_envelope(envelope: &Envelope, arrival: &Arrival, out: &mut Vec<u8>) {
     field(tag::PEER, &peer[..peer_size]);
     field(tag::HELLO, arrival.hello.as_bytes());
     field(tag::ARRIVAL, &arrival.unix_time.to_le_bytes());
+    if let Some(dsn) = &envelope.dsn {
+        let ret = match dsn.ret {
+            None => 0,
+            Some(Ret::Full) => 1,
+            Some(Ret::Headers) => 2,
+        };
+        let envelope_id = dsn.envelope_id.as_ref().map_or("", EnvelopeId::as_str);
+        field(tag::DSN, &[&[ret], envelope_id.as_bytes()].concat());
+        for RecipientDsn { index, notify, original } in &dsn.recipients {
+            let notify = notify.map_or(NOT_NOTIFY, Notify::bits);
+            let original = original.as_ref().map_or("", OriginalRecipient::as_str);
+            field(tag::RECIPIENT_DSN, &[&index.to_le_bytes()[..], &[notify], original.as_bytes()].concat());
+        }
+    }
+    if let Some(tls) = &arrival.tls {
+        field(tag::TLS, &encode_tls(tls));
+    }
+    if let Some(user) = &arrival.authenticated {
+        field(tag::AUTHENTICATED, user.as_bytes());
+    }
+}
+
+fn encode_tls(tls: &Tls) -> Vec<u8> {
+    let version = match tls.version {
+        TlsVersion::Tls12 => 2,
+        TlsVersion::Tls13 => 3,
+    };
+    let size =
+        |text: &str| u8::try_from(text.len()).expect("names of ciphers and hosts have at most 255 octets");
+    let server_name = tls.server_name.as_deref().unwrap_or("");
+    let mut octets = vec![version, size(&tls.cipher)];
+    octets.extend_from_slice(tls.cipher.as_bytes());
+    octets.push(size(server_name));
+    octets.extend_from_slice(server_name.as_bytes());
+    if let Some(ClientCertificate { name, fingerprint }) = &tls.client {
+        octets.extend_from_slice(fingerprint);
+        octets.extend_from_slice(name.as_bytes());
+    }
+    octets
+}
+
+fn decode_tls(octets: &[u8]) -> Option<Tls> {
+    let mut fields = Fields(octets);
+    let version = match fields.u8()? {
+        2 => TlsVersion::Tls12,
+        3 => TlsVersion::Tls13,
+        _ => return None,
+    };
+    let mut text = || {
+        let size = fields.u8()?;
+        str::from_utf8(fields.take(size.into())?).ok()
+    };
+    let cipher = text()?.into();
+    let server_name = Some(text()?).filter(|name| !name.is_empty()).map(Box::from);
+    let client = match fields.0 {
+        [] => None,
+        _ => {
+            let fingerprint = fields.take(32)?.try_into().ok()?;
+            Some(ClientCertificate { name: str::from_utf8(fields.0).ok()?.into(), fingerprint })
+        }
+    };
+    Some(Tls { version, cipher, server_name, client })
 }
 
 /// Reads an encoded envelope; `None` if it does not follow the format. Fields of unknown tags are skipped.
@@ -178,6 +280,8 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
     let mut reverse_path = None;
     let mut forward_paths = Vec::new();
     let (mut flags, mut peer, mut hello, mut unix_time) = (0, None, "", 0);
+    let mut dsn: Option<Box<Dsn>> = None;
+    let (mut tls, mut authenticated) = (None, None);
     while !fields.0.is_empty() {
         let tag = fields.u8()?;
         let size = fields.u16()?;
@@ -201,19 +305,60 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
             }
             tag::HELLO => hello = str::from_utf8(octets).ok()?,
             tag::ARRIVAL => unix_time = Fields(octets).u64()?,
+            tag::DSN => {
+                let (ret, envelope_id) = octets.split_first()?;
+                let dsn = dsn.get_or_insert_default();
+                dsn.ret = match ret {
+                    0 => None,
+                    1 => Some(Ret::Full),
+                    2 => Some(Ret::Headers),
+                    _ => return None,
+                };
+                if !envelope_id.is_empty() {
+                    dsn.envelope_id = Some(EnvelopeId::parse(str::from_utf8(envelope_id).ok()?)?);
+                }
+            }
+            tag::RECIPIENT_DSN => {
+                let mut fields = Fields(octets);
+                let (index, notify) = (fields.u32()?, fields.u8()?);
+                let notify = match notify {
+                    NOT_NOTIFY => None,
+                    bits => Some(Notify::from_bits(bits)?),
+                };
+                let original = match fields.0 {
+                    [] => None,
+                    octets => Some(OriginalRecipient::parse(str::from_utf8(octets).ok()?, true)?),
+                };
+                dsn.get_or_insert_default().recipients.push(RecipientDsn { index, notify, original });
+            }
+            tag::TLS => tls = Some(Arc::new(decode_tls(octets)?)),
+            tag::AUTHENTICATED => authenticated = Some(Arc::from(str::from_utf8(octets).ok()?)),
             _ => {}
         }
+    }
+    let is_ascending = |dsn: &Dsn| dsn.recipients.is_sorted_by(|a, b| a.index < b.index);
+    let is_within =
+        |dsn: &Dsn| dsn.recipients.last().is_none_or(|r| (r.index as usize) < forward_paths.len());
+    if dsn.as_ref().is_some_and(|dsn| !is_ascending(dsn) || !is_within(dsn)) {
+        return None;
     }
     let envelope = Envelope {
         reverse_path: reverse_path?,
         forward_paths,
-        body: if flags & 1 != 0 { Body::EightBit } else { Body::SevenBit },
-        smtputf8: flags & 2 != 0,
+        body: match flags & (flag::EIGHT_BIT | flag::BINARY) {
+            0 => Body::SevenBit,
+            flag::EIGHT_BIT => Body::EightBit,
+            _ => Body::Binary,
+        },
+        smtputf8: flags & flag::SMTPUTF8 != 0,
+        require_tls: flags & flag::REQUIRE_TLS != 0,
+        dsn,
     };
-    let protocol = match flags >> 2 & 3 {
+    let protocol = match flags >> flag::PROTOCOL_SHIFT & flag::PROTOCOL_MASK {
         0 => Protocol::Smtp,
         1 => Protocol::Esmtp,
-        _ => Protocol::Utf8Smtp,
+        _ => Protocol::Lmtp,
     };
-    Some((envelope, Arrival { peer: peer?, hello: hello.into(), protocol, unix_time }))
+    let arrival = Arrival { peer: peer?, hello: hello.into(), protocol, tls, authenticated, unix_time };
+    Some((envelope, arrival))
 }

@@ -63,8 +63,15 @@
 //!                      tail: the rest of the content, all of it for a small message
 //!
 //! envelope       1  reverse-path (empty: null)      2  a forward-path (repeated, in order)
-//! fields         3  flags: bit 0 8BITMIME, bit 1 SMTPUTF8, bits 2-3 protocol (0 SMTP, 1 ESMTP, 2 UTF8SMTP)
+//! fields         3  flags: bit 0 8BITMIME, bit 1 SMTPUTF8, bits 2-3 protocol (0 SMTP, 1 ESMTP, 2 LMTP), bit 4 BINARYMIME,
+//!                   bit 5 REQUIRETLS
 //!                4  peer: port (2), address (4 or 16)  5  hello  6  arrival, seconds since 1970 (8)
+//!                7  notifications: RET (1: 0 none, 1 FULL, 2 HDRS), ENVID (empty: none); only where any were asked for
+//!                8  notifications of one recipient: index (4), NOTIFY (1: bit 0 SUCCESS, bit 1 FAILURE, bit 2 DELAY, no bit
+//!                   NEVER; 255 none), ORCPT (empty: none); repeated, ascending by index
+//!                9  TLS: version (1: 2 or 3 of TLS 1.2 or 1.3), size of the cipher's name (1), the name, size of the server's
+//!                   name (1; 0: none was asked for), the name; and of a verified client certificate its SHA-256 (32), its name
+//!               10  the user the peer has authenticated itself as
 //!
 //! Outcomes       entries: sequence of the message id (8), number of recipients (4); 0 recipients: the message is done;
 //!                else per recipient: index (4), state (1: 1 done, 2 deferred), attempts (4), next attempt in seconds

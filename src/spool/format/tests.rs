@@ -1,5 +1,10 @@
 use super::*;
-use crate::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
+use std::sync::Arc;
+
+use crate::mail::{
+    Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
+    Protocol, RecipientDsn, Ret, ReversePath, Tls, TlsVersion,
+};
 
 fn envelope() -> (Envelope, Arrival) {
     let envelope = Envelope {
@@ -7,11 +12,31 @@ fn envelope() -> (Envelope, Arrival) {
         forward_paths: ["b@example.com", "postmaster"].map(|p| ForwardPath::parse(p, false).unwrap()).into(),
         body: Body::EightBit,
         smtputf8: true,
+        require_tls: true,
+        dsn: Some(Box::new(Dsn {
+            ret: Some(Ret::Headers),
+            envelope_id: EnvelopeId::parse("QQ+2B1"),
+            recipients: vec![
+                RecipientDsn { index: 0, notify: Some(Notify::NEVER), original: None },
+                RecipientDsn {
+                    index: 1,
+                    notify: None,
+                    original: OriginalRecipient::parse("rfc822;x@e.org", false),
+                },
+            ],
+        })),
     };
     let arrival = Arrival {
         peer: "[::1]:25".parse().unwrap(),
         hello: "c.example".into(),
-        protocol: Protocol::Utf8Smtp,
+        protocol: Protocol::Esmtp,
+        tls: Some(Arc::new(Tls {
+            version: TlsVersion::Tls13,
+            cipher: "TLS13_AES_256_GCM_SHA384".into(),
+            server_name: Some("mx.example.com".into()),
+            client: Some(ClientCertificate { name: "client.example".into(), fingerprint: [0xa7; 32] }),
+        })),
+        authenticated: Some("user".into()),
         unix_time: 1_700_000_000,
     };
     (envelope, arrival)
