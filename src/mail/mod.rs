@@ -1,10 +1,11 @@
 //! The shared words: paths, envelope, message id, status, phases. What every other module may speak of.
 //!
-//! Promises: a value of one of these types is well-formed by construction (parse, don't validate). Uses std only and
-//! knows nothing of SMTP replies, disk or time.
+//! Promises: a value of one of these types is well-formed by construction (parse, don't validate). Uses std only, but
+//! for the tables of Unicode, and knows nothing of SMTP replies, disk or time.
 
 mod envelope;
 mod id;
+mod idn;
 mod path;
 mod phase;
 mod status;
@@ -12,6 +13,7 @@ mod tls;
 
 pub use envelope::{Arrival, Body, Envelope, Protocol};
 pub use id::{MessageId, ParseMessageIdError};
+pub use idn::canonical_domain;
 pub use path::{Domain, ForwardPath, Mailbox, PathError, ReversePath};
 pub use phase::{Phase, Phases};
 pub use status::{Class, Refusal, Status};
