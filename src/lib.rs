@@ -10,6 +10,7 @@
 //!                   │                inspect, beside it: looks into a spool; only main calls it
 //!         ┌─────────┼──────────┐
 //!       shard    telemetry            shard: the only module that names glommio and awaits sockets and files
+//!         │                           proxy, below it: what a PROXY protocol header says; knows nobody
 //!      ┌──────┬─────┴───┬─────────┐
 //!    smtp   policy    spool   delivery      strangers: they meet only in shard and gateway
 //!      └──────┴─────┬───┴─────────┘
@@ -22,6 +23,7 @@ pub mod inspect;
 pub mod limits;
 pub mod mail;
 pub mod policy;
+pub mod proxy;
 pub mod shard;
 pub mod smtp;
 pub mod spool;

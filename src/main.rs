@@ -2,12 +2,14 @@
 //!
 //! Exit codes: 0 when it did what it was told, 1 on a fault (configuration, start, running), 2 on a command line that makes no sense.
 
+mod auth_commands;
 mod dead_letters;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use auth_commands::AuthCommand;
 use clap::{Args, Parser, Subcommand};
 use dead_letters::DeadCommand;
 use incoming::config::{Config, Flags, Sources, System};
@@ -43,6 +45,9 @@ enum Command {
     /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Prints lines for the file of those who may log in. Needs no configuration.
+    #[command(subcommand)]
+    Auth(AuthCommand),
 }
 
 #[derive(Args)]
@@ -73,18 +78,23 @@ struct Options {
 fn main() -> ExitCode {
     let Cli { command, options } = Cli::parse();
     raise_descriptor_limit();
-    let config = match load(options) {
-        Ok(config) => config,
+    match command.unwrap_or(Command::Serve) {
+        Command::Serve => configured(options, serve),
+        Command::Check => configured(options, |config| print(&config.to_toml())),
+        Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
+        Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
+        Command::Auth(command) => auth_commands::run(command),
+    }
+}
+
+/// Runs what needs a configuration.
+fn configured(options: Options, run: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match load(options) {
+        Ok(config) => run(config),
         Err(e) => {
             complain(&e);
-            return ExitCode::from(if e.is_usage() { USAGE } else { FAULT });
+            ExitCode::from(if e.is_usage() { USAGE } else { FAULT })
         }
-    };
-    match command.unwrap_or(Command::Serve) {
-        Command::Serve => serve(config),
-        Command::Check => print(&config.to_toml()),
-        Command::Dead(command) => dead_letters::run(command, &config),
-        Command::Spool(command) => inspect::run(command, &config),
     }
 }
 

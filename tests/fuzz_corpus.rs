@@ -5,7 +5,7 @@
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz <target>`.
 
 use incoming::smtp::fuzzing;
-use incoming::spool;
+use incoming::{proxy, spool};
 
 type Body = fn(&[u8]);
 
@@ -15,6 +15,7 @@ const TARGETS: &[(&str, Body)] = &[
     ("content", fuzzing::content),
     ("session", fuzzing::session),
     ("recovery", spool::fuzzing::recovery),
+    ("proxy", proxy::fuzz),
 ];
 
 #[test]

@@ -1,12 +1,13 @@
 //! The shared words: paths, envelope, message id, status, phases. What every other module may speak of.
 //!
-//! Promises: a value of one of these types is well-formed by construction (parse, don't validate). Uses std only and
-//! knows nothing of SMTP replies, disk or time.
+//! Promises: a value of one of these types is well-formed by construction (parse, don't validate). Uses std only, but
+//! for the tables of Unicode, and knows nothing of SMTP replies, disk or time.
 
 mod capabilities;
 mod dsn;
 mod envelope;
 mod id;
+mod idn;
 mod path;
 mod phase;
 mod status;
@@ -16,6 +17,7 @@ pub use capabilities::Capabilities;
 pub use dsn::{Dsn, EnvelopeId, Notify, OriginalRecipient, RecipientDsn, Ret, is_xtext};
 pub use envelope::{Arrival, Body, Envelope, Protocol};
 pub use id::{MessageId, ParseMessageIdError};
+pub use idn::canonical_domain;
 pub use path::{Domain, ForwardPath, Mailbox, PathError, ReversePath};
 pub use phase::{Phase, Phases};
 pub use status::{Class, Refusal, Status};

@@ -1,7 +1,8 @@
 //! Which recipients are ours: the rule that keeps a gateway from being a relay.
 //!
 //! Invariant: without `any`, a recipient passes only if the domain the parser found, the one after the last `@` outside
-//! quotes, is in the list octet by octet. What a local part looks like (`x%evil`, `"x@evil"`) is never read.
+//! quotes, is in the list, in whichever of its spellings ([`crate::mail::canonical_domain`]). What a local part looks like (`x%evil`,
+//! `"x@evil"`) is never read.
 
 use std::collections::HashSet;
 
@@ -30,9 +31,9 @@ impl AcceptedDomains {
     fn accepts(&self, recipient: &ForwardPath) -> bool {
         let ForwardPath::Mailbox(mailbox) = recipient else { return true };
         let Some(domains) = &self.domains else { return true };
-        domains.contains(mailbox.domain())
-            || mailbox.local_part().eq_ignore_ascii_case("postmaster")
-                && mailbox.domain() == self.own.as_str()
+        let domain = mailbox.canonical_domain();
+        domains.contains(&*domain)
+            || mailbox.local_part().eq_ignore_ascii_case("postmaster") && domain == self.own.canonical()
     }
 }
 
@@ -77,7 +78,13 @@ mod tests {
     fn only_listed_domains_and_postmaster_pass() {
         let policy = AcceptedDomains::listed(
             domain("mx.example.com"),
-            [domain("Example.com"), domain("[192.0.2.1]"), domain("bücher.example")],
+            [
+                domain("Example.com"),
+                domain("[192.0.2.1]"),
+                domain("Bücher.example"),
+                domain("XN--80AAFI6CG.xn--p1ai"),
+                domain("xn--a.example"),
+            ],
         );
         let table = [
             ("a@example.com", true),
@@ -86,6 +93,14 @@ mod tests {
             ("x%evil.org@example.com", true),
             ("a@[192.0.2.1]", true),
             ("a@bücher.example", true),
+            ("a@BÜCHER.example", true),
+            ("a@xn--bcher-kva.example", true),
+            ("a@XN--Bcher-KVA.example", true),
+            ("a@правда.рф", true),
+            ("a@xn--a.example", true),
+            ("a@xn--b.example", false),
+            ("a@bucher.example", false),
+            ("a@xn--bucher-kva.example", false),
             ("postmaster", true),
             ("PostMaster@MX.example.com", true),
             ("a@mx.example.com", false),
@@ -95,7 +110,6 @@ mod tests {
             ("a@example.com.evil.org", false),
             ("\"a@example.com\"@evil.org", false),
             ("a@[192.0.2.2]", false),
-            ("a@xn--bcher-kva.example", false),
             ("a@еxample.com", false),
         ];
         for (recipient, passes) in table {

@@ -7,10 +7,14 @@
 //! - a policy is asked only at the phases it named;
 //! - a verdict depends on the facts given, never on the wire: a policy sees no octet that was not parsed.
 //!
+//! Beside them, who may log in: [`Credentials`] and the [`Verifier`], which takes them off the shards.
+//!
 //! Knows nothing of sockets, reply codes or the spool. Verdicts are synchronous: a policy that must wait for somebody does
 //! not belong on a shard.
 
 mod accepted_domains;
+mod credentials;
+mod verifier;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +24,8 @@ use crate::mail::{ForwardPath, Refusal, ReversePath};
 pub use crate::mail::{Phase, Phases};
 
 pub use accepted_domains::AcceptedDomains;
+pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
+pub use verifier::{Attempt, Busy, Verifier};
 
 /// What is known when a policy is asked. What a phase does not know yet is `None`, empty or 0.
 #[derive(Clone, Copy, Debug)]
