@@ -10,9 +10,9 @@
 //!                   │                inspect, beside it: looks into a spool; only main calls it
 //!         ┌─────────┼──────────┐
 //!       shard    telemetry            shard: the only module that names glommio and awaits sockets and files
-//!      ┌──────┬─────┴───┬─────────┐
-//!    smtp   policy    spool   delivery      strangers: they meet only in shard and gateway
-//!      └──────┴─────┬───┴─────────┘
+//!     ┌──────┬──────┼──────┬────────┐
+//!   smtp    tls  policy  spool   delivery   strangers: they meet only in shard and gateway
+//!     └──────┴──────┼──────┴────────┘
 //!                 mail              the shared words: paths, envelope, message id; std only
 //! ```
 pub mod config;
@@ -26,3 +26,4 @@ pub mod shard;
 pub mod smtp;
 pub mod spool;
 pub mod telemetry;
+pub mod tls;
