@@ -217,11 +217,202 @@ fn check_time(old: &Certificate, new: &Certificate, now: SystemTime) -> Result<(
     Err(LoadError::new(&new.chain, format!("{words}, and the one in use is still valid")))
 }
 
-/// rustls over aws-lc, with its cipher suites, and the groups for key exchange in the order they are wanted:
-/// the hybrid one first, for what is recorded today should not be readable when there are quantum computers.
+/// rustls over aws-lc, with its cipher suites, and the groups for key exchange: the hybrid one with them, for
+/// what is recorded today should not be readable when there are quantum computers. Among groups rustls goes by
+/// the client's order, whatever ours is; clients that know the hybrid one put it first, and to insist on it
+/// against a client's order would cost a round trip (HelloRetryRequest).
 fn provider() -> CryptoProvider {
     CryptoProvider {
         kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
         ..aws_lc_rs::default_provider()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rustls::pki_types::CertificateDer;
+
+    use super::super::TlsError;
+    use super::super::testing::*;
+    use super::*;
+
+    /// What a new client is shown.
+    fn shown(acceptor: &Acceptor) -> CertificateDer<'static> {
+        let wire = Wire::connect(acceptor, &Offer::default().client(), "mx.example").unwrap();
+        wire.client.peer_certificates().unwrap()[0].clone()
+    }
+
+    #[test]
+    fn a_reload_is_seen_by_new_handshakes_and_not_by_those_begun() {
+        let authority = Authority::new();
+        let folder = Folder::new();
+        let (old, new) = (authority.issue_for(&["mx.example"]), authority.issue_for(&["mx.example"]));
+        let acceptor = Acceptor::load(folder.settings(std::slice::from_ref(&old)), now()).unwrap();
+        let client = Offer::default().client();
+        let mut done = Wire::connect(&acceptor, &client, "mx.example").unwrap();
+        let mut begun = Wire::new(&acceptor, &client, "mx.example");
+        assert!(!acceptor.has_changed());
+        folder.write_pair("0", &new);
+        assert!(acceptor.has_changed());
+        assert_eq!(shown(&acceptor), old.der());
+        acceptor.reload(now()).unwrap();
+        assert!(!acceptor.has_changed());
+        assert_eq!(shown(&acceptor), new.der());
+        begun.exchange().unwrap();
+        assert_eq!(begun.client.peer_certificates().unwrap()[0], old.der());
+        let octets = done.say(b"NOOP\r\n");
+        done.to_channel(&octets).unwrap();
+        assert_eq!(done.plaintext, b"NOOP\r\n");
+    }
+
+    #[test]
+    fn a_half_written_pair_changes_nothing_until_the_other_half_is_there() {
+        let authority = Authority::new();
+        let folder = Folder::new();
+        let (old, new) = (authority.issue_for(&["mx.example"]), authority.issue_for(&["mx.example"]));
+        let acceptor = Acceptor::load(folder.settings(std::slice::from_ref(&old)), now()).unwrap();
+        for half in ["", &new.chain[..100], &new.chain] {
+            folder.write("0.pem", half);
+            assert!(acceptor.has_changed());
+            acceptor.reload(now()).unwrap_err();
+            assert!(!acceptor.has_changed(), "a failed pair is not tried again as it is");
+            assert_eq!(shown(&acceptor), old.der());
+        }
+        std::fs::remove_file(folder.path("0.key")).unwrap();
+        assert!(acceptor.has_changed());
+        acceptor.reload(now()).unwrap_err();
+        assert!(!acceptor.has_changed());
+        folder.write("0.key", &new.key);
+        assert!(acceptor.has_changed());
+        acceptor.reload(now()).unwrap();
+        assert_eq!(shown(&acceptor), new.der());
+    }
+
+    #[test]
+    fn links_that_point_elsewhere_are_a_change_and_a_touch_is_not() {
+        let authority = Authority::new();
+        let folder = Folder::new();
+        let (old, new) = (authority.issue_for(&["mx.example"]), authority.issue_for(&["mx.example"]));
+        // Kubernetes: the files are links into `..data`, which is a link to a folder, and is replaced.
+        for (name, issued) in [("1", &old), ("2", &new)] {
+            std::fs::create_dir(folder.path(name)).unwrap();
+            folder.write(&format!("{name}/tls.crt"), &issued.chain);
+            folder.write(&format!("{name}/tls.key"), &issued.key);
+        }
+        symlink("1", folder.path("..data")).unwrap();
+        symlink("..data/tls.crt", folder.path("tls.crt")).unwrap();
+        symlink("..data/tls.key", folder.path("tls.key")).unwrap();
+        let mut settings = folder.settings(std::slice::from_ref(&old));
+        settings.certificates[0] =
+            CertificateFiles { chain: folder.path("tls.crt"), key: folder.path("tls.key") };
+        let acceptor = Acceptor::load(settings, now()).unwrap();
+        folder.write("1/tls.crt", &old.chain);
+        assert!(!acceptor.has_changed());
+        symlink("2", folder.path("..data_tmp")).unwrap();
+        std::fs::rename(folder.path("..data_tmp"), folder.path("..data")).unwrap();
+        assert!(acceptor.has_changed());
+        acceptor.reload(now()).unwrap();
+        assert_eq!(shown(&acceptor), new.der());
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_valid_does_not_replace_one_that_is() {
+        let authority = Authority::new();
+        let at = |from, to| authority.issue(&Wanted { from, to, ..Wanted::names(&["mx.example"]) });
+        let valid = at((2000, 1, 1), (2100, 1, 1));
+        let expired = at((2000, 1, 1), (2001, 1, 1));
+        let other_expired = at((2000, 1, 1), (2002, 1, 1));
+        let not_yet = at((2090, 1, 1), (2100, 1, 1));
+        for (old, new, words) in [
+            (&valid, &expired, Some("expired")),
+            (&valid, &not_yet, Some("not valid yet")),
+            (&expired, &other_expired, None),
+            (&not_yet, &expired, None),
+            (&expired, &valid, None),
+        ] {
+            let folder = Folder::new();
+            // The second of two, so that each is compared with its own.
+            let settings = folder.settings(&[authority.issue_for(&["other.example"]), old.clone()]);
+            let acceptor = Acceptor::load(settings, now()).unwrap();
+            folder.write_pair("1", new);
+            let outcome = acceptor.reload(now());
+            assert_eq!(shown(&acceptor), if words.is_some() { old.der() } else { new.der() });
+            assert_eq!(outcome.is_err(), words.is_some(), "{outcome:?}");
+            if let (Err(error), Some(words)) = (outcome, words) {
+                assert!(error.path() == folder.path("1.pem") && error.to_string().contains(words), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn sessions_resume_on_every_channel_of_an_acceptor_and_after_a_reload() {
+        let authority = Authority::new();
+        for versions in [ONLY_12, ONLY_13] {
+            let folder = Folder::new();
+            let acceptor =
+                Acceptor::load(folder.settings(&[authority.issue_for(&["mx.example"])]), now()).unwrap();
+            let client = Offer::versions(versions).client();
+            let mut first = Wire::connect(&acceptor, &client, "mx.example").unwrap();
+            assert!(!first.channel.is_resumed());
+            for i in 0..3 {
+                let mut wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
+                assert!(wire.channel.is_resumed(), "{versions:?}");
+                assert_eq!(wire.channel.facts(), first.channel.facts());
+                let octets = wire.say(b"NOOP\r\n");
+                wire.to_channel(&octets).unwrap();
+                assert_eq!(wire.plaintext, b"NOOP\r\n");
+                folder.write_pair("0", &authority.issue_for(&["mx.example", &format!("{i}.example")]));
+                acceptor.reload(now()).unwrap();
+            }
+            first.exchange().unwrap();
+            // RFC 6066 §3: a session is for one name.
+            let other = Wire::connect(&acceptor, &client, "other.example").unwrap();
+            assert!(!other.channel.is_resumed());
+        }
+    }
+
+    #[test]
+    fn a_ticket_of_another_acceptor_is_worth_nothing() {
+        let folder = Folder::new();
+        let settings = folder.settings(&[Authority::new().issue_for(&["mx.example"])]);
+        let (one, another) =
+            (Acceptor::load(settings.clone(), now()).unwrap(), Acceptor::load(settings, now()).unwrap());
+        for versions in [ONLY_12, ONLY_13] {
+            let client = Offer::versions(versions).client();
+            Wire::connect(&one, &client, "mx.example").unwrap();
+            let wire = Wire::connect(&another, &client, "mx.example").unwrap();
+            assert!(!wire.channel.is_handshaking() && !wire.channel.is_resumed());
+        }
+    }
+
+    #[test]
+    fn one_ticket_is_sent_after_a_handshake() {
+        let acceptor = acceptor();
+        let client = Offer::versions(ONLY_13).client();
+        for _ in 0..2 {
+            let wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
+            assert_eq!(wire.client.tls13_tickets_received(), 1);
+        }
+    }
+
+    #[test]
+    fn a_version_below_the_least_is_refused() {
+        let folder = Folder::new();
+        let mut settings = folder.settings(&[Authority::new().issue_for(&["mx.example"])]);
+        settings.min_version = TlsVersion::Tls13;
+        let acceptor = Acceptor::load(settings, now()).unwrap();
+        let outcome = Wire::connect(&acceptor, &Offer::versions(ONLY_12).client(), "mx.example").map(|_| ());
+        assert!(matches!(outcome, Err(TlsError::Handshake(_))), "{outcome:?}");
+        Wire::connect(&acceptor, &Offer::default().client(), "mx.example").unwrap();
+    }
+
+    #[test]
+    fn an_acceptor_may_be_shared_and_a_channel_sent() {
+        fn is_shared<T: Send + Sync>() {}
+        fn is_sent<T: Send>() {}
+        is_shared::<Acceptor>();
+        is_sent::<Channel>();
     }
 }

@@ -272,3 +272,181 @@ pub(super) fn unix_seconds(time: SystemTime) -> i64 {
         Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |seconds| -seconds),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, PKCS_ED25519};
+
+    use super::super::testing::*;
+    use super::super::{Acceptor, ClientCertificates};
+    use super::*;
+
+    /// Runs `openssl` with `input`, and gives back what it writes.
+    fn openssl(arguments: &str, input: &str) -> String {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+        let mut child = Command::new("openssl")
+            .args(arguments.split(' '))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("openssl is installed");
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "openssl {arguments}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn load(folder: &Folder, issued: &Issued) -> Result<Acceptor, LoadError> {
+        Acceptor::load(folder.settings(std::slice::from_ref(issued)), now())
+    }
+
+    #[test]
+    fn every_kind_of_key_in_every_kind_of_pem_is_taken() {
+        let authority = Authority::new();
+        let folder = Folder::new();
+        for algorithm in [ECDSA, &PKCS_ECDSA_P384_SHA384, &PKCS_ECDSA_P521_SHA512, RSA, &PKCS_ED25519] {
+            let issued = authority.issue(&Wanted { algorithm, ..Wanted::names(&["mx.example"]) });
+            let acceptor = load(&folder, &issued).unwrap();
+            Wire::connect(&acceptor, &Offer::default().client(), "mx.example").unwrap();
+            let traditional = match algorithm {
+                _ if std::ptr::eq(algorithm, &PKCS_ED25519) => continue,
+                // PKCS#1.
+                _ if std::ptr::eq(algorithm, RSA) => openssl("rsa -traditional", &issued.key),
+                // SEC 1, and what `openssl ecparam -genkey` puts before it.
+                _ => {
+                    "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+                        .to_owned()
+                        + &openssl("ec", &issued.key)
+                }
+            };
+            assert!(!traditional.contains("BEGIN PRIVATE"), "{traditional}");
+            let acceptor = load(&folder, &Issued { key: traditional, ..issued }).unwrap();
+            Wire::connect(&acceptor, &Offer::default().client(), "mx.example").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_chain_is_sent_whole_and_one_file_may_hold_all() {
+        let authority = Authority::new();
+        let issued = authority.issue_for(&["mx.example"]);
+        let whole = format!("{}{}{}", issued.key, issued.chain, authority.pem());
+        let folder = Folder::new();
+        let acceptor = load(&folder, &Issued { chain: whole.clone(), key: whole }).unwrap();
+        let wire = Wire::connect(&acceptor, &Offer::default().client(), "mx.example").unwrap();
+        assert_eq!(wire.client.peer_certificates().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_the_file_and_what_to_do() {
+        let authority = Authority::new();
+        let good = authority.issue_for(&["mx.example"]);
+        let other = authority.issue_for(&["other.example"]);
+        let Issued { chain, key } = &good;
+        let reversed = format!("{}{chain}", authority.pem());
+        let encrypted = openssl("pkcs8 -topk8 -passout pass:secret", key);
+        let encrypted_sec1 = openssl("ec -aes128 -passout pass:secret", key);
+        let half = &chain[..chain.len() / 2];
+        let no_base64 = chain.replacen("MII", "M!!", 1);
+        let no_certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let damaged_second = format!("{chain}{no_certificate}");
+        let small = openssl("genrsa 1024", "");
+        let der = "\u{30}\u{1}\u{2}".to_owned();
+        // The chain's file and the key's; in which of the two the fault is; words of it.
+        let cases: &[(&str, &str, &str, &[&str])] = &[
+            ("", key, "0.pem", &["empty"]),
+            (key, key, "0.pem", &["no certificate", "exchanged"]),
+            ("some text", key, "0.pem", &["no certificate", "BEGIN CERTIFICATE"]),
+            (&der, key, "0.pem", &["DER", "openssl"]),
+            (half, key, "0.pem", &["cut off", "half written"]),
+            (&no_base64, key, "0.pem", &["base64"]),
+            (no_certificate, key, "0.pem", &["damaged"]),
+            (&damaged_second, key, "0.pem", &["certificate 2", "damaged"]),
+            (&reversed, key, "0.pem", &["certificate 2", "has to come first"]),
+            (chain, "", "0.key", &["no private key"]),
+            (chain, chain, "0.key", &["no private key", "exchanged"]),
+            (chain, &encrypted, "0.key", &["encrypted", "openssl pkey"]),
+            (chain, &encrypted_sec1, "0.key", &["encrypted", "openssl pkey"]),
+            (chain, &key[..60], "0.key", &["cut off"]),
+            (chain, &small, "0.key", &["2048"]),
+            (chain, &other.key, "0.key", &["does not belong", "0.pem"]),
+        ];
+        let folder = Folder::new();
+        for (chain, key, file, words) in cases {
+            let issued = Issued { chain: (*chain).into(), key: (*key).into() };
+            let error = load(&folder, &issued).unwrap_err();
+            assert_eq!(error.path(), folder.path(file), "{error}");
+            let text = error.to_string();
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+            assert!(!text.contains('\n') && !text.contains("MII"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_with_the_reason() {
+        let folder = Folder::new();
+        let mut settings = folder.settings(&[Authority::new().issue_for(&["mx.example"])]);
+        std::fs::remove_file(folder.path("0.key")).unwrap();
+        let error = Acceptor::load(settings.clone(), now()).unwrap_err();
+        assert!(error.to_string().contains("0.key: cannot be read: No such file"), "{error}");
+        std::fs::create_dir(folder.path("0.key")).unwrap();
+        let error = Acceptor::load(settings.clone(), now()).unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+        std::fs::remove_dir(folder.path("0.key")).unwrap();
+        // A device without end, and one that nobody writes to.
+        std::os::unix::fs::symlink("/dev/zero", folder.path("0.key")).unwrap();
+        Acceptor::load(settings.clone(), now()).unwrap_err();
+        folder.write("large", vec![b' '; 5 << 20]);
+        settings.certificates[0].key = folder.path("large");
+        let error = Acceptor::load(settings, now()).unwrap_err();
+        assert!(error.to_string().contains("larger than 4 MiB"), "{error}");
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = unreadable(&folder.path("0.key"), &denied);
+        assert!(error.to_string().contains("let the gateway's user read it"), "{error}");
+    }
+
+    #[test]
+    fn authorities_that_cannot_be_used_are_named() {
+        let folder = Folder::new();
+        let issued = Authority::new().issue_for(&["mx.example"]);
+        for (content, words) in [("", "empty"), (issued.key.as_str(), "no certificate")] {
+            let mut settings = folder.settings(std::slice::from_ref(&issued));
+            let authorities = folder.write("authorities.pem", content);
+            settings.client_certificates = ClientCertificates::Request { authorities };
+            let error = Acceptor::load(settings, now()).unwrap_err();
+            assert_eq!(error.path(), folder.path("authorities.pem"));
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_and_times_are_those_of_the_certificate() {
+        let authority = Authority::new();
+        let wanted =
+            Wanted { from: (2026, 1, 2), to: (2026, 1, 12), ..Wanted::names(&["MX.example", "*.example"]) };
+        let folder = Folder::new();
+        // Not a reason to refuse at the start.
+        let acceptor = load(&folder, &authority.issue(&wanted)).unwrap();
+        let [certificate] = &acceptor.certificates()[..] else { panic!("one") };
+        assert_eq!(certificate.names, ["mx.example".into(), "*.example".into()]);
+        assert_eq!(certificate.chain, folder.path("0.pem"));
+        let at = |seconds: i64| UNIX_EPOCH + Duration::from_secs(seconds as u64);
+        let (first, last) = (certificate.not_before, certificate.not_after);
+        assert_eq!(last - first, 10 * DAY);
+        for (time, validity, days) in [
+            (first - 1, Validity::NotYet, 10),
+            (first, Validity::Valid, 10),
+            (first + 1, Validity::Valid, 9),
+            (last - DAY, Validity::Valid, 1),
+            (last, Validity::Valid, 0),
+            (last + 1, Validity::Expired, -1),
+            (last + DAY, Validity::Expired, -1),
+            (last + DAY + 1, Validity::Expired, -2),
+        ] {
+            assert_eq!((certificate.validity(at(time)), certificate.days_left(at(time))), (validity, days));
+        }
+    }
+}

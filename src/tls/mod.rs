@@ -26,6 +26,8 @@ mod channel;
 mod clients;
 mod files;
 mod resolver;
+#[cfg(test)]
+mod testing;
 
 pub use acceptor::{Acceptor, ClientCertificates, Settings};
 pub use certificates::{Certificate, CertificateFiles, LoadError, Validity};

@@ -82,3 +82,109 @@ impl ResolvesServerCert for Resolver {
         Some(self.choose(hello.server_name(), hello.signature_schemes()).clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::CipherSuite;
+
+    use super::super::Acceptor;
+    use super::super::testing::*;
+    use super::*;
+
+    /// The leaf that a client is shown, as an index into `all`.
+    fn shown(acceptor: &Acceptor, all: &[Issued], offer: Offer, name: &str) -> Option<usize> {
+        let wire = Wire::connect(acceptor, &offer.client(), name).ok()?;
+        let leaf = &wire.client.peer_certificates().unwrap()[0];
+        all.iter().position(|issued| issued.der() == *leaf)
+    }
+
+    #[test]
+    fn the_name_decides_and_an_unknown_one_gets_the_default() {
+        let authority = Authority::new();
+        let all = [
+            authority.issue_for(&["default.example"]),
+            authority.issue_for(&["mx1.example", "MX2.Example"]),
+            authority.issue_for(&["*.wild.example", "wild.example"]),
+            authority.issue_for(&["exact.wild.example"]),
+        ];
+        let acceptor = Acceptor::load(Folder::new().settings(&all), now()).unwrap();
+        let cases = [
+            ("default.example", 0),
+            ("mx1.example", 1),
+            ("mx2.example", 1),
+            ("MX1.EXAMPLE", 1),
+            ("a.wild.example", 2),
+            ("wild.example", 2),
+            ("exact.wild.example", 3),
+            // A wildcard is one label, not two and not none.
+            ("a.b.wild.example", 0),
+            ("example", 0),
+            ("unknown.example", 0),
+            ("xn--bcher-kva.example", 0),
+            // No name: it is an address.
+            ("192.0.2.1", 0),
+        ];
+        for versions in [ONLY_12, ONLY_13] {
+            for (name, expected) in cases {
+                assert_eq!(shown(&acceptor, &all, Offer::versions(versions), name), Some(expected), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_client_s_signatures_choose_among_certificates_of_a_name_and_ecdsa_is_preferred() {
+        let authority = Authority::new();
+        let issue =
+            |algorithm, names: &[&str]| authority.issue(&Wanted { algorithm, ..Wanted::names(names) });
+        let all = [
+            issue(RSA, &["mx.example"]),
+            issue(ECDSA, &["mx.example", "*.example"]),
+            issue(RSA, &["only-rsa.example"]),
+            issue(ECDSA, &["only-ecdsa.example"]),
+        ];
+        let acceptor = Acceptor::load(Folder::new().settings(&all), now()).unwrap();
+        let any = |_: &SignatureScheme| true;
+        let only_rsa = |scheme: &SignatureScheme| {
+            matches!(scheme, SignatureScheme::RSA_PSS_SHA256 | SignatureScheme::RSA_PKCS1_SHA256)
+        };
+        let only_ecdsa = |scheme: &SignatureScheme| *scheme == SignatureScheme::ECDSA_NISTP256_SHA256;
+        type Understands<'a> = &'a dyn Fn(&SignatureScheme) -> bool;
+        let cases: [(&str, Understands, usize); 11] = [
+            ("mx.example", &any, 1),
+            ("mx.example", &only_rsa, 0),
+            ("mx.example", &only_ecdsa, 1),
+            // No exact one suits: the wildcard's.
+            ("only-rsa.example", &only_ecdsa, 1),
+            ("only-rsa.example", &only_rsa, 2),
+            // Nothing of that name suits: the default.
+            ("only-ecdsa.example", &only_rsa, 0),
+            ("unknown.test", &any, 1),
+            ("unknown.test", &only_rsa, 0),
+            ("unknown.test", &only_ecdsa, 1),
+            ("192.0.2.1", &only_rsa, 0),
+            ("192.0.2.1", &only_ecdsa, 1),
+        ];
+        for versions in [ONLY_12, ONLY_13] {
+            for (name, understands, expected) in cases {
+                let mut offer = Offer::versions(versions);
+                offer.schemes.retain(|scheme| understands(scheme));
+                assert_eq!(shown(&acceptor, &all, offer, name), Some(expected), "{name}");
+            }
+        }
+        // In TLS 1.2 the suite names the kind of key, whatever schemes are listed.
+        let offer = Offer {
+            suites: |suite| suite == CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            ..Offer::versions(ONLY_12)
+        };
+        assert_eq!(shown(&acceptor, &all, offer, "mx.example"), Some(0));
+    }
+
+    #[test]
+    fn a_client_that_verifies_nothing_of_ours_fails_in_its_own_words() {
+        let acceptor = acceptor();
+        let mut offer = Offer::default();
+        offer.schemes.retain(|scheme| *scheme == SignatureScheme::ED25519);
+        let outcome = Wire::connect(&acceptor, &offer.client(), "mx.example").map(|_| ());
+        assert!(matches!(outcome, Err(super::super::TlsError::Handshake(_))), "{outcome:?}");
+    }
+}
