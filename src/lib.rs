@@ -11,10 +11,10 @@
 //!         ┌─────────┼──────────┐
 //!       shard    telemetry            shard: the only module that names glommio and awaits sockets and files
 //!         │                           proxy, below it: what a PROXY protocol header says; knows nobody
-//!      ┌──────┬─────┴───┬─────────┐
-//!    smtp   policy    spool   delivery      strangers: they meet only in shard and gateway
-//!      └──────┴─────┬───┴─────────┘
-//!                 mail              the shared words: paths, envelope, message id; std only
+//!     ┌──────┬──────┼──────┬────────┐
+//!   smtp    tls  policy  spool   delivery   strangers: they meet only in shard and gateway
+//!     └──────┴──────┼──────┴────────┘
+//!                 mail              the shared words: paths, envelope, message id
 //! ```
 pub mod config;
 pub mod delivery;
@@ -28,3 +28,4 @@ pub mod shard;
 pub mod smtp;
 pub mod spool;
 pub mod telemetry;
+pub mod tls;

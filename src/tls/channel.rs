@@ -1,0 +1,499 @@
+//! One connection's TLS, server side: ciphertext on one side, plaintext on the other, no I/O.
+//!
+//! ```text
+//!   Handshaking ──► Open ──► Ended      close_notify, from either side: what arrives is never looked at
+//!        │            │
+//!        └────────────┴────► Failed     the alert is in the output; every further call is refused
+//! ```
+//!
+//! Invariants:
+//! - in `Ended` and `Failed` no plaintext is produced and nothing is encrypted;
+//! - ciphertext is taken whole, and nothing that could be sent or handed on is kept back: what stays in a
+//!   channel between two calls is an incomplete record, or an incomplete message of a handshake, of which
+//!   rustls allows 64 KiB;
+//! - output is bounded by input: rustls answers one key update at a time, one renegotiation ever, and counts
+//!   warnings, empty records and key updates without data until it has had enough.
+
+use std::fmt;
+use std::io::{BufRead, Write};
+use std::sync::Arc;
+
+use rustls::{Error, HandshakeKind, InvalidMessage, ProtocolVersion, ServerConnection};
+
+use crate::mail::{ClientCertificate, Tls, TlsVersion};
+
+use super::acceptor::Current;
+
+/// As much plaintext as is encrypted before the records are moved on: what goes into one record.
+const RECORD_PLAINTEXT_MAX: usize = 16 << 10;
+
+/// The longest text of an error, in octets.
+const TEXT_SIZE_MAX: usize = 160;
+
+/// TLS on one connection.
+#[derive(Debug)]
+pub struct Channel {
+    connection: Box<ServerConnection>,
+    client: Option<Box<ClientCertificate>>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// With what is needed until the client is known.
+    Handshaking(Arc<Current>),
+    Open,
+    Ended,
+    Failed,
+}
+
+/// Why TLS has failed on a connection. The texts are short, printable, and hold nothing the peer chose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsError {
+    /// What arrived first is not TLS: a plaintext command, HTTP, a port scanner.
+    NotTls,
+    /// The client speaks another protocol than SMTP, and said so (ALPN).
+    NoAlpn,
+    /// No certificate, or none that could be verified, where one is required.
+    ClientCertificate(Box<str>),
+    /// The handshake has failed: nothing in common, the peer's alert, a malformed message.
+    Handshake(Box<str>),
+    /// The connection was broken after the handshake: altered, malformed, or too much of something.
+    Broken(Box<str>),
+    /// It had failed before.
+    Ended,
+}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TlsError::NotTls => f.write_str("what the peer sent is not TLS"),
+            TlsError::NoAlpn => f.write_str("the peer offers protocols, and smtp is not among them"),
+            TlsError::ClientCertificate(text) => write!(f, "client certificate: {text}"),
+            TlsError::Handshake(text) => write!(f, "handshake: {text}"),
+            TlsError::Broken(text) => f.write_str(text),
+            TlsError::Ended => f.write_str("TLS had failed before"),
+        }
+    }
+}
+
+impl std::error::Error for TlsError {}
+
+impl Channel {
+    pub(super) fn new(current: Arc<Current>) -> Self {
+        let connection =
+            ServerConnection::new(current.config.clone()).expect("the size of records is the default");
+        Channel { connection: Box::new(connection), client: None, state: State::Handshaking(current) }
+    }
+
+    /// Takes ciphertext, all of it. Appends what it decrypts to, and what is to be sent because of it: the
+    /// handshake, alerts, key updates.
+    ///
+    /// # Errors
+    /// Why the channel has failed. What is in `plaintext` came before, the alert is in `ciphertext_out`.
+    pub fn handle_ciphertext(
+        &mut self,
+        mut octets: &[u8],
+        plaintext: &mut Vec<u8>,
+        ciphertext_out: &mut Vec<u8>,
+    ) -> Result<(), TlsError> {
+        while !octets.is_empty() {
+            match self.state {
+                State::Handshaking(_) | State::Open => {}
+                State::Ended => return Ok(()),
+                State::Failed => return Err(TlsError::Ended),
+            }
+            if let Err(error) = self.take_some(&mut octets, plaintext, ciphertext_out) {
+                self.state = State::Failed;
+                self.move_output(ciphertext_out);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the records of `plaintext`. Does nothing while handshaking and after the end.
+    pub fn encrypt(&mut self, plaintext: &[u8], ciphertext_out: &mut Vec<u8>) {
+        if !matches!(self.state, State::Open) {
+            debug_assert!(!matches!(self.state, State::Handshaking(_)), "plaintext during the handshake");
+            return;
+        }
+        for piece in plaintext.chunks(RECORD_PLAINTEXT_MAX) {
+            // All of it, or an error that a later call will meet again: the buffer has room for a record.
+            let _ = self.connection.writer().write_all(piece);
+            self.move_output(ciphertext_out);
+        }
+    }
+
+    /// Appends close_notify, and ends the channel. Does nothing after the end.
+    pub fn close(&mut self, ciphertext_out: &mut Vec<u8>) {
+        if matches!(self.state, State::Failed) {
+            return;
+        }
+        self.connection.send_close_notify();
+        self.state = State::Ended;
+        self.move_output(ciphertext_out);
+    }
+
+    /// Whether the handshake is still going on.
+    pub fn is_handshaking(&self) -> bool {
+        matches!(self.state, State::Handshaking(_))
+    }
+
+    /// Whether close_notify was sent or received, or the channel has failed: no plaintext will come any more,
+    /// and what follows on the wire is never looked at.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.state, State::Ended | State::Failed)
+    }
+
+    /// Whether the handshake resumed an earlier session.
+    pub fn is_resumed(&self) -> bool {
+        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// What was agreed on. None while handshaking, and if that was never over.
+    pub fn facts(&self) -> Option<Tls> {
+        if self.is_handshaking() || self.connection.is_handshaking() {
+            return None;
+        }
+        let version = match self.connection.protocol_version()? {
+            ProtocolVersion::TLSv1_3 => TlsVersion::Tls13,
+            _ => TlsVersion::Tls12,
+        };
+        let cipher = self.connection.negotiated_cipher_suite()?.suite().as_str()?;
+        Some(Tls {
+            version,
+            // rustls tells the two versions' suites apart in the name; IANA does not.
+            cipher: cipher.replacen("TLS13_", "TLS_", 1).into(),
+            server_name: self.connection.server_name().map(|name| name.to_ascii_lowercase().into()),
+            client: self.client.as_deref().cloned(),
+        })
+    }
+
+    /// Takes as much as rustls reads at a time.
+    fn take_some(
+        &mut self,
+        octets: &mut &[u8],
+        plaintext: &mut Vec<u8>,
+        ciphertext_out: &mut Vec<u8>,
+    ) -> Result<(), TlsError> {
+        self.connection
+            .read_tls(octets)
+            .map_err(|_| TlsError::Broken("more than a record can be without its end".into()))?;
+        let outcome = self.connection.process_new_packets();
+        if let State::Handshaking(current) = &self.state
+            && !self.connection.is_handshaking()
+        {
+            let chain = self.connection.peer_certificates().unwrap_or_default();
+            let now = current.config.time_provider.current_time();
+            self.client = now.and_then(|now| current.clients.identify(chain, now)).map(Box::new);
+            // Met only when a session is resumed: at its beginning rustls has seen to it.
+            if current.clients.is_required() && self.client.is_none() {
+                self.connection.send_close_notify();
+                return Err(TlsError::ClientCertificate("it cannot be verified any more".into()));
+            }
+            self.state = State::Open;
+        }
+        if matches!(self.state, State::Open) {
+            let mut reader = self.connection.reader();
+            while let Ok(piece @ [_, ..]) = reader.fill_buf() {
+                plaintext.extend_from_slice(piece);
+                let size = piece.len();
+                reader.consume(size);
+            }
+        }
+        let has_ended = outcome.map_err(|error| self.error(error))?.peer_has_closed();
+        self.move_output(ciphertext_out);
+        if has_ended {
+            self.state = State::Ended;
+        }
+        Ok(())
+    }
+
+    fn move_output(&mut self, ciphertext_out: &mut Vec<u8>) {
+        while self.connection.wants_write() {
+            self.connection.write_tls(ciphertext_out).expect("a Vec takes everything");
+        }
+    }
+
+    fn error(&self, error: Error) -> TlsError {
+        let text = text(&error);
+        match error {
+            Error::InvalidMessage(InvalidMessage::InvalidContentType)
+                if self.connection.protocol_version().is_none() =>
+            {
+                TlsError::NotTls
+            }
+            Error::NoApplicationProtocol => TlsError::NoAlpn,
+            Error::InvalidCertificate(_) | Error::NoCertificatesPresented => {
+                TlsError::ClientCertificate(text)
+            }
+            _ if self.is_handshaking() => TlsError::Handshake(text),
+            _ => TlsError::Broken(text),
+        }
+    }
+}
+
+/// rustls' words, fit for a line of a log.
+fn text(error: &Error) -> Box<str> {
+    let clean = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
+    error.to_string().chars().take(TEXT_SIZE_MAX).map(clean).collect::<String>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::aws_lc_rs::{self, kx_group};
+    use rustls::{AlertDescription, NamedGroup};
+
+    use super::super::testing::*;
+    use super::*;
+    use crate::mail::TlsVersion;
+
+    const TEXT: &[u8] = b"EHLO client.example\r\n";
+
+    #[test]
+    fn a_dialogue_is_the_same_at_every_split_of_the_ciphertext() {
+        let acceptor = acceptor();
+        for versions in [ONLY_12, ONLY_13] {
+            let client = Offer::versions(versions).client();
+            // The steps are as long as what there is, so that every octet is once the first of one.
+            let mut step = 1;
+            let mut is_longest = false;
+            while !is_longest {
+                is_longest = true;
+                let mut wire = Wire::new(&acceptor, &client, "mx.example");
+                let mut sent = wire.from_client();
+                let mut is_said = false;
+                while !sent.is_empty() {
+                    is_longest &= sent.len() <= step;
+                    for piece in sent.chunks(step) {
+                        wire.to_channel(piece).unwrap();
+                    }
+                    sent = wire.from_client();
+                    if sent.is_empty() && !is_said {
+                        is_said = true;
+                        sent = wire.say(TEXT);
+                    }
+                }
+                assert_eq!(wire.plaintext, TEXT, "step {step}");
+                step += 1 + step / 16;
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_encrypted_arrives() {
+        let acceptor = acceptor();
+        for versions in [ONLY_12, ONLY_13] {
+            let mut wire =
+                Wire::connect(&acceptor, &Offer::versions(versions).client(), "mx.example").unwrap();
+            let text: Vec<u8> = (0..200_000_u32).map(|i| (i / 7) as u8).collect();
+            let mut out = Vec::new();
+            wire.channel.encrypt(&text, &mut out);
+            wire.channel.close(&mut out);
+            wire.channel.encrypt(b"not any more", &mut out);
+            wire.to_client(&out);
+            assert!(wire.received == text);
+            assert!(wire.channel.is_ended());
+        }
+    }
+
+    #[test]
+    fn the_facts_are_those_of_the_handshake() {
+        let acceptor = acceptor();
+        let cases = [
+            (ONLY_12, TlsVersion::Tls12, "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"),
+            (ONLY_13, TlsVersion::Tls13, "TLS_AES_256_GCM_SHA384"),
+        ];
+        for (versions, version, cipher) in cases {
+            let client = Offer::versions(versions).client();
+            let mut wire = Wire::new(&acceptor, &client, "MX.Example");
+            assert_eq!(wire.channel.facts(), None);
+            assert!(wire.channel.is_handshaking());
+            wire.exchange().unwrap();
+            let server_name = Some("mx.example".into());
+            let facts = Tls { version, cipher: cipher.into(), server_name, client: None };
+            assert_eq!(wire.channel.facts(), Some(facts));
+            assert!(!wire.channel.is_handshaking() && !wire.channel.is_resumed());
+        }
+    }
+
+    #[test]
+    fn the_server_s_order_decides_the_suite() {
+        let acceptor = acceptor();
+        // A client's own order is that of its provider, so it is told by what it leaves out.
+        let only_weaker = Offer {
+            suites: |suite| suite != rustls::CipherSuite::TLS13_AES_256_GCM_SHA384,
+            ..Offer::versions(ONLY_13)
+        };
+        let wire = Wire::connect(&acceptor, &only_weaker.client(), "mx.example").unwrap();
+        assert_eq!(&*wire.channel.facts().unwrap().cipher, "TLS_AES_128_GCM_SHA256");
+    }
+
+    #[test]
+    fn the_post_quantum_group_is_spoken_and_the_older_ones_too() {
+        let acceptor = acceptor();
+        // Which group it is the client's order decides: rustls asks for no other than the first that both
+        // have, and clients that know the hybrid one put it first.
+        let cases: [(&[&'static dyn rustls::crypto::SupportedKxGroup], NamedGroup); 5] = [
+            (&aws_lc_rs::default_provider().kx_groups, NamedGroup::X25519MLKEM768),
+            (&[kx_group::X25519MLKEM768], NamedGroup::X25519MLKEM768),
+            (&[kx_group::X25519, kx_group::SECP256R1], NamedGroup::X25519),
+            (&[kx_group::MLKEM1024, kx_group::SECP256R1], NamedGroup::secp256r1),
+            (&[kx_group::SECP384R1], NamedGroup::secp384r1),
+        ];
+        for (groups, group) in cases {
+            let client = Offer { groups: groups.to_vec(), ..Offer::default() }.client();
+            let wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
+            assert!(!wire.channel.is_handshaking(), "{group:?}");
+            let agreed = wire.channel.connection.negotiated_key_exchange_group().unwrap();
+            assert_eq!(agreed.name(), group);
+        }
+    }
+
+    #[test]
+    fn a_client_of_other_protocols_is_refused() {
+        let acceptor = acceptor();
+        for versions in [ONLY_12, ONLY_13] {
+            for (alpn, is_refused) in [
+                (&["h2", "http/1.1"][..], true),
+                (&["http/1.1"], true),
+                (&["SMTP"], true),
+                (&["h2", "smtp"], false),
+                (&["smtp"], false),
+                (&[], false),
+            ] {
+                let client = Offer { alpn, ..Offer::versions(versions) }.client();
+                let mut wire = Wire::new(&acceptor, &client, "mx.example");
+                let outcome = wire.exchange();
+                match is_refused {
+                    true => {
+                        assert_eq!(outcome, Err(TlsError::NoAlpn), "{alpn:?}");
+                        let alert = AlertDescription::NoApplicationProtocol;
+                        assert_eq!(wire.refusal, Some(Error::AlertReceived(alert)));
+                    }
+                    false => {
+                        assert_eq!(outcome, Ok(()), "{alpn:?}");
+                        assert!(!wire.channel.is_handshaking());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_tls_is_told_from_what_fails_in_it() {
+        let acceptor = acceptor();
+        for text in
+            [&b"EHLO client.example\r\n"[..], b"GET / HTTP/1.1\r\nHost: mx\r\n\r\n", b"\x80\x2e\x01\x03\x01"]
+        {
+            let mut channel = acceptor.accept();
+            let (mut plaintext, mut out) = (Vec::new(), Vec::new());
+            let outcome = channel.handle_ciphertext(text, &mut plaintext, &mut out);
+            assert_eq!(outcome, Err(TlsError::NotTls));
+            assert_eq!((plaintext.len(), out.len(), out[0]), (0, 7, 21), "no more than an alert");
+            out.clear();
+            let outcome = channel.handle_ciphertext(b"QUIT\r\n", &mut plaintext, &mut out);
+            assert_eq!(outcome, Err(TlsError::Ended));
+            channel.encrypt(b"220\r\n", &mut out);
+            channel.close(&mut out);
+            assert_eq!((plaintext.len(), out.len()), (0, 0));
+            assert_eq!(channel.facts(), None);
+        }
+        let mut channel = acceptor.accept();
+        let hello = [22, 3, 1, 0, 5, 1, 0, 0, 1, 0xff];
+        let outcome = channel.handle_ciphertext(&hello, &mut Vec::new(), &mut Vec::new());
+        assert!(matches!(outcome, Err(TlsError::Handshake(_))), "{outcome:?}");
+    }
+
+    #[test]
+    fn after_close_notify_nothing_is_read() {
+        let acceptor = acceptor();
+        for versions in [ONLY_12, ONLY_13] {
+            let client = Offer::versions(versions).client();
+            for step in [1, 7, 100, 10_000] {
+                let mut wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
+                let mut octets = wire.say(b"BDAT 1000\r\n0123456789");
+                wire.client.send_close_notify();
+                octets.extend(wire.from_client());
+                // Cleartext, and a record that the client encrypts in spite of its end.
+                octets.extend(b"NOOP\r\n");
+                octets.extend(wire.say(b"QUIT\r\n"));
+                octets.extend(b"\r\nMAIL FROM:<a@b>\r\n");
+                for piece in octets.chunks(step) {
+                    wire.to_channel(piece).unwrap();
+                }
+                assert_eq!(wire.plaintext, b"BDAT 1000\r\n0123456789");
+                assert!(wire.channel.is_ended());
+                wire.to_channel(b"NOOP\r\n").unwrap();
+                assert_eq!(wire.plaintext.len(), 21);
+            }
+        }
+    }
+
+    #[test]
+    fn cleartext_inside_tls_is_an_error_and_nothing_else() {
+        let acceptor = acceptor();
+        let mut wire = Wire::connect(&acceptor, &Offer::default().client(), "mx.example").unwrap();
+        let outcome = wire.to_channel(b"MAIL FROM:<a@b>\r\n");
+        assert!(matches!(outcome, Err(TlsError::Broken(_))), "{outcome:?}");
+        assert_eq!(wire.plaintext, b"");
+        assert!(matches!(wire.refusal, Some(Error::AlertReceived(_))));
+        assert_eq!(wire.to_channel(b"NOOP\r\n"), Err(TlsError::Ended));
+        assert_eq!(wire.plaintext, b"");
+    }
+
+    #[test]
+    fn an_altered_record_is_an_error_and_what_came_before_is_kept() {
+        let acceptor = acceptor();
+        for versions in [ONLY_12, ONLY_13] {
+            let client = Offer::versions(versions).client();
+            let mut wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
+            let mut octets = wire.say(b"NOOP\r\n");
+            let at = octets.len() + 20;
+            octets.extend(wire.say(b"RCPT TO:<a@b>\r\n"));
+            octets[at] ^= 1;
+            let outcome = wire.to_channel(&octets);
+            assert!(matches!(outcome, Err(TlsError::Broken(_))), "{outcome:?}");
+            assert_eq!(wire.plaintext, b"NOOP\r\n");
+        }
+    }
+
+    #[test]
+    fn texts_of_errors_are_short_and_printable() {
+        let error = Error::General(format!("a\r\nb\u{7}\u{e4}{}", "x".repeat(1000)));
+        let text = text(&error);
+        assert!(text.len() <= TEXT_SIZE_MAX && text.bytes().all(|c| (b' '..=b'~').contains(&c)), "{text}");
+    }
+
+    #[test]
+    #[ignore]
+    fn measure() {
+        let acceptor = acceptor();
+        let rss = || {
+            let s = std::fs::read_to_string("/proc/self/statm").unwrap();
+            s.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        for versions in [ONLY_12, ONLY_13] {
+            let client = Offer::versions(versions).client();
+            let mut kept: Vec<Channel> = Vec::new();
+            for _ in 0..50 {
+                kept.push(Wire::connect(&acceptor, &client, "mx.example").unwrap().channel);
+            }
+            let before = rss();
+            for _ in 0..2000 {
+                let mut wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
+                let o = wire.say(TEXT);
+                wire.to_channel(&o).unwrap();
+                kept.push(wire.channel);
+            }
+            println!(
+                "{:?} {} octets each; size {} + {}",
+                versions[0].version,
+                (rss() - before) / 2000,
+                size_of::<Channel>(),
+                size_of::<ServerConnection>()
+            );
+        }
+    }
+}
