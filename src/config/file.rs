@@ -5,17 +5,25 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Fault;
-use super::value::{Cores, HostName, Parsed, Text, count, duration, flag, list, size_text, write_duration};
-use super::{Accept, Config, Delivery, Listener, Log, Placement, Queue, Smtp, Spool, System, Transport};
+use super::value::{
+    Cores, HostName, Parsed, Text, Word, count, duration, flag, list, size_text, word, write_duration,
+    write_word,
+};
+use super::{
+    Accept, Auth, ClientCertificates, Config, Delivery, Listener, Log, Placement, Queue, Smtp, Spool, System,
+    Tls, Transport,
+};
 use crate::delivery::transport::PathTemplate;
 use crate::limits::{
     LISTENERS_MAX, MEMORY_MESSAGES_MIN, MEMORY_SEGMENTS_MIN, MIB, SEGMENT_SIZE_LOW, SEGMENT_SIZE_STEP,
     SESSIONS_MAX_HIGH, SHARDS_MAX, sessions_max_for,
 };
 use crate::mail::Domain;
+use crate::smtp::{AuthMode, Dialect, TlsMode};
 
 const DATA_DEFAULT: &str = "incoming-data";
 const ADDRESS_DEFAULT: &str = "127.0.0.1:2525";
@@ -40,6 +48,8 @@ pub struct File {
     listener: Option<Vec<ListenerFile>>,
     accept: AcceptFile,
     smtp: Smtp,
+    tls: Tls,
+    auth: Auth,
     spool: Spool,
     delivery: Delivery,
     transport: BTreeMap<String, TransportFile>,
@@ -52,6 +62,18 @@ struct ListenerFile {
     address: Text<SocketAddr>,
     #[serde(default = "default_backlog", deserialize_with = "count::<1, 65_535, _, _>")]
     backlog: u32,
+    #[serde(default, deserialize_with = "word", serialize_with = "write_word")]
+    protocol: Dialect,
+    #[serde(default, deserialize_with = "some_word", serialize_with = "write_some_word")]
+    tls: Option<TlsMode>,
+    #[serde(default, deserialize_with = "word", serialize_with = "write_word")]
+    client_certificates: ClientCertificates,
+    #[serde(default, deserialize_with = "word", serialize_with = "write_word")]
+    auth: AuthMode,
+    #[serde(default, deserialize_with = "networks")]
+    proxy_from: Vec<Text<IpNet>>,
+    #[serde(default, deserialize_with = "networks")]
+    xclient_from: Vec<Text<IpNet>>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -80,6 +102,21 @@ enum TransportKind {
     Discard,
 }
 
+impl Default for ListenerFile {
+    fn default() -> Self {
+        ListenerFile {
+            address: Text(ADDRESS_DEFAULT.parse().expect("the default is an address")),
+            backlog: BACKLOG_DEFAULT,
+            protocol: Dialect::Smtp,
+            tls: None,
+            client_certificates: ClientCertificates::Ignore,
+            auth: AuthMode::Disabled,
+            proxy_from: Vec::new(),
+            xclient_from: Vec::new(),
+        }
+    }
+}
+
 fn default_backlog() -> u32 {
     BACKLOG_DEFAULT
 }
@@ -105,6 +142,21 @@ fn write_drain_timeout<S: Serializer>(timeout: &Option<Duration>, serializer: S)
 
 fn some_flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
     flag(deserializer).map(Some)
+}
+
+fn some_word<'de, T: Word, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    word(deserializer).map(Some)
+}
+
+fn write_some_word<T: Word, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => write_word(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Text<IpNet>>, D::Error> {
+    Ok(list(deserializer)?.into_iter().map(Text).collect())
 }
 
 fn domains<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Text<Domain>>, D::Error> {
@@ -139,7 +191,8 @@ impl File {
             (None, Some(count)) => Placement::Shards(count),
             (None, None) => Placement::Shards(system.cores_count.clamp(1, SHARDS_MAX as usize)),
         };
-        let listeners = resolve_listeners(self.listener)?;
+        let listeners = resolve_listeners(self.listener, &self.tls)?;
+        check_listeners(&listeners, &self.tls, &self.auth)?;
         let accept = resolve_accept(self.accept, &listeners)?;
         check_spool(&self.spool)?;
         check_memory_queue(&self.spool, self.smtp.message_size_max, cores.shards_count())?;
@@ -158,6 +211,8 @@ impl File {
             listeners,
             accept,
             smtp: self.smtp,
+            tls: self.tls,
+            auth: self.auth,
             spool: self.spool,
             delivery: self.delivery,
             transports,
@@ -166,11 +221,8 @@ impl File {
     }
 }
 
-fn resolve_listeners(listeners: Option<Vec<ListenerFile>>) -> Result<Vec<Listener>, Fault> {
-    let Some(listeners) = listeners else {
-        let address = ADDRESS_DEFAULT.parse().expect("the default is an address");
-        return Ok(vec![Listener { address, backlog: BACKLOG_DEFAULT }]);
-    };
+fn resolve_listeners(listeners: Option<Vec<ListenerFile>>, tls: &Tls) -> Result<Vec<Listener>, Fault> {
+    let listeners = listeners.unwrap_or_else(|| vec![ListenerFile::default()]);
     if listeners.is_empty() || listeners.len() > LISTENERS_MAX {
         return Err(Fault::new("listener", format!("expected 1 to {LISTENERS_MAX} listeners")));
     }
@@ -178,7 +230,67 @@ fn resolve_listeners(listeners: Option<Vec<ListenerFile>>) -> Result<Vec<Listene
     if let Some(twice) = listeners.iter().find(|l| l.address.0.port() != 0 && !seen.insert(l.address.0)) {
         return Err(Fault::new("listener", format!("the address {} is given twice", twice.address.0)));
     }
-    Ok(listeners.into_iter().map(|l| Listener { address: l.address.0, backlog: l.backlog }).collect())
+    // Who has certificates wants them used.
+    let tls = if tls.certificates.is_empty() { TlsMode::Disabled } else { TlsMode::Optional };
+    let networks = |list: Vec<Text<IpNet>>| list.into_iter().map(|Text(network)| network).collect();
+    let listener = |l: ListenerFile| Listener {
+        address: l.address.0,
+        backlog: l.backlog,
+        protocol: l.protocol,
+        tls: l.tls.unwrap_or(tls),
+        client_certificates: l.client_certificates,
+        auth: l.auth,
+        proxy_from: networks(l.proxy_from),
+        xclient_from: networks(l.xclient_from),
+    };
+    Ok(listeners.into_iter().map(listener).collect())
+}
+
+/// What a listener asks for is there.
+fn check_listeners(listeners: &[Listener], tls: &Tls, auth: &Auth) -> Result<(), Fault> {
+    for (n, listener) in listeners.iter().enumerate() {
+        let address = listener.address;
+        let fault = |key: &str, words: String| Err(Fault::new(format!("listener[{n}].{key}"), words));
+        let has_tls = listener.tls != TlsMode::Disabled;
+        if has_tls && tls.certificates.is_empty() {
+            return fault(
+                "tls",
+                format!(
+                    "{address} is to have TLS and there is no certificate: add tls.certificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]"
+                ),
+            );
+        }
+        if listener.client_certificates != ClientCertificates::Ignore {
+            if !has_tls {
+                return fault(
+                    "client_certificates",
+                    format!("{address} has no TLS: give it tls = \"required\" or another"),
+                );
+            }
+            if tls.client_authorities.is_none() {
+                let words = "nobody is known who may vouch for a client: add tls.client_authorities = \"authorities.pem\"";
+                return fault("client_certificates", words.into());
+            }
+        }
+        if listener.auth != AuthMode::Disabled {
+            if !has_tls {
+                let words = format!(
+                    "{address} has no TLS, and a password is never taken in clear: give it tls = \"required\" or \"implicit\""
+                );
+                return fault("auth", words);
+            }
+            if auth.credentials.is_none() {
+                return fault("auth", "nobody can log in: add auth.credentials = \"credentials\"".into());
+            }
+        }
+        if listener.protocol == Dialect::Lmtp && address.port() == 25 {
+            return fault(
+                "protocol",
+                "LMTP must not be spoken on port 25 (RFC 2033): choose another port".into(),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Nobody becomes a catch-all by accident: where strangers reach us, somebody must have said whose mail is taken.
@@ -294,7 +406,17 @@ impl From<&Config> for File {
             Placement::Cores(cores) => (Some(Text(Cores(cores.clone()))), None),
             Placement::Shards(count) => (None, Some(*count)),
         };
-        let listener = |l: &Listener| ListenerFile { address: Text(l.address), backlog: l.backlog };
+        let networks = |list: &[IpNet]| list.iter().copied().map(Text).collect();
+        let listener = |l: &Listener| ListenerFile {
+            address: Text(l.address),
+            backlog: l.backlog,
+            protocol: l.protocol,
+            tls: Some(l.tls),
+            client_certificates: l.client_certificates,
+            auth: l.auth,
+            proxy_from: networks(&l.proxy_from),
+            xclient_from: networks(&l.xclient_from),
+        };
         File {
             hostname: Some(Text(HostName(config.hostname.clone()))),
             data: Some(config.data.to_str().expect("it was read from text").into()),
@@ -308,6 +430,8 @@ impl From<&Config> for File {
                 any: Some(config.accept.any),
             },
             smtp: config.smtp.clone(),
+            tls: config.tls.clone(),
+            auth: config.auth.clone(),
             spool: config.spool.clone(),
             delivery: config.delivery.clone(),
             transport: config.transports.iter().map(|(name, t)| (name.clone(), t.into())).collect(),

@@ -22,13 +22,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::delivery::transport::PathTemplate;
 use crate::mail::Domain;
+use crate::smtp::{AuthMode, Dialect, TlsMode};
 
 pub use crate::telemetry::log::{Format as LogFormat, Level as LogLevel};
 pub use error::ConfigError;
 pub use layers::{Flags, Sources, System};
-pub use sections::{BareLineEnds, Delivery, Durability, Log, Queue, Smtp, Spool};
+pub use sections::{
+    Auth, BareLineEnds, ClientCertificates, Delivery, Durability, Log, Queue, Smtp, Spool, Tls,
+};
 
 /// Everything the operator decides.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +54,10 @@ pub struct Config {
     pub accept: Accept,
     /// What a session may do.
     pub smtp: Smtp,
+    /// What listeners show of themselves.
+    pub tls: Tls,
+    /// Who may log in.
+    pub auth: Auth,
     /// How messages are kept until they are delivered.
     pub spool: Spool,
     /// How they are delivered; `delivery.transport` is a key of `transports`.
@@ -85,6 +94,18 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Connections the kernel holds for each shard until they are accepted.
     pub backlog: u32,
+    /// What is spoken there.
+    pub protocol: Dialect,
+    /// TLS; never without [`Tls::certificates`].
+    pub tls: TlsMode,
+    /// What is asked of clients in TLS; never anything without [`Tls::client_authorities`].
+    pub client_certificates: ClientCertificates,
+    /// AUTH; never without TLS and [`Auth::credentials`].
+    pub auth: AuthMode,
+    /// Proxies: connections from there begin with a header of the PROXY protocol.
+    pub proxy_from: Vec<IpNet>,
+    /// Front ends: peers from there may say whom they speak for (XCLIENT).
+    pub xclient_from: Vec<IpNet>,
 }
 
 impl Listener {

@@ -1,14 +1,20 @@
 //! The sections that are read as they are: their fields, defaults and bounds.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::value::{count, duration, list, size, write_duration, write_size};
+use super::value::{
+    certificates, count, duration, list, size, word, write_certificates, write_duration, write_size,
+    write_word,
+};
 use crate::delivery::Schedule;
 use crate::limits::*;
+use crate::mail::TlsVersion;
 use crate::telemetry::log::{Format, Level};
+use crate::tls::CertificateFiles;
 
 /// `[smtp]`: what a session may do. Sizes in octets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +60,9 @@ pub struct Smtp {
     /// The largest header section. Real ones stay below 100 KiB.
     #[serde(deserialize_with = "size::<{ 64 * KIB }, GIB, _, _>", serialize_with = "write_size")]
     pub header_size_max: u64,
+    /// How long the greeting is kept back; who speaks before it is answered 554 and sent away. 0: nobody is listened to before it.
+    #[serde(deserialize_with = "duration::<0, 60, _>", serialize_with = "write_duration")]
+    pub greeting_delay: Duration,
     /// What becomes of content with a bare CR or LF.
     pub bare_line_ends: BareLineEnds,
     /// Peers in these networks may send bare line ends: they are made CRLF. Only for senders of one's own.
@@ -75,6 +84,7 @@ impl Default for Smtp {
             idle_commands_max: 100,
             hops_max: 100,
             header_size_max: MIB,
+            greeting_delay: Duration::ZERO,
             bare_line_ends: BareLineEnds::Refuse,
             normalise_bare_line_ends_from: Vec::new(),
         }
@@ -87,6 +97,72 @@ impl Default for Smtp {
 pub enum BareLineEnds {
     /// The message is refused (550 5.5.2): what one server takes for the end of a message another does not (SMTP smuggling).
     Refuse,
+}
+
+/// `[tls]`: what listeners show, and how. Paths of PEM files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [tls]")]
+pub struct Tls {
+    /// Chains and their keys; the first is the default.
+    #[serde(deserialize_with = "certificates", serialize_with = "write_certificates")]
+    pub certificates: Vec<CertificateFiles>,
+    /// The oldest version that is spoken.
+    #[serde(deserialize_with = "word", serialize_with = "write_word")]
+    pub min_version: TlsVersion,
+    /// Who may vouch for a client's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_authorities: Option<PathBuf>,
+    /// From the first octet of a handshake to its end.
+    #[serde(deserialize_with = "duration::<1, 300, _>", serialize_with = "write_duration")]
+    pub handshake_timeout: Duration,
+    /// Handshakes at a time, over all shards; beyond it STARTTLS is answered 454.
+    #[serde(deserialize_with = "count::<1, 1_000_000, _, _>")]
+    pub handshakes_max: usize,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Tls {
+            certificates: Vec::new(),
+            min_version: TlsVersion::Tls12,
+            client_authorities: None,
+            handshake_timeout: Duration::from_secs(10),
+            handshakes_max: 10_000,
+        }
+    }
+}
+
+/// `[auth]`: who may log in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [auth]")]
+pub struct Auth {
+    /// The file of users and hashes of their passwords.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<PathBuf>,
+    /// Threads that verify passwords. Each verification takes some 20 MiB and tens of milliseconds.
+    #[serde(deserialize_with = "count::<1, 64, _, _>")]
+    pub threads: usize,
+    /// Attempts that may wait for a thread; beyond it AUTH is answered 454.
+    #[serde(deserialize_with = "count::<1, 10_000, _, _>")]
+    pub queue_max: usize,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Auth { credentials: None, threads: 1, queue_max: 64 }
+    }
+}
+
+/// `listener.client_certificates`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// Clients are not asked.
+    #[default]
+    Ignore,
+    /// They are asked, and are not known without a certificate that can be verified.
+    Request,
+    /// Without one the handshake fails.
+    Require,
 }
 
 /// `[spool]`: how messages are kept until they are delivered. Sizes in octets.

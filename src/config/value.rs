@@ -3,18 +3,22 @@
 //! A field takes its own TOML type or a string, so that one parser serves file, environment and flags, and a fault always says
 //! what would have been accepted.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use ipnet::IpNet;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::limits::{CORE_MAX, GIB, KIB, MIB, SHARDS_MAX};
-use crate::mail::Domain;
+use crate::mail::{Domain, TlsVersion};
+use crate::smtp::{AuthMode, Dialect, TlsMode};
+use crate::tls::CertificateFiles;
 
 /// A size in octets from `LOW` to `HIGH`: an integer, or a number with a unit.
 pub fn size<'de, const LOW: u64, const HIGH: u64, T: TryFrom<u64>, D: Deserializer<'de>>(
@@ -90,6 +94,58 @@ fn duration_text(duration: Duration) -> String {
 /// `true` or `false`.
 pub fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     scalar(deserializer, || "true or false".into(), |text| text.parse().ok())
+}
+
+/// A choice between words.
+pub trait Word: Copy + PartialEq + 'static {
+    /// The words and what they mean.
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+/// One of the words of a choice.
+pub fn word<'de, T: Word, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    let expected = || {
+        let words: Vec<_> = T::WORDS.iter().map(|(word, _)| format!("{word:?}")).collect();
+        format!("one of {}", words.join(", "))
+    };
+    let parse = |text: &str| T::WORDS.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+    scalar(deserializer, expected, parse)
+}
+
+/// Writes the word of a choice.
+pub fn write_word<T: Word, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    let (word, _) = T::WORDS.iter().find(|(_, one)| one == value).expect("every value has a word");
+    serializer.serialize_str(word)
+}
+
+impl Word for TlsMode {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("disabled", TlsMode::Disabled),
+        ("optional", TlsMode::Optional),
+        ("required", TlsMode::Required),
+        ("implicit", TlsMode::Implicit),
+    ];
+}
+
+impl Word for AuthMode {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("disabled", AuthMode::Disabled),
+        ("optional", AuthMode::Optional),
+        ("required", AuthMode::Required),
+    ];
+}
+
+impl Word for Dialect {
+    const WORDS: &'static [(&'static str, Self)] = &[("smtp", Dialect::Smtp), ("lmtp", Dialect::Lmtp)];
+}
+
+impl Word for TlsVersion {
+    const WORDS: &'static [(&'static str, Self)] = &[("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
+}
+
+impl Word for super::ClientCertificates {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("ignore", Self::Ignore), ("request", Self::Request), ("require", Self::Require)];
 }
 
 /// A value that is parsed by its own rules and written as text.
@@ -227,6 +283,58 @@ pub fn list<'de, T: Parsed, D: Deserializer<'de>>(deserializer: D) -> Result<Vec
     }
 
     deserializer.deserialize_any(ListVisitor(PhantomData))
+}
+
+/// Pairs of PEM files: an array of tables, or one string `chain:key` with commas between.
+pub fn certificates<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<CertificateFiles>, D::Error> {
+    const EXPECTED: &str = "{ chain = \"chain.pem\", key = \"key.pem\" } for each certificate";
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields, expecting = "{ chain = \"chain.pem\", key = \"key.pem\" }")]
+    struct Pair {
+        chain: PathBuf,
+        key: PathBuf,
+    }
+
+    struct PairsVisitor;
+
+    impl<'de> Visitor<'de> for PairsVisitor {
+        type Value = Vec<CertificateFiles>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list, {EXPECTED}")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+            let items = text.split(',').map(str::trim).filter(|_| !text.trim().is_empty());
+            let pair = |item: &str| match item.split_once(':') {
+                Some((chain, key)) if !chain.is_empty() && !key.is_empty() => {
+                    Ok(CertificateFiles { chain: chain.into(), key: key.into() })
+                }
+                _ => Err(unexpected("\"chain.pem:key.pem\", with commas between", &quoted(item))),
+            };
+            items.map(pair).collect()
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+            let mut list = Vec::new();
+            while let Some(Pair { chain, key }) = items.next_element()? {
+                list.push(CertificateFiles { chain, key });
+            }
+            Ok(list)
+        }
+    }
+
+    deserializer.deserialize_any(PairsVisitor)
+}
+
+/// Writes what [`certificates`] reads.
+pub fn write_certificates<S: Serializer>(
+    pairs: &[CertificateFiles],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer
+        .collect_seq(pairs.iter().map(|pair| BTreeMap::from([("chain", &pair.chain), ("key", &pair.key)])))
 }
 
 fn scalar<'de, T, D: Deserializer<'de>>(
