@@ -41,13 +41,11 @@ pub(super) fn a_labels(domain: &str) -> Option<String> {
     let ascii = uts46.to_ascii(domain.as_bytes(), RULES.0, RULES.1, DnsLength::Ignore).ok()?;
     let (unicode, validity) = uts46.to_unicode(ascii.as_bytes(), RULES.0, RULES.1);
     validity.ok()?;
-    // With as many labels on both sides no dot was made of what is none.
-    let are_as_many = domain.split('.').count() == unicode.split('.').count();
+    // A dot that was made of what is none is in the given label, and in no mapped one.
     let is_u_label =
         |given: &str, mapped: &str| !mapped.is_ascii() && lower_case(given).eq(lower_case(mapped));
     let mut labels = domain.split('.').zip(unicode.split('.'));
-    (are_as_many && labels.all(|(given, mapped)| given.is_ascii() || is_u_label(given, mapped)))
-        .then(|| ascii.into_owned())
+    labels.all(|(given, mapped)| given.is_ascii() || is_u_label(given, mapped)).then(|| ascii.into_owned())
 }
 
 /// Each character by itself: `str::to_lowercase` looks at the neighbours of a sigma.
@@ -120,6 +118,10 @@ mod tests {
             ("bücher．example", "a fullwidth full stop"),
             ("bücher｡example", "a halfwidth full stop"),
             ("a.。b.example", "an empty label by such a stop"),
+            ("bücher。", "such a stop at the end"),
+            ("。bücher", "such a stop at the beginning"),
+            ("ü.a。b", "such a stop beside a label that is one"),
+            ("\u{ad}.ü", "a label of nothing that is seen"),
             ("ｅxample.com", "a fullwidth letter"),
             ("ﬁsch.example", "a ligature"),
             ("boo\u{212a}.example", "a Kelvin sign"),
