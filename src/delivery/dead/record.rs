@@ -290,10 +290,10 @@ impl EnvelopeRecord {
             return Err(Malformed(words));
         }
         // Paths were judged when the message came; text beyond ASCII was agreed on then, or is not there.
-        let reverse_path = ReversePath::parse(&self.reverse_path, true)
+        let reverse_path = ReversePath::parse_stored(&self.reverse_path)
             .map_err(|_| unexpected("envelope.reverse_path", &self.reverse_path))?;
         let forward_path = |text: &String| {
-            ForwardPath::parse(text, true).map_err(|_| unexpected("envelope.forward_paths", text))
+            ForwardPath::parse_stored(text).map_err(|_| unexpected("envelope.forward_paths", text))
         };
         Ok(Envelope {
             reverse_path,

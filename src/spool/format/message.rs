@@ -288,10 +288,10 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
         let octets = fields.take(size as usize)?;
         match tag {
             tag::REVERSE_PATH => {
-                reverse_path = Some(ReversePath::parse(str::from_utf8(octets).ok()?, true).ok()?)
+                reverse_path = Some(ReversePath::parse_stored(str::from_utf8(octets).ok()?).ok()?)
             }
             tag::FORWARD_PATH => {
-                forward_paths.push(ForwardPath::parse(str::from_utf8(octets).ok()?, true).ok()?)
+                forward_paths.push(ForwardPath::parse_stored(str::from_utf8(octets).ok()?).ok()?)
             }
             tag::FLAGS => flags = *octets.first()?,
             tag::PEER => {
