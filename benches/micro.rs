@@ -64,6 +64,7 @@ impl Peer {
                     }
                     Effect::Abandon => {}
                     Effect::Check(_) | Effect::Close => unreachable!("nothing is checked or refused"),
+                    Effect::StartTls | Effect::Authenticate(_) => unreachable!("neither is configured"),
                 }
             }
         }

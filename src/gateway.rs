@@ -11,8 +11,12 @@
 //!
 //! Were 2 and 3 swapped, deliveries made meanwhile would be made again after the next start.
 //!
+//! SIGHUP has certificates and credentials read anew; see [`secrets`].
+//!
 //! A panic anywhere ends the process at once: a half-alive gateway would keep taking connections for a shard that is gone,
 //! and nothing acknowledged is lost by ending. Knows nothing of SMTP and of bytes.
+
+mod secrets;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -22,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin, PoolPlacement};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -32,11 +36,12 @@ use crate::delivery::{
     DeadLetters, Delivery, JobSender, Schedule, Upkeep, Workers, job_channel, outcome_channel,
 };
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
-use crate::mail::{Phase, Phases};
+use crate::mail::{Capabilities, Phase, Phases};
 use crate::policy::{AcceptedDomains, Policies, Policy};
-use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Progress};
+use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Progress, Service};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
+use secrets::Secrets;
 
 /// Locked memory that glommio asks for, octets.
 const LOCKED_MEMORY_MIN: u64 = 512 << 10;
@@ -45,6 +50,8 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long attempts that are being made may take to end: a transport that hangs must not hold the process.
 const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the kernel keeps of what a peer does not read, octets (it doubles them for its own needs).
+const SEND_BUFFER_SIZE: usize = 64 << 10;
 /// How often a start that takes long looks for a signal.
 const SIGNALS_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a shard may sleep though it has something to do: see [`Control`].
@@ -75,8 +82,9 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     check_locked_memory()?;
     let _lock = shard::lock(&config.data)?;
     let mut signals =
-        Signals::new([SIGTERM, SIGINT]).map_err(|e| Error(format!("cannot handle signals: {e}")))?;
+        Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error(format!("cannot handle signals: {e}")))?;
     let blocked = BlockedSignals::block();
+    let secrets = Secrets::load(&config, true)?;
     let count = config.cores.shards_count();
     let sockets = bind_all(&mut config.listeners, count)?;
     let logs = match config.spool.queue {
@@ -86,7 +94,8 @@ pub fn run(mut config: Config) -> Result<(), Error> {
         }
         Queue::Memory => open_in_memory(&config, count)?,
     };
-    let started = start(&config, sockets, logs)?;
+    let started = start(&config, sockets, logs, &secrets)?;
+    let reload = secrets::watch(secrets)?;
     drop(blocked);
     if !started.wait_until_ready(&mut signals)? {
         return Ok(());
@@ -94,7 +103,7 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     eprint!("{}", config.banner());
     eprintln!("ready");
     tracing::info!(shards = count, "ready");
-    let left = started.serve(signals, config.drain_timeout)?;
+    let left = started.serve(signals, reload, config.drain_timeout)?;
     if config.spool.queue == Queue::Memory && left > 0 {
         tracing::warn!(
             messages = left,
@@ -103,6 +112,11 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Reads certificates and credentials as a start would, and says what is wrong with them.
+pub fn check_secrets(config: &Config) -> Result<(), Error> {
+    Secrets::load(config, false).map(drop)
 }
 
 /// Says what a queue in memory means, and leaves one on disk alone.
@@ -215,6 +229,8 @@ fn bind(address: SocketAddr, backlog: Option<u32>) -> std::io::Result<TcpListene
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // Connections inherit it. Replies and handshakes are small; a peer that does not read them must not have the kernel keep megabytes.
+    socket.set_send_buffer_size(SEND_BUFFER_SIZE)?;
     socket.set_reuse_address(true)?;
     if backlog.is_some() {
         socket.set_reuse_port(true)?;
@@ -260,12 +276,28 @@ fn policies(config: &Config) -> Policies {
     Policies::new(vec![accepted])
 }
 
-fn session_config(config: &Config, policies: &Policies) -> SessionConfig {
+/// What is done for those who connect to `listener`.
+fn service(listener: &Listener, session: &SessionConfig, secrets: &Secrets) -> Service {
+    let session = SessionConfig {
+        dialect: listener.protocol,
+        tls: listener.tls,
+        auth: listener.auth,
+        ..session.clone()
+    };
+    Service {
+        session: Arc::new(session),
+        acceptor: secrets.acceptor(listener),
+        proxy_from: listener.proxy_from.clone(),
+        xclient_from: listener.xclient_from.clone(),
+    }
+}
+
+/// What is common to the sessions of all listeners.
+fn session_config(config: &Config, policies: &Policies, capabilities: Capabilities) -> SessionConfig {
     let smtp = &config.smtp;
     // The shard itself wants to be asked before content comes: is there room?
     let own = Phases::of(Phase::Mail) | Phases::of(Phase::Data);
     SessionConfig {
-        hostname: config.hostname.as_str().into(),
         message_size_max: smtp.message_size_max,
         recipients_max: smtp.recipients_max,
         command_size_max: smtp.command_size_max,
@@ -278,6 +310,8 @@ fn session_config(config: &Config, policies: &Policies) -> SessionConfig {
         content_rate_min: u32::try_from(smtp.content_rate_min).unwrap_or(u32::MAX),
         errors_max: smtp.errors_max,
         idle_commands_max: smtp.idle_commands_max,
+        greeting_delay: smtp.greeting_delay,
+        capabilities,
         phases: policies.phases() | own,
         ..SessionConfig::new(config.hostname.as_str())
     }
@@ -315,6 +349,7 @@ fn start(
     config: &Config,
     sockets: Vec<Vec<TcpListener>>,
     logs: Vec<Vec<OpenedLog>>,
+    secrets: &Secrets,
 ) -> Result<Running, Error> {
     let count = config.cores.shards_count();
     let failed = |what: &str, error: &dyn fmt::Display| Error(format!("cannot start {what}: {error}"));
@@ -324,15 +359,18 @@ fn start(
     let dead = Arc::new(dead);
     let (jobs, jobs_end) = job_channel(config.delivery.channel_size);
     let schedule: Schedule = config.delivery.schedule();
-    let workers = config.delivery.workers;
-    let workers = Workers::start(workers, jobs_end, transport(config), dead.clone(), schedule)
+    let transport = transport(config);
+    let capabilities = transport.capabilities();
+    let workers = Workers::start(config.delivery.workers, jobs_end, transport, dead.clone(), schedule)
         .map_err(|e| failed("the delivery workers", &e))?;
     let (injector, injected) = shard::injection();
     let mut injected = Some(injected);
     let upkeep = Upkeep::start(dead, Box::new(injector), config.delivery.dead_retention)
         .map_err(|e| failed("the upkeep of dead letters", &e))?;
     let policies = policies(config);
-    let session = Arc::new(session_config(config, &policies));
+    let session = session_config(config, &policies, capabilities);
+    let services: Vec<_> =
+        config.listeners.iter().map(|listener| service(listener, &session, secrets)).collect();
     let normalised: Arc<[_]> = config.smtp.normalise_bare_line_ends_from.clone().into();
     let (progress, progress_end) = unbounded();
     let (ringing, stop_ringing) = bounded::<()>(0);
@@ -354,8 +392,10 @@ fn start(
         let capacity = config.delivery.channel_size + config.delivery.workers;
         let (outcomes, reports) = outcome_channel(capacity, Arc::new(move || bell.ring()));
         let plan = Plan {
-            listeners,
-            session: session.clone(),
+            listeners: listeners.into_iter().zip(services.iter().cloned()).collect(),
+            verifier: secrets.verifier(),
+            handshakes_max: config.tls.handshakes_max.div_ceil(count),
+            handshake_timeout: config.tls.handshake_timeout,
             policies: policies.clone(),
             normalised: normalised.clone(),
             sessions_max: config.sessions_max.div_ceil(count),
@@ -404,7 +444,9 @@ impl Running {
         while left > 0 {
             match self.progress.recv_timeout(SIGNALS_INTERVAL) {
                 Ok(_) => left -= 1,
-                Err(RecvTimeoutError::Timeout) if signals.pending().next().is_some() => return Ok(false),
+                Err(RecvTimeoutError::Timeout) if signals.pending().any(|number| number != SIGHUP) => {
+                    return Ok(false);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Error("a shard ended while it started".into()));
@@ -419,13 +461,22 @@ impl Running {
     }
 
     /// Waits for a signal, then ends everything in order. Returns how many messages are left in the queue.
-    fn serve(self, mut signals: Signals, drain_timeout: Duration) -> Result<usize, Error> {
+    fn serve(
+        self,
+        mut signals: Signals,
+        reload: Sender<()>,
+        drain_timeout: Duration,
+    ) -> Result<usize, Error> {
         let (signalled, signal) = bounded(2);
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
                 signals.forever().for_each(|number| {
-                    let _ = signalled.send(number);
+                    let _ = match number {
+                        // Told already is told.
+                        SIGHUP => reload.try_send(()).is_ok(),
+                        _ => signalled.send(number).is_ok(),
+                    };
                 })
             })
             .map_err(|e| Error(format!("cannot wait for signals: {e}")))?;

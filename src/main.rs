@@ -80,7 +80,7 @@ fn main() -> ExitCode {
     raise_descriptor_limit();
     match command.unwrap_or(Command::Serve) {
         Command::Serve => configured(options, serve),
-        Command::Check => configured(options, |config| print(&config.to_toml())),
+        Command::Check => configured(options, check),
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
         Command::Auth(command) => auth_commands::run(command),
@@ -121,6 +121,17 @@ fn serve(config: Config) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAULT),
+    }
+}
+
+/// The configuration is good, and so is what it refers to.
+fn check(config: Config) -> ExitCode {
+    match gateway::check_secrets(&config) {
+        Ok(()) => print(&config.to_toml()),
+        Err(e) => {
+            complain(&e);
+            ExitCode::from(FAULT)
+        }
     }
 }
 

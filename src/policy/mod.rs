@@ -19,7 +19,7 @@ mod verifier;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::mail::{ForwardPath, Refusal, ReversePath};
+use crate::mail::{ForwardPath, Refusal, ReversePath, Tls};
 
 pub use crate::mail::{Phase, Phases};
 
@@ -44,6 +44,10 @@ pub struct Facts<'a> {
     pub declared_size: Option<u64>,
     /// The content's size in octets, at [`Phase::Message`] only.
     pub size: u64,
+    /// What protects the connection, if anything does; with the peer's certificate, if it gave one that was verified.
+    pub tls: Option<&'a Tls>,
+    /// As whom the peer has authenticated itself, if it has.
+    pub authenticated: Option<&'a str>,
 }
 
 impl<'a> Facts<'a> {
@@ -57,6 +61,8 @@ impl<'a> Facts<'a> {
             recipients_count: 0,
             declared_size: None,
             size: 0,
+            tls: None,
+            authenticated: None,
         }
     }
 }

@@ -12,7 +12,9 @@ use glommio::timer::Timer;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
-use super::{Ending, Shard, connection};
+use super::link::Link;
+use super::{Ending, Service, Shard, connection, proxied};
+use crate::smtp::TlsMode;
 
 /// Without descriptors accepting pauses for this long: sessions that end give some back.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -21,7 +23,7 @@ const REFUSED_AT_ONCE_MAX: usize = 64;
 const COME_LATER: &[u8] = b"421 4.3.2 Try again later\r\n";
 
 /// Accepts on one listening socket until the shard ends.
-pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener) {
+pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, service: Rc<Service>) {
     let fd = socket.into_raw_fd();
     // SAFETY: `fd` is a listening socket that nobody else owns; glommio's listener owns it from here on and closes it.
     let listener = unsafe { TcpListener::from_raw_fd(fd) };
@@ -39,7 +41,7 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener) {
                 let peer = accepted.peer_addr();
                 let stream = accepted.bind_to_executor();
                 if let Ok(peer) = peer {
-                    admit(&shard, stream, peer);
+                    admit(&shard, &service, stream, peer);
                 }
             }
             Some(Err(error)) => {
@@ -53,12 +55,16 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener) {
     }
 }
 
-fn admit(shard: &Rc<Shard>, mut stream: TcpStream, peer: SocketAddr) {
+fn admit(shard: &Rc<Shard>, service: &Rc<Service>, mut stream: TcpStream, peer: SocketAddr) {
     // Replies are small and somebody waits for each: without this the kernel would hold them back.
     let _ = stream.set_nodelay(true);
     let is_full = shard.connections.borrow().len() >= shard.sessions_max;
     if is_full || shard.ending.get() != Ending::No || !shard.disk().is_accepting() {
         tracing::info!(%peer, "refused: no session can be had now");
+        // In clear there is nothing to be said to a peer that expects TLS.
+        if service.session.tls == TlsMode::Implicit {
+            return;
+        }
         // The socket's buffer is empty, so this is written at once or not at all.
         let refuse = async move {
             let _ = stream.write_all(COME_LATER).or(async { Ok(()) }).await;
@@ -66,8 +72,11 @@ fn admit(shard: &Rc<Shard>, mut stream: TcpStream, peer: SocketAddr) {
         glommio::spawn_local(refuse).detach();
         return;
     }
-    let bare = shard.bare_line_ends(peer.ip());
-    glommio::spawn_local(connection::serve(shard.clone(), stream, peer, bare)).detach();
+    let link = Link::new(shard.clone(), stream, peer);
+    match service.is_proxy(peer.ip()) {
+        true => glommio::spawn_local(proxied::serve(link, service.clone())).detach(),
+        false => glommio::spawn_local(connection::serve(link, service.clone(), peer, Vec::new())).detach(),
+    };
 }
 
 /// With the one descriptor that was kept back, tells those who wait to come later: otherwise they would wait in the backlog

@@ -1,95 +1,42 @@
-//! One connection: read → session → effects → write.
+//! One connection: read → (TLS) → session → effects → (TLS) → write.
 //!
-//! Octets are received into the shard's one scratch buffer and given to the session at once; only what it cannot take yet
-//! is kept here. Replies are gathered and written together, before anything is waited for. While the session waits for
-//! the disk or for memory nothing is read: back-pressure, not buffering.
+//! Octets are received into buffers of the shard's and given to the session at once; only what it cannot take yet is kept here.
+//! Replies are gathered and written together, before anything is waited for. While the session waits for the disk or for memory
+//! nothing is read: back-pressure, not buffering.
 
-use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::task::Poll;
 
-use futures_lite::{AsyncRead, AsyncWrite};
-use glommio::net::TcpStream;
-
+use super::answer::answer;
 use super::clock;
-use super::event::keep_waker;
 use super::handoff::JustAccepted;
-use super::{Ending, Shard};
+use super::link::{Input, Link};
+use super::{Ending, Service};
 use crate::limits::PIECE_SIZE_MIN;
 use crate::mail::{Phase, Refusal, Status};
-use crate::policy::Facts;
-use crate::smtp::{BareLineEnds, Effect, NotStored, Peer, Session, Submission};
+use crate::policy::{Attempt, Facts};
+use crate::smtp::{Authentication, Credentials, Effect, NotStored, Peer, Session, Submission};
 use crate::spool::{AppendError, Receiving};
 use crate::telemetry::Escaped;
-
-/// A peer that does not read what it is sent is given up after this: a reply is small, and RFC 5321 §4.5.3.2 gives the
-/// other side minutes for everything.
-const SEND_TIMEOUT: Duration = Duration::from_secs(300);
-/// After we have ended a session first, the peer has this long to read the last reply: closing with unread octets would
-/// reset the connection and might take the reply with it.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a trace field usually fits in, octets.
 const TRACE_SIZE: usize = 256;
 
-/// What the rest of the shard knows of a connection.
-pub struct Connection {
-    /// When it wants to be woken.
-    deadline: Cell<Instant>,
-    waker: RefCell<Option<Waker>>,
-    told: Cell<Ending>,
-}
-
-impl Connection {
-    /// Wakes it if its deadline has passed.
-    pub fn handle_time(&self, now: Instant) {
-        if now >= self.deadline.get() {
-            self.wake();
-        }
-    }
-
-    /// Wakes it so that it looks at the shard's [`Ending`].
-    pub fn wake(&self) {
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
-        }
-    }
-}
-
-/// Serves one peer until the session or the connection ends.
+/// Serves `peer` over `link` until the session or the connection ends. `input` was received already.
 ///
 /// Not an `async fn`: that would keep room for its arguments beside the state they are moved into, in every idle session.
-pub fn serve(
-    shard: Rc<Shard>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    bare: BareLineEnds,
-) -> impl Future<Output = ()> {
-    let connection = Rc::new(Connection {
-        deadline: Cell::new(clock::now()),
-        waker: RefCell::default(),
-        told: Cell::new(Ending::No),
-    });
-    let key = shard.connections.borrow_mut().insert(connection.clone());
-    let mut replies = shard.take_buffer();
-    let peer = Peer { bare_line_ends: bare, ..Peer::stranger(peer) };
-    let session = Session::new(shard.session_config.clone(), peer, clock::now(), &mut replies);
-    let mut served = Served {
-        shard,
-        connection,
-        key,
-        stream,
-        session,
-        receiving: Receiving::default(),
-        replies,
-        input: Vec::new(),
-        counted: 0,
+pub fn serve(link: Link, service: Rc<Service>, peer: SocketAddr, input: Vec<u8>) -> impl Future<Output = ()> {
+    let mut replies = link.shard.take_buffer();
+    let peer = Peer {
+        address: peer,
+        bare_line_ends: link.shard.bare_line_ends(peer.ip()),
+        may_xclient: service.may_xclient(peer.ip()),
     };
+    let session = Session::new(service.session.clone(), peer, clock::now(), &mut replies);
+    let mut served =
+        Served { link, service, session, receiving: Receiving::default(), replies, input, counted: 0 };
     async move {
         // A connection that breaks is the peer's affair; what it had sent is not mail before its end-of-data.
         let _ = served.run().await;
@@ -97,11 +44,8 @@ pub fn serve(
 }
 
 struct Served {
-    shard: Rc<Shard>,
-    connection: Rc<Connection>,
-    /// Its place among the shard's connections.
-    key: usize,
-    stream: TcpStream,
+    link: Link,
+    service: Rc<Service>,
     session: Session,
     /// What of the content is in the spool.
     receiving: Receiving,
@@ -110,14 +54,6 @@ struct Served {
     input: Vec<u8>,
     /// Octets of the shard's memory budget that this connection has.
     counted: usize,
-}
-
-/// What ended a wait for input.
-enum Input {
-    Octets,
-    End,
-    Time,
-    Ending(Ending),
 }
 
 impl Served {
@@ -129,25 +65,27 @@ impl Served {
                         let verdict = self.check(phase);
                         self.session.handle_verdict(verdict, clock::now(), &mut self.replies);
                     }
-                    Effect::Abandon => self.shard.disk().abandon(&mut self.receiving),
+                    Effect::Abandon => self.link.shard.disk().abandon(&mut self.receiving),
                     // Boxed: an idle session has no room for what only these need.
                     Effect::Piece(piece) => Box::pin(self.append(piece)).await?,
                     Effect::Store(submission) => Box::pin(self.store(submission)).await?,
-                    Effect::StartTls | Effect::Authenticate(_) => {
-                        unreachable!("neither TLS nor AUTH is configured")
+                    Effect::StartTls => Box::pin(self.start_tls()).await?,
+                    Effect::Authenticate(credentials) => Box::pin(self.authenticate(credentials)).await?,
+                    Effect::Close => {
+                        self.link.send(&mut self.replies).await?;
+                        return self.link.close().await;
                     }
-                    Effect::Close => return self.close().await,
                 }
             }
             if !self.input.is_empty() && self.take_input() {
                 continue;
             }
-            self.write_replies().await?;
+            self.link.send(&mut self.replies).await?;
             if self.exceeds_budget() && self.session.hand_over_early(PIECE_SIZE_MIN) {
                 continue;
             }
             match self.receive().await? {
-                Input::Octets => {}
+                Input::Octets(()) => {}
                 Input::End => self.session.handle_end_of_input(&mut self.replies),
                 Input::Time => self.session.handle_timeout(clock::now(), &mut self.replies),
                 Input::Ending(Ending::Abort) => self.session.handle_abort(&mut self.replies),
@@ -168,73 +106,89 @@ impl Served {
     }
 
     /// Receives once and gives the octets to the session.
-    async fn receive(&mut self) -> io::Result<Input> {
-        let Served { shard, connection, stream, session, replies, input, .. } = self;
-        connection.deadline.set(session.deadline());
-        poll_fn(|context| {
-            let ending = shard.ending.get();
-            if ending != connection.told.replace(ending) {
-                return Poll::Ready(Ok(Input::Ending(ending)));
+    async fn receive(&mut self) -> io::Result<Input<()>> {
+        let Served { link, session, replies, input, .. } = self;
+        let shard = link.shard.clone();
+        let deadline = session.deadline();
+        link.receive(deadline, |octets| {
+            if replies.capacity() == 0 {
+                *replies = shard.take_buffer();
             }
-            let scratch = &mut *shard.scratch.borrow_mut();
-            match Pin::new(&mut *stream).poll_read(context, scratch) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Input::End)),
-                Poll::Ready(Ok(size)) => {
-                    if replies.capacity() == 0 {
-                        *replies = shard.take_buffer();
-                    }
-                    let taken = session.handle_input(&scratch[..size], clock::now(), replies);
-                    input.extend_from_slice(&scratch[taken..size]);
-                    return Poll::Ready(Ok(Input::Octets));
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {}
-            }
-            if clock::now() >= connection.deadline.get() {
-                return Poll::Ready(Ok(Input::Time));
-            }
-            keep_waker(&mut connection.waker.borrow_mut(), context);
-            Poll::Pending
+            let taken = session.handle_input(octets, clock::now(), replies);
+            input.extend_from_slice(&octets[taken..]);
         })
         .await
     }
 
-    /// Writes the gathered replies: one write for all of them.
-    async fn write_replies(&mut self) -> io::Result<()> {
-        if self.replies.is_empty() {
+    /// Begins TLS, where there is a handshake to be had.
+    async fn start_tls(&mut self) -> io::Result<()> {
+        let shard = self.link.shard.clone();
+        let handshake = self.service.acceptor.as_ref().zip(shard.begin_handshake());
+        let Some((acceptor, _handshake)) = handshake else {
+            tracing::info!(peer = %self.session.peer(), "no TLS: too many handshakes at a time");
+            self.session.handle_tls_unavailable(clock::now(), &mut self.replies);
             return Ok(());
-        }
-        let Served { shard, connection, stream, replies, .. } = self;
-        let mut written = 0;
-        let mut until = None;
-        poll_fn(|context| {
-            while written < replies.len() {
-                match Pin::new(&mut *stream).poll_write(context, &replies[written..]) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    Poll::Ready(Ok(size)) => written += size,
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => {
-                        let now = clock::now();
-                        let until = *until.get_or_insert(now + SEND_TIMEOUT);
-                        if now >= until || shard.ending.get() == Ending::Abort {
-                            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                        }
-                        connection.deadline.set(until);
-                        keep_waker(&mut connection.waker.borrow_mut(), context);
-                        return Poll::Pending;
-                    }
-                }
+        };
+        let channel = acceptor.accept();
+        self.session.handle_tls_ready(&mut self.replies);
+        self.link.send(&mut self.replies).await?;
+        // Whatever is here was sent in clear, behind STARTTLS. (Of implicit TLS it is the beginning of the handshake, behind a
+        // proxy's header.)
+        let received = std::mem::take(&mut self.input);
+        let received = if self.session.has_said_nothing() { received } else { Vec::new() };
+        let deadline = clock::now() + shard.handshake_timeout;
+        match self.link.secure(channel, received, deadline, &mut self.input).await {
+            Ok(tls) => self.session.handle_secured(tls, clock::now(), &mut self.replies),
+            Err(why) => {
+                tracing::info!(peer = %self.session.peer(), ?why, "no TLS: the handshake came to nothing");
+                self.session.handle_tls_failed();
             }
-            Poll::Ready(Ok(()))
-        })
-        .await?;
-        shard.give_buffer(std::mem::take(replies));
+        }
+        Ok(())
+    }
+
+    /// Has a password verified, by a thread that may take its time.
+    async fn authenticate(&mut self, credentials: Credentials) -> io::Result<()> {
+        self.link.send(&mut self.replies).await?;
+        let (outcome, given) = answer(Authentication::Unavailable);
+        let Credentials { user, password } = credentials;
+        let name = user.clone();
+        let attempt = Attempt {
+            user,
+            password,
+            answer: Box::new(move |is_right| {
+                given.give(match is_right {
+                    true => Authentication::Accepted,
+                    false => Authentication::Refused,
+                })
+            }),
+        };
+        // Refused by the queue it is dropped, and so answered.
+        if let Some(verifier) = &self.link.shard.verifier {
+            let _ = verifier.submit(attempt);
+        }
+        let mut outcome_now = Authentication::Unavailable;
+        let is_answered = self
+            .link
+            .wait(|context| match outcome.poll(context) {
+                Poll::Ready(outcome) => {
+                    outcome_now = outcome;
+                    Poll::Ready(())
+                }
+                Poll::Pending => Poll::Pending,
+            })
+            .await;
+        if is_answered {
+            let user = Escaped(name.as_bytes());
+            tracing::info!(peer = %self.session.peer(), %user, outcome = ?outcome_now, "authentication");
+        }
+        self.session.handle_authenticated(outcome_now, clock::now(), &mut self.replies);
         Ok(())
     }
 
     async fn append(&mut self, piece: Vec<u8>) -> io::Result<()> {
-        self.write_replies().await?;
-        match self.shard.disk().append_piece(&mut self.receiving, &piece).await {
+        self.link.send(&mut self.replies).await?;
+        match self.link.shard.disk().append_piece(&mut self.receiving, &piece).await {
             Ok(()) => {
                 // Its memory is used again, unless the shard is short of it.
                 let buffer = if self.exceeds_budget() { Vec::new() } else { piece };
@@ -246,14 +200,14 @@ impl Served {
     }
 
     async fn store(&mut self, submission: Submission) -> io::Result<()> {
-        self.write_replies().await?;
+        self.link.send(&mut self.replies).await?;
         let Submission { envelope, tail, content_size } = submission;
         let unix_time = clock::unix_now();
         let arrival = self.session.arrival(unix_time);
         let is_logged = tracing::enabled!(tracing::Level::INFO);
         let log_line = is_logged.then(|| (envelope.reverse_path.clone(), envelope.forward_paths.len()));
         let message = JustAccepted { envelope, arrival, trace: Vec::new(), tail };
-        let (shard, session) = (&self.shard, &self.session);
+        let (shard, session) = (&self.link.shard, &self.session);
         let write_trace = |id| {
             let mut trace = Vec::with_capacity(TRACE_SIZE);
             shard.dates.with(unix_time, |date| session.write_received(id, date, &mut trace));
@@ -268,12 +222,12 @@ impl Served {
                 Ok(id)
             }
             Err(error) => {
-                self.shard.disk().abandon(&mut self.receiving);
+                self.link.shard.disk().abandon(&mut self.receiving);
                 Err(not_stored(error))
             }
         };
         if self.replies.capacity() == 0 {
-            self.replies = self.shard.take_buffer();
+            self.replies = self.link.shard.take_buffer();
         }
         self.session.handle_stored(outcome, clock::now(), &mut self.replies);
         Ok(())
@@ -283,7 +237,7 @@ impl Served {
     fn check(&self, phase: Phase) -> Result<(), Refusal> {
         let session = &self.session;
         if matches!(phase, Phase::Mail | Phase::Data) {
-            self.shard.admit_message(session.declared_size().unwrap_or(0))?;
+            self.link.shard.admit_message(session.declared_size().unwrap_or(0))?;
         }
         let envelope = session.envelope();
         let facts = Facts {
@@ -292,9 +246,11 @@ impl Served {
             recipient: session.recipient(),
             recipients_count: envelope.map_or(0, |envelope| envelope.forward_paths.len()),
             declared_size: session.declared_size(),
+            tls: session.tls(),
+            authenticated: session.authenticated(),
             ..Facts::of_peer(session.peer())
         };
-        match self.shard.policies.refusal(phase, &facts) {
+        match self.link.shard.policies.refusal(phase, &facts) {
             None => Ok(()),
             Some((policy, refusal)) => {
                 tracing::info!(peer = %session.peer(), ?phase, policy, status = %refusal.status, text = %refusal.text, "refused");
@@ -307,49 +263,19 @@ impl Served {
     /// to the spool before more is received.
     fn exceeds_budget(&mut self) -> bool {
         let held = self.session.content_buffer_size() + self.input.capacity();
-        self.shard.content_memory.set(self.shard.content_memory.get() + held - self.counted);
+        let shard = &self.link.shard;
+        shard.content_memory.set(shard.content_memory.get() + held - self.counted);
         self.counted = held;
-        self.shard.content_memory.get() > self.shard.content_memory_max
-    }
-
-    /// The session has ended: the last replies, then the end of the connection.
-    async fn close(&mut self) -> io::Result<()> {
-        self.write_replies().await?;
-        let Served { shard, connection, stream, .. } = self;
-        stream.shutdown(std::net::Shutdown::Write).await.map_err(io::Error::from)?;
-        let until = clock::now() + LINGER_TIMEOUT;
-        connection.deadline.set(until);
-        poll_fn(|context| {
-            loop {
-                if clock::now() >= until || shard.ending.get() == Ending::Abort {
-                    return Poll::Ready(Ok(()));
-                }
-                let scratch = &mut *shard.scratch.borrow_mut();
-                match Pin::new(&mut *stream).poll_read(context, scratch) {
-                    Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return Poll::Ready(Ok(())),
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Pending => {
-                        keep_waker(&mut connection.waker.borrow_mut(), context);
-                        return Poll::Pending;
-                    }
-                }
-            }
-        })
-        .await
+        shard.content_memory.get() > shard.content_memory_max
     }
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        let mut connections = self.shard.connections.borrow_mut();
-        connections.remove(self.key);
-        if connections.is_empty() {
-            self.shard.emptied.set();
-        }
-        drop(connections);
-        self.shard.disk().abandon(&mut self.receiving);
-        self.shard.content_memory.set(self.shard.content_memory.get() - self.counted);
-        self.shard.give_buffer(std::mem::take(&mut self.replies));
+        let shard = &self.link.shard;
+        shard.disk().abandon(&mut self.receiving);
+        shard.content_memory.set(shard.content_memory.get() - self.counted);
+        shard.give_buffer(std::mem::take(&mut self.replies));
     }
 }
 

@@ -9,6 +9,7 @@
 //! - a panic here ends the process: see `gateway`.
 
 mod accept;
+mod answer;
 mod clock;
 mod connection;
 mod control;
@@ -17,7 +18,9 @@ mod disk;
 mod event;
 mod handoff;
 mod inject;
+mod link;
 pub(crate) mod medium;
+mod proxied;
 mod quarantine;
 pub(crate) mod read_back;
 
@@ -42,12 +45,14 @@ pub use inject::{Injected, Injector, injection};
 use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
 use crate::limits::SCRATCH_SIZE;
 use crate::mail::Refusal;
-use crate::policy::Policies;
+use crate::policy::{Policies, Verifier};
 use crate::smtp::{BareLineEnds, SessionConfig};
-use connection::{Connection, admission};
+use crate::tls::Acceptor;
+use connection::admission;
 use disk::Disk;
 use event::{Broadcast, Event};
 use handoff::Handoff;
+use link::Connection;
 
 /// How often deadlines are looked at: timeouts are seconds and minutes.
 const DEADLINES_INTERVAL: Duration = Duration::from_millis(250);
@@ -56,12 +61,44 @@ const SPARE_BUFFERS_MAX: usize = 64;
 /// A reply buffer that has grown beyond this is not kept.
 const SPARE_BUFFER_SIZE_MAX: usize = 4096;
 
-/// What a shard is made of.
-pub struct Plan {
-    /// Listening sockets, each of them this shard's own.
-    pub listeners: Vec<std::net::TcpListener>,
+/// What is done for those who connect to one address.
+#[derive(Clone)]
+pub struct Service {
     /// What sessions may do.
     pub session: Arc<SessionConfig>,
+    /// Begins TLS, where there is any.
+    pub acceptor: Option<Arc<Acceptor>>,
+    /// From there connections begin with a header of the PROXY protocol.
+    pub proxy_from: Vec<IpNet>,
+    /// From there XCLIENT is taken.
+    pub xclient_from: Vec<IpNet>,
+}
+
+impl Service {
+    fn is_proxy(&self, peer: IpAddr) -> bool {
+        is_in(&self.proxy_from, peer)
+    }
+
+    fn may_xclient(&self, peer: IpAddr) -> bool {
+        is_in(&self.xclient_from, peer)
+    }
+}
+
+fn is_in(networks: &[IpNet], peer: IpAddr) -> bool {
+    let peer = peer.to_canonical();
+    networks.iter().any(|network| network.contains(&peer))
+}
+
+/// What a shard is made of.
+pub struct Plan {
+    /// Listening sockets, each of them this shard's own, and what they are for.
+    pub listeners: Vec<(std::net::TcpListener, Service)>,
+    /// Verifies passwords, where anybody may log in.
+    pub verifier: Option<Arc<Verifier>>,
+    /// Handshakes at a time.
+    pub handshakes_max: usize,
+    /// How long one may take.
+    pub handshake_timeout: Duration,
     /// Who may send what to whom.
     pub policies: Policies,
     /// Peers whose bare line ends are made CRLF.
@@ -109,7 +146,10 @@ pub enum Progress {
 
 /// What the tasks of one shard share.
 struct Shard {
-    session_config: Arc<SessionConfig>,
+    verifier: Option<Arc<Verifier>>,
+    handshakes: Cell<usize>,
+    handshakes_max: usize,
+    handshake_timeout: Duration,
     policies: Policies,
     normalised: Arc<[IpNet]>,
     sessions_max: usize,
@@ -122,6 +162,8 @@ struct Shard {
     ending: Cell<Ending>,
     /// Every receive goes here: an idle session owns no buffer.
     scratch: RefCell<Box<[u8]>>,
+    /// And what it is decrypted to here.
+    plaintext: RefCell<Vec<u8>>,
     spare_buffers: RefCell<Vec<Vec<u8>>>,
     content_memory: Cell<usize>,
     content_memory_max: usize,
@@ -147,11 +189,19 @@ impl Shard {
     }
 
     fn bare_line_ends(&self, peer: IpAddr) -> BareLineEnds {
-        let peer = peer.to_canonical();
-        match self.normalised.iter().any(|network| network.contains(&peer)) {
+        match is_in(&self.normalised, peer) {
             true => BareLineEnds::Normalise,
             false => BareLineEnds::Refuse,
         }
+    }
+
+    /// A place among the handshakes, if one is free; given back when it is dropped.
+    fn begin_handshake(self: &Rc<Self>) -> Option<Handshake> {
+        let count = self.handshakes.get();
+        (count < self.handshakes_max).then(|| {
+            self.handshakes.set(count + 1);
+            Handshake(self.clone())
+        })
     }
 
     /// May a message of this size come now?
@@ -164,6 +214,15 @@ impl Shard {
             return Err(admission::QUEUE_FULL);
         }
         if disk.has_room(size) { Ok(()) } else { Err(admission::NO_ROOM) }
+    }
+}
+
+/// A handshake that is going on.
+struct Handshake(Rc<Shard>);
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.handshakes.set(self.0.handshakes.get() - 1);
     }
 }
 
@@ -195,7 +254,10 @@ pub async fn run(plan: Plan) -> usize {
         Disk::new(log.place, damaged.clone(), log.recovered, segment_size, sync, handoff.clone())
     };
     let shard = Rc::new(Shard {
-        session_config: plan.session,
+        verifier: plan.verifier,
+        handshakes: Cell::new(0),
+        handshakes_max: plan.handshakes_max,
+        handshake_timeout: plan.handshake_timeout,
         policies: plan.policies,
         normalised: plan.normalised,
         sessions_max: plan.sessions_max,
@@ -206,6 +268,7 @@ pub async fn run(plan: Plan) -> usize {
         stop_accepting: Broadcast::default(),
         ending: Cell::new(Ending::No),
         scratch: RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice()),
+        plaintext: RefCell::default(),
         spare_buffers: RefCell::default(),
         content_memory: Cell::new(0),
         content_memory_max: plan.content_memory_max,
@@ -225,7 +288,9 @@ pub async fn run(plan: Plan) -> usize {
     let accepting: Vec<_> = plan
         .listeners
         .into_iter()
-        .map(|listener| glommio::spawn_local(accept::run(shard.clone(), listener)).detach())
+        .map(|(listener, service)| {
+            glommio::spawn_local(accept::run(shard.clone(), listener, Rc::new(service))).detach()
+        })
         .collect();
     let _ = plan.progress.send(Progress::Ready);
     serve_mailboxes(&shard, &plan.reports, &plan.control, &plan.progress).await;

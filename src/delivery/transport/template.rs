@@ -46,9 +46,11 @@ impl PathTemplate {
     /// The folder of `recipient`, at a gateway named `host`.
     pub fn expand(&self, recipient: &ForwardPath, host: &Domain) -> Result<PathBuf, TooLong> {
         let (local, domain) = match recipient {
-            ForwardPath::Postmaster => ("postmaster", host.as_str()),
-            ForwardPath::Mailbox(mailbox) => (mailbox.local_part(), mailbox.domain()),
+            ForwardPath::Postmaster => ("postmaster", host.canonical().into()),
+            // All spellings of one domain are one folder.
+            ForwardPath::Mailbox(mailbox) => (mailbox.local_part(), mailbox.canonical_domain()),
         };
+        let domain = &*domain;
         let mut path = String::with_capacity(self.text.len() + 64);
         for (i, component) in self.components.iter().enumerate() {
             if i > 0 {

@@ -412,6 +412,11 @@ impl Session {
         self.peer.address
     }
 
+    /// Whether not even a greeting was given: what begins now is the first thing on this connection.
+    pub fn has_said_nothing(&self) -> bool {
+        self.state == State::Connected
+    }
+
     /// What protects the connection.
     pub fn tls(&self) -> Option<&Tls> {
         self.tls.as_deref()

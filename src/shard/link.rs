@@ -1,0 +1,291 @@
+//! One peer's connection below SMTP: a socket, perhaps with TLS on it.
+//!
+//! Octets are received into the shard's one scratch buffer and decrypted into another one of the shard's: an idle link owns none.
+//! What is to be sent is gathered by the caller and written at once.
+//!
+//! Invariant: once TLS has begun no octet is given out that did not come through it, whatever follows its end.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use glommio::net::TcpStream;
+
+use super::clock;
+use super::event::keep_waker;
+use super::{Ending, Shard};
+use crate::mail::Tls;
+use crate::tls::Channel;
+
+/// A peer that does not read what it is sent is given up after this: a reply is small, and RFC 5321 §4.5.3.2 gives the
+/// other side minutes for everything.
+const SEND_TIMEOUT: Duration = Duration::from_secs(300);
+/// After we have ended a session first, the peer has this long to read the last reply: closing with unread octets would
+/// reset the connection and might take the reply with it.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the rest of the shard knows of a link.
+pub struct Connection {
+    /// When it wants to be woken.
+    deadline: Cell<Instant>,
+    waker: RefCell<Option<Waker>>,
+    told: Cell<Ending>,
+}
+
+impl Connection {
+    /// Wakes it if its deadline has passed.
+    pub fn handle_time(&self, now: Instant) {
+        if now >= self.deadline.get() {
+            self.wake();
+        }
+    }
+
+    /// Wakes it so that it looks at the shard's [`Ending`].
+    pub fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// A socket and its place in the shard.
+pub struct Link {
+    pub shard: Rc<Shard>,
+    connection: Rc<Connection>,
+    /// Its place among the shard's connections.
+    key: usize,
+    stream: TcpStream,
+    /// Where the socket's other end is: the peer, or a proxy that speaks for it.
+    pub address: SocketAddr,
+    tls: Option<Channel>,
+    /// TLS has ended or failed: whatever comes is not looked at.
+    is_ended: bool,
+    /// What TLS has to say beside what it is given: alerts, tickets, key updates.
+    outgoing: Vec<u8>,
+}
+
+/// What ended a wait for octets.
+pub enum Input<T> {
+    Octets(T),
+    End,
+    Time,
+    Ending(Ending),
+}
+
+impl Link {
+    /// A link of `shard`, which counts it from here on.
+    pub fn new(shard: Rc<Shard>, stream: TcpStream, address: SocketAddr) -> Self {
+        let connection = Rc::new(Connection {
+            deadline: Cell::new(clock::now()),
+            waker: RefCell::default(),
+            told: Cell::new(Ending::No),
+        });
+        let key = shard.connections.borrow_mut().insert(connection.clone());
+        Link { shard, connection, key, stream, address, tls: None, is_ended: false, outgoing: Vec::new() }
+    }
+
+    /// Receives once, and gives `take` the octets: in clear, and perhaps none, where only TLS had something to say.
+    pub async fn receive<T>(
+        &mut self,
+        deadline: Instant,
+        mut take: impl FnMut(&[u8]) -> T,
+    ) -> io::Result<Input<T>> {
+        self.connection.deadline.set(deadline);
+        poll_fn(|context| self.poll_receive(context, &mut take)).await
+    }
+
+    fn poll_receive<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        take: &mut impl FnMut(&[u8]) -> T,
+    ) -> Poll<io::Result<Input<T>>> {
+        let Link { shard, connection, stream, tls, outgoing, .. } = self;
+        let ending = shard.ending.get();
+        if ending != connection.told.replace(ending) {
+            return Poll::Ready(Ok(Input::Ending(ending)));
+        }
+        if self.is_ended {
+            return Poll::Ready(Ok(Input::End));
+        }
+        let scratch = &mut *shard.scratch.borrow_mut();
+        match Pin::new(stream).poll_read(context, scratch) {
+            Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Input::End)),
+            Poll::Ready(Ok(size)) => {
+                let Some(channel) = tls else {
+                    return Poll::Ready(Ok(Input::Octets(take(&scratch[..size]))));
+                };
+                let plaintext = &mut *shard.plaintext.borrow_mut();
+                plaintext.clear();
+                if let Err(error) = channel.handle_ciphertext(&scratch[..size], plaintext, outgoing) {
+                    tracing::info!(peer = %self.address, %error, "TLS failed");
+                }
+                self.is_ended = channel.is_ended();
+                return Poll::Ready(Ok(Input::Octets(take(plaintext))));
+            }
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => {}
+        }
+        if clock::now() >= connection.deadline.get() {
+            return Poll::Ready(Ok(Input::Time));
+        }
+        keep_waker(&mut connection.waker.borrow_mut(), context);
+        Poll::Pending
+    }
+
+    /// Writes `octets`, and whatever TLS has to say, at once; then `octets` is empty, and its buffer the shard's again.
+    pub async fn send(&mut self, octets: &mut Vec<u8>) -> io::Result<()> {
+        if octets.is_empty() && self.outgoing.is_empty() {
+            return Ok(());
+        }
+        let mut out = match &mut self.tls {
+            None => std::mem::take(octets),
+            Some(channel) => {
+                channel.encrypt(octets, &mut self.outgoing);
+                self.shard.give_buffer(std::mem::take(octets));
+                std::mem::take(&mut self.outgoing)
+            }
+        };
+        let written = self.write(&out).await;
+        out.clear();
+        self.shard.give_buffer(out);
+        written
+    }
+
+    async fn write(&mut self, octets: &[u8]) -> io::Result<()> {
+        let Link { shard, connection, stream, .. } = self;
+        let mut written = 0;
+        let mut until = None;
+        poll_fn(|context| {
+            while written < octets.len() {
+                match Pin::new(&mut *stream).poll_write(context, &octets[written..]) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(size)) => written += size,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {
+                        let now = clock::now();
+                        let until = *until.get_or_insert(now + SEND_TIMEOUT);
+                        if now >= until || shard.ending.get() == Ending::Abort {
+                            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                        }
+                        connection.deadline.set(until);
+                        keep_waker(&mut connection.waker.borrow_mut(), context);
+                        return Poll::Pending;
+                    }
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    /// Shakes hands, until `deadline`. `received` is the beginning of the handshake, if that is here already; what came through TLS
+    /// in the end is appended to `input`.
+    pub async fn secure(
+        &mut self,
+        mut channel: Channel,
+        received: Vec<u8>,
+        deadline: Instant,
+        input: &mut Vec<u8>,
+    ) -> Result<Tls, HandshakeError> {
+        if let Err(error) = channel.handle_ciphertext(&received, input, &mut self.outgoing) {
+            tracing::info!(peer = %self.address, %error, "TLS failed");
+        }
+        self.is_ended = channel.is_ended();
+        self.tls = Some(channel);
+        self.send(&mut Vec::new()).await?;
+        loop {
+            let received = self.receive(deadline, |plaintext| input.extend_from_slice(plaintext)).await?;
+            // What there is to say is said before anything else, an alert too.
+            self.send(&mut Vec::new()).await?;
+            match received {
+                Input::Octets(()) | Input::Ending(Ending::No | Ending::Drain) => {}
+                Input::End => return Err(HandshakeError::Ended),
+                Input::Time => return Err(HandshakeError::Time),
+                Input::Ending(_) => return Err(HandshakeError::Ended),
+            }
+            let channel = self.tls.as_ref().expect("it was set above");
+            if let Some(facts) = channel.facts() {
+                return Ok(facts);
+            }
+        }
+    }
+
+    /// Says that TLS ends, if there is any, and lets the peer read what it was sent last.
+    pub async fn close(&mut self) -> io::Result<()> {
+        if let Some(channel) = &mut self.tls {
+            channel.close(&mut self.outgoing);
+        }
+        let out = std::mem::take(&mut self.outgoing);
+        self.write(&out).await?;
+        let Link { shard, connection, stream, .. } = self;
+        stream.shutdown(std::net::Shutdown::Write).await.map_err(io::Error::from)?;
+        let until = clock::now() + LINGER_TIMEOUT;
+        connection.deadline.set(until);
+        poll_fn(|context| {
+            loop {
+                if clock::now() >= until || shard.ending.get() == Ending::Abort {
+                    return Poll::Ready(Ok(()));
+                }
+                let scratch = &mut *shard.scratch.borrow_mut();
+                match Pin::new(&mut *stream).poll_read(context, scratch) {
+                    Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Pending => {
+                        keep_waker(&mut connection.waker.borrow_mut(), context);
+                        return Poll::Pending;
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits for something else than the peer; false if the shard ends at once instead. `poll` keeps its own waker.
+    pub async fn wait(&mut self, mut poll: impl FnMut(&mut Context<'_>) -> Poll<()>) -> bool {
+        let Link { shard, connection, .. } = self;
+        poll_fn(|context| {
+            if poll(context).is_ready() {
+                return Poll::Ready(true);
+            }
+            if shard.ending.get() == Ending::Abort {
+                return Poll::Ready(false);
+            }
+            keep_waker(&mut connection.waker.borrow_mut(), context);
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Why a handshake came to nothing. What TLS itself had against it was logged.
+#[derive(Debug)]
+pub enum HandshakeError {
+    /// The peer has gone, or TLS has failed, or the shard ends.
+    Ended,
+    /// It took too long.
+    Time,
+    /// The connection broke.
+    Broken,
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(_: io::Error) -> Self {
+        HandshakeError::Broken
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let mut connections = self.shard.connections.borrow_mut();
+        connections.remove(self.key);
+        if connections.is_empty() {
+            self.shard.emptied.set();
+        }
+    }
+}
