@@ -6,6 +6,7 @@
 
 use incoming::smtp::fuzzing;
 use incoming::spool;
+use incoming::tls;
 
 type Body = fn(&[u8]);
 
@@ -15,6 +16,7 @@ const TARGETS: &[(&str, Body)] = &[
     ("content", fuzzing::content),
     ("session", fuzzing::session),
     ("recovery", spool::fuzzing::recovery),
+    ("tls_channel", tls::fuzzing::tls_channel),
 ];
 
 #[test]

@@ -95,7 +95,7 @@ pub struct Acceptor {
 }
 
 /// What a handshake is made with, replaced as a whole.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Current {
     pub(super) config: Arc<ServerConfig>,
     pub(super) clients: Clients,
@@ -162,6 +162,15 @@ impl Acceptor {
         let new = Current::load(&self.settings, &files, &self.provider, now, Some(&old))?;
         self.current.store(Arc::new(new));
         Ok(())
+    }
+
+    /// Lets handshakes be at another time than now.
+    #[cfg(test)]
+    pub(super) fn set_clock(&self, clock: Arc<dyn rustls::time_provider::TimeProvider>) {
+        let current = self.current.load_full();
+        let mut config = ServerConfig::clone(&current.config);
+        config.time_provider = clock;
+        self.current.store(Arc::new(Current { config: Arc::new(config), ..Current::clone(&current) }));
     }
 }
 
