@@ -29,7 +29,7 @@ use super::clients::Clients;
 use super::files::{Digest, Files};
 use super::resolver::Resolver;
 
-/// The only protocol to be had here (RFC 7301). Not registered, but what mail servers and ALPACA's authors use.
+/// The only protocol to be had here (RFC 7301).
 const ALPN: &[u8] = b"smtp";
 
 /// TLS 1.3 tickets after each handshake. A client uses a ticket once (RFC 8446 §C.4), and each resumption
@@ -272,7 +272,7 @@ mod tests {
         begun.exchange().unwrap();
         assert_eq!(begun.client.peer_certificates().unwrap()[0], old.der());
         let octets = done.say(b"NOOP\r\n");
-        done.to_channel(&octets).unwrap();
+        done.give_channel(&octets).unwrap();
         assert_eq!(done.plaintext, b"NOOP\r\n");
     }
 
@@ -370,7 +370,7 @@ mod tests {
                 assert!(wire.channel.is_resumed(), "{versions:?}");
                 assert_eq!(wire.channel.facts(), first.channel.facts());
                 let octets = wire.say(b"NOOP\r\n");
-                wire.to_channel(&octets).unwrap();
+                wire.give_channel(&octets).unwrap();
                 assert_eq!(wire.plaintext, b"NOOP\r\n");
                 folder.write_pair("0", &authority.issue_for(&["mx.example", &format!("{i}.example")]));
                 acceptor.reload(now()).unwrap();

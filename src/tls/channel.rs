@@ -15,7 +15,7 @@
 //!   warnings, empty records and key updates without data until it has had enough.
 
 use std::fmt;
-use std::io::{BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::sync::Arc;
 
 use rustls::{Error, HandshakeKind, InvalidMessage, ProtocolVersion, ServerConnection};
@@ -109,6 +109,10 @@ impl Channel {
                 return Err(error);
             }
         }
+        // rustls reads into a buffer that grows with a record, to 20 KiB, and shrinks to 4 KiB when it reads
+        // again after it. So it is made to begin to read: who sends a large record and falls silent would
+        // keep it otherwise.
+        let _ = self.connection.read_tls(&mut NothingYet);
         Ok(())
     }
 
@@ -239,6 +243,15 @@ impl Channel {
     }
 }
 
+/// A peer that has sent nothing more.
+struct NothingYet;
+
+impl Read for NothingYet {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
 /// rustls' words, fit for a line of a log.
 fn text(error: &Error) -> Box<str> {
     let clean = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
@@ -268,14 +281,14 @@ mod tests {
             while !is_longest {
                 is_longest = true;
                 let mut wire = Wire::new(&acceptor, &client, "mx.example");
-                let mut sent = wire.from_client();
+                let mut sent = wire.take_from_client();
                 let mut is_said = false;
                 while !sent.is_empty() {
                     is_longest &= sent.len() <= step;
                     for piece in sent.chunks(step) {
-                        wire.to_channel(piece).unwrap();
+                        wire.give_channel(piece).unwrap();
                     }
-                    sent = wire.from_client();
+                    sent = wire.take_from_client();
                     if sent.is_empty() && !is_said {
                         is_said = true;
                         sent = wire.say(TEXT);
@@ -298,7 +311,7 @@ mod tests {
             wire.channel.encrypt(&text, &mut out);
             wire.channel.close(&mut out);
             wire.channel.encrypt(b"not any more", &mut out);
-            wire.to_client(&out);
+            wire.give_client(&out);
             assert!(wire.received == text);
             assert!(wire.channel.is_ended());
         }
@@ -421,17 +434,17 @@ mod tests {
                 let mut wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
                 let mut octets = wire.say(b"BDAT 1000\r\n0123456789");
                 wire.client.send_close_notify();
-                octets.extend(wire.from_client());
+                octets.extend(wire.take_from_client());
                 // Cleartext, and a record that the client encrypts in spite of its end.
                 octets.extend(b"NOOP\r\n");
                 octets.extend(wire.say(b"QUIT\r\n"));
                 octets.extend(b"\r\nMAIL FROM:<a@b>\r\n");
                 for piece in octets.chunks(step) {
-                    wire.to_channel(piece).unwrap();
+                    wire.give_channel(piece).unwrap();
                 }
                 assert_eq!(wire.plaintext, b"BDAT 1000\r\n0123456789");
                 assert!(wire.channel.is_ended());
-                wire.to_channel(b"NOOP\r\n").unwrap();
+                wire.give_channel(b"NOOP\r\n").unwrap();
                 assert_eq!(wire.plaintext.len(), 21);
             }
         }
@@ -441,11 +454,11 @@ mod tests {
     fn cleartext_inside_tls_is_an_error_and_nothing_else() {
         let acceptor = acceptor();
         let mut wire = Wire::connect(&acceptor, &Offer::default().client(), "mx.example").unwrap();
-        let outcome = wire.to_channel(b"MAIL FROM:<a@b>\r\n");
+        let outcome = wire.give_channel(b"MAIL FROM:<a@b>\r\n");
         assert!(matches!(outcome, Err(TlsError::Broken(_))), "{outcome:?}");
         assert_eq!(wire.plaintext, b"");
         assert!(matches!(wire.refusal, Some(Error::AlertReceived(_))));
-        assert_eq!(wire.to_channel(b"NOOP\r\n"), Err(TlsError::Ended));
+        assert_eq!(wire.give_channel(b"NOOP\r\n"), Err(TlsError::Ended));
         assert_eq!(wire.plaintext, b"");
     }
 
@@ -459,7 +472,7 @@ mod tests {
             let at = octets.len() + 20;
             octets.extend(wire.say(b"RCPT TO:<a@b>\r\n"));
             octets[at] ^= 1;
-            let outcome = wire.to_channel(&octets);
+            let outcome = wire.give_channel(&octets);
             assert!(matches!(outcome, Err(TlsError::Broken(_))), "{outcome:?}");
             assert_eq!(wire.plaintext, b"NOOP\r\n");
         }
@@ -570,7 +583,7 @@ mod tests {
             // One answer is owed, and goes with what is sent next.
             wire.channel.encrypt(b"250\r\n", &mut out);
             assert!(out.len() <= 128, "{} octets", out.len());
-            wire.to_client(&out);
+            wire.give_client(&out);
             replies += 1;
         }
         assert_eq!(wire.plaintext.len(), 10_000);
@@ -580,8 +593,8 @@ mod tests {
         for _ in 0..100 {
             wire.client.refresh_traffic_keys().unwrap();
         }
-        let octets = wire.from_client();
-        assert!(matches!(wire.to_channel(&octets), Err(TlsError::Broken(_))), "updates without data");
+        let octets = wire.take_from_client();
+        assert!(matches!(wire.give_channel(&octets), Err(TlsError::Broken(_))), "updates without data");
     }
 
     #[test]
@@ -590,7 +603,7 @@ mod tests {
         let client = Offer::default().client();
         for size in [1, 2, 100, 16_000] {
             let mut wire = Wire::new(&acceptor, &client, "mx.example");
-            let hello = wire.from_client();
+            let hello = wire.take_from_client();
             let records: Vec<u8> = hello[5..]
                 .chunks(size)
                 .flat_map(|piece| {
@@ -598,7 +611,7 @@ mod tests {
                 })
                 .collect();
             for piece in records.chunks(7) {
-                wire.to_channel(piece).unwrap();
+                wire.give_channel(piece).unwrap();
             }
             wire.exchange().unwrap();
             assert!(!wire.channel.is_handshaking(), "records of {size}");
@@ -635,7 +648,7 @@ mod tests {
     fn closing_before_the_handshake_ends_it() {
         let acceptor = acceptor();
         let mut wire = Wire::new(&acceptor, &Offer::default().client(), "mx.example");
-        let hello = wire.from_client();
+        let hello = wire.take_from_client();
         let mut out = Vec::new();
         wire.channel.close(&mut out);
         wire.channel.close(&mut out);

@@ -429,7 +429,7 @@ mod tests {
                     true => {
                         assert!(matches!(outcome, Err(TlsError::ClientCertificate(_))), "{outcome:?}");
                         assert_eq!(wire.channel.facts(), None);
-                        assert_eq!(wire.to_channel(b"x"), Err(TlsError::Ended));
+                        assert_eq!(wire.give_channel(b"x"), Err(TlsError::Ended));
                     }
                     false => assert_eq!(wire.channel.facts().unwrap().client, None),
                 }

@@ -127,7 +127,7 @@ impl Driver {
 
     /// Gives the channel what the client wants sent, in steps.
     fn carry(&mut self, step: usize) {
-        for piece in self.from_client().chunks(step) {
+        for piece in self.take_from_client().chunks(step) {
             self.give(piece);
         }
     }
@@ -140,7 +140,7 @@ impl Driver {
         if self.client.writer().write_all(&text).is_err() {
             return;
         }
-        let mut octets = self.from_client();
+        let mut octets = self.take_from_client();
         if let (Some(at), [_, ..]) = (altered, &octets[..]) {
             // In the first three octets this changes nothing: what they should be is known beforehand.
             let at = usize::from(at) % octets.len();
@@ -162,7 +162,7 @@ impl Driver {
         if !is_over {
             self.answered.extend(b"250 2.0.0 Ok\r\n");
         }
-        self.to_client(&out);
+        self.give_client(&out);
     }
 
     fn close(&mut self) {
@@ -170,7 +170,7 @@ impl Driver {
         let mut out = Vec::new();
         self.channel.close(&mut out);
         assert!(self.channel.is_ended() && out.len() <= ANSWER_SIZE_MAX && (!is_failed || out.is_empty()));
-        self.to_client(&out);
+        self.give_client(&out);
     }
 
     fn give(&mut self, octets: &[u8]) {
@@ -190,10 +190,10 @@ impl Driver {
         assert!(out.len() <= if was_handshaking { FLIGHT_SIZE_MAX } else { ANSWER_SIZE_MAX });
         assert!(self.said.starts_with(&self.plaintext), "plaintext that nobody has said");
         assert!(!self.channel.is_handshaking() || self.plaintext.is_empty());
-        self.to_client(&out);
+        self.give_client(&out);
     }
 
-    fn from_client(&mut self) -> Vec<u8> {
+    fn take_from_client(&mut self) -> Vec<u8> {
         let mut octets = Vec::new();
         while self.client.wants_write() {
             self.client.write_tls(&mut octets).expect("a Vec takes everything");
@@ -201,7 +201,7 @@ impl Driver {
         octets
     }
 
-    fn to_client(&mut self, mut octets: &[u8]) {
+    fn give_client(&mut self, mut octets: &[u8]) {
         while !octets.is_empty() {
             if !matches!(self.client.read_tls(&mut octets), Ok(1..)) {
                 return;
