@@ -5,7 +5,7 @@
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz <target>`.
 
 use incoming::smtp::fuzzing;
-use incoming::{proxy, spool};
+use incoming::{proxy, spool, tls};
 
 type Body = fn(&[u8]);
 
@@ -16,6 +16,7 @@ const TARGETS: &[(&str, Body)] = &[
     ("session", fuzzing::session),
     ("recovery", spool::fuzzing::recovery),
     ("proxy", proxy::fuzz),
+    ("tls_channel", tls::fuzzing::tls_channel),
 ];
 
 #[test]

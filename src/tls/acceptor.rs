@@ -29,7 +29,7 @@ use super::clients::Clients;
 use super::files::{Digest, Files};
 use super::resolver::Resolver;
 
-/// The only protocol to be had here (RFC 7301). Not registered, but what mail servers and ALPACA's authors use.
+/// The only protocol to be had here (RFC 7301).
 const ALPN: &[u8] = b"smtp";
 
 /// TLS 1.3 tickets after each handshake. A client uses a ticket once (RFC 8446 §C.4), and each resumption
@@ -95,7 +95,7 @@ pub struct Acceptor {
 }
 
 /// What a handshake is made with, replaced as a whole.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Current {
     pub(super) config: Arc<ServerConfig>,
     pub(super) clients: Clients,
@@ -162,6 +162,15 @@ impl Acceptor {
         let new = Current::load(&self.settings, &files, &self.provider, now, Some(&old))?;
         self.current.store(Arc::new(new));
         Ok(())
+    }
+
+    /// Lets handshakes be at another time than now.
+    #[cfg(test)]
+    pub(super) fn set_clock(&self, clock: Arc<dyn rustls::time_provider::TimeProvider>) {
+        let current = self.current.load_full();
+        let mut config = ServerConfig::clone(&current.config);
+        config.time_provider = clock;
+        self.current.store(Arc::new(Current { config: Arc::new(config), ..Current::clone(&current) }));
     }
 }
 
@@ -263,7 +272,7 @@ mod tests {
         begun.exchange().unwrap();
         assert_eq!(begun.client.peer_certificates().unwrap()[0], old.der());
         let octets = done.say(b"NOOP\r\n");
-        done.to_channel(&octets).unwrap();
+        done.give_channel(&octets).unwrap();
         assert_eq!(done.plaintext, b"NOOP\r\n");
     }
 
@@ -361,7 +370,7 @@ mod tests {
                 assert!(wire.channel.is_resumed(), "{versions:?}");
                 assert_eq!(wire.channel.facts(), first.channel.facts());
                 let octets = wire.say(b"NOOP\r\n");
-                wire.to_channel(&octets).unwrap();
+                wire.give_channel(&octets).unwrap();
                 assert_eq!(wire.plaintext, b"NOOP\r\n");
                 folder.write_pair("0", &authority.issue_for(&["mx.example", &format!("{i}.example")]));
                 acceptor.reload(now()).unwrap();

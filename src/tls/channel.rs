@@ -15,7 +15,7 @@
 //!   warnings, empty records and key updates without data until it has had enough.
 
 use std::fmt;
-use std::io::{BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::sync::Arc;
 
 use rustls::{Error, HandshakeKind, InvalidMessage, ProtocolVersion, ServerConnection};
@@ -109,6 +109,10 @@ impl Channel {
                 return Err(error);
             }
         }
+        // rustls reads into a buffer that grows with a record, to 20 KiB, and shrinks to 4 KiB when it reads
+        // again after it. So it is made to begin to read: who sends a large record and falls silent would
+        // keep it otherwise.
+        let _ = self.connection.read_tls(&mut NothingYet);
         Ok(())
     }
 
@@ -151,9 +155,10 @@ impl Channel {
         self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
-    /// What was agreed on. None while handshaking, and if that was never over.
+    /// What was agreed on. None until it is, and once the channel has failed.
     pub fn facts(&self) -> Option<Tls> {
-        if self.is_handshaking() || self.connection.is_handshaking() {
+        let is_agreed = matches!(self.state, State::Open | State::Ended);
+        if !is_agreed || self.connection.is_handshaking() {
             return None;
         }
         let version = match self.connection.protocol_version()? {
@@ -177,9 +182,7 @@ impl Channel {
         plaintext: &mut Vec<u8>,
         ciphertext_out: &mut Vec<u8>,
     ) -> Result<(), TlsError> {
-        self.connection
-            .read_tls(octets)
-            .map_err(|_| TlsError::Broken("more than a record can be without its end".into()))?;
+        self.connection.read_tls(octets).map_err(|_| self.broken("a message that is too long".into()))?;
         let outcome = self.connection.process_new_packets();
         if let State::Handshaking(current) = &self.state
             && !self.connection.is_handshaking()
@@ -228,9 +231,24 @@ impl Channel {
             Error::InvalidCertificate(_) | Error::NoCertificatesPresented => {
                 TlsError::ClientCertificate(text)
             }
-            _ if self.is_handshaking() => TlsError::Handshake(text),
+            _ => self.broken(text),
+        }
+    }
+
+    fn broken(&self, text: Box<str>) -> TlsError {
+        match self.state {
+            State::Handshaking(_) => TlsError::Handshake(text),
             _ => TlsError::Broken(text),
         }
+    }
+}
+
+/// A peer that has sent nothing more.
+struct NothingYet;
+
+impl Read for NothingYet {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
     }
 }
 
@@ -242,8 +260,9 @@ fn text(error: &Error) -> Box<str> {
 
 #[cfg(test)]
 mod tests {
+    use ::aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
     use rustls::crypto::aws_lc_rs::{self, kx_group};
-    use rustls::{AlertDescription, NamedGroup};
+    use rustls::{AlertDescription, ConnectionTrafficSecrets, NamedGroup};
 
     use super::super::testing::*;
     use super::*;
@@ -262,14 +281,14 @@ mod tests {
             while !is_longest {
                 is_longest = true;
                 let mut wire = Wire::new(&acceptor, &client, "mx.example");
-                let mut sent = wire.from_client();
+                let mut sent = wire.take_from_client();
                 let mut is_said = false;
                 while !sent.is_empty() {
                     is_longest &= sent.len() <= step;
                     for piece in sent.chunks(step) {
-                        wire.to_channel(piece).unwrap();
+                        wire.give_channel(piece).unwrap();
                     }
-                    sent = wire.from_client();
+                    sent = wire.take_from_client();
                     if sent.is_empty() && !is_said {
                         is_said = true;
                         sent = wire.say(TEXT);
@@ -292,7 +311,7 @@ mod tests {
             wire.channel.encrypt(&text, &mut out);
             wire.channel.close(&mut out);
             wire.channel.encrypt(b"not any more", &mut out);
-            wire.to_client(&out);
+            wire.give_client(&out);
             assert!(wire.received == text);
             assert!(wire.channel.is_ended());
         }
@@ -415,17 +434,17 @@ mod tests {
                 let mut wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
                 let mut octets = wire.say(b"BDAT 1000\r\n0123456789");
                 wire.client.send_close_notify();
-                octets.extend(wire.from_client());
+                octets.extend(wire.take_from_client());
                 // Cleartext, and a record that the client encrypts in spite of its end.
                 octets.extend(b"NOOP\r\n");
                 octets.extend(wire.say(b"QUIT\r\n"));
                 octets.extend(b"\r\nMAIL FROM:<a@b>\r\n");
                 for piece in octets.chunks(step) {
-                    wire.to_channel(piece).unwrap();
+                    wire.give_channel(piece).unwrap();
                 }
                 assert_eq!(wire.plaintext, b"BDAT 1000\r\n0123456789");
                 assert!(wire.channel.is_ended());
-                wire.to_channel(b"NOOP\r\n").unwrap();
+                wire.give_channel(b"NOOP\r\n").unwrap();
                 assert_eq!(wire.plaintext.len(), 21);
             }
         }
@@ -435,11 +454,11 @@ mod tests {
     fn cleartext_inside_tls_is_an_error_and_nothing_else() {
         let acceptor = acceptor();
         let mut wire = Wire::connect(&acceptor, &Offer::default().client(), "mx.example").unwrap();
-        let outcome = wire.to_channel(b"MAIL FROM:<a@b>\r\n");
+        let outcome = wire.give_channel(b"MAIL FROM:<a@b>\r\n");
         assert!(matches!(outcome, Err(TlsError::Broken(_))), "{outcome:?}");
         assert_eq!(wire.plaintext, b"");
         assert!(matches!(wire.refusal, Some(Error::AlertReceived(_))));
-        assert_eq!(wire.to_channel(b"NOOP\r\n"), Err(TlsError::Ended));
+        assert_eq!(wire.give_channel(b"NOOP\r\n"), Err(TlsError::Ended));
         assert_eq!(wire.plaintext, b"");
     }
 
@@ -453,7 +472,7 @@ mod tests {
             let at = octets.len() + 20;
             octets.extend(wire.say(b"RCPT TO:<a@b>\r\n"));
             octets[at] ^= 1;
-            let outcome = wire.to_channel(&octets);
+            let outcome = wire.give_channel(&octets);
             assert!(matches!(outcome, Err(TlsError::Broken(_))), "{outcome:?}");
             assert_eq!(wire.plaintext, b"NOOP\r\n");
         }
@@ -466,34 +485,176 @@ mod tests {
         assert!(text.len() <= TEXT_SIZE_MAX && text.bytes().all(|c| (b' '..=b'~').contains(&c)), "{text}");
     }
 
-    #[test]
-    #[ignore]
-    fn measure() {
-        let acceptor = acceptor();
-        let rss = || {
-            let s = std::fs::read_to_string("/proc/self/statm").unwrap();
-            s.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-        };
-        for versions in [ONLY_12, ONLY_13] {
-            let client = Offer::versions(versions).client();
-            let mut kept: Vec<Channel> = Vec::new();
-            for _ in 0..50 {
-                kept.push(Wire::connect(&acceptor, &client, "mx.example").unwrap().channel);
-            }
-            let before = rss();
-            for _ in 0..2000 {
-                let mut wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
-                let o = wire.say(TEXT);
-                wire.to_channel(&o).unwrap();
-                kept.push(wire.channel);
-            }
-            println!(
-                "{:?} {} octets each; size {} + {}",
-                versions[0].version,
-                (rss() - before) / 2000,
-                size_of::<Channel>(),
-                size_of::<ServerConnection>()
-            );
+    /// Makes records as a client could that is not bound to any rule, under the keys of a real handshake.
+    struct Forger {
+        key: LessSafeKey,
+        iv: [u8; 12],
+        sequence: u64,
+    }
+
+    impl Forger {
+        /// A channel after its handshake (TLS 1.3), and the client's keys.
+        fn new() -> (Channel, Self) {
+            let offer = Offer {
+                suites: |suite| suite == rustls::CipherSuite::TLS13_AES_128_GCM_SHA256,
+                ..Offer::versions(ONLY_13)
+            };
+            let mut client = Arc::unwrap_or_clone(offer.client());
+            client.enable_secret_extraction = true;
+            let wire = Wire::connect(&acceptor(), &Arc::new(client), "mx.example").unwrap();
+            let (sequence, secrets) = wire.client.dangerous_extract_secrets().unwrap().tx;
+            let ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else { panic!("another suite") };
+            let key = LessSafeKey::new(UnboundKey::new(&AES_128_GCM, key.as_ref()).unwrap());
+            (wire.channel, Forger { key, iv: iv.as_ref().try_into().unwrap(), sequence })
         }
+
+        /// A record (RFC 8446 §5.2): `inner` is the content, its type, and padding.
+        fn record(&mut self, inner: &[u8]) -> Vec<u8> {
+            let mut nonce = self.iv;
+            for (octet, counter) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
+                *octet ^= counter;
+            }
+            self.sequence += 1;
+            let size = (inner.len() + 16) as u16;
+            let header = [23, 3, 3, (size >> 8) as u8, size as u8];
+            let mut sealed = inner.to_vec();
+            let nonce = Nonce::assume_unique_for_key(nonce);
+            self.key.seal_in_place_append_tag(nonce, Aad::from(header), &mut sealed).unwrap();
+            [&header[..], &sealed].concat()
+        }
+    }
+
+    #[test]
+    fn floods_of_records_end_the_channel_or_are_taken_without_a_word() {
+        const ALERT: u8 = 21;
+        const HANDSHAKE: u8 = 22;
+        const DATA: u8 = 23;
+        let padded = [&[DATA][..], &[0; 16_000]].concat();
+        let unending = [&[4, 0xff, 0xff, 0xff][..], &[7; 10_000], &[HANDSHAKE]].concat();
+        let large = [&[4, 0, 0xff, 0xff][..], &[7; 16_000], &[HANDSHAKE]].concat();
+        // What is sent again and again, and how many are borne at most. None: for ever.
+        let cases: [(&str, &[u8], Option<usize>); 11] = [
+            ("one octet of data", &[b'x', DATA], None),
+            ("empty records", &[DATA], Some(32)),
+            ("empty records, padded", &padded, Some(32)),
+            ("nothing but padding", &[0; 100], Some(0)),
+            ("user_canceled", &[1, 90, ALERT], Some(4)),
+            ("another warning", &[1, 100, ALERT], Some(0)),
+            ("a new ClientHello", &[1, 0, 0, 1, 0, HANDSHAKE], Some(0)),
+            ("a key update, and it is not the last message", &[24, 0, 0, 1, 0, 24, 0, HANDSHAKE], Some(0)),
+            ("the beginning of a message that is too long", &unending, Some(0)),
+            ("a long message in pieces", &large, Some(4)),
+            ("one octet of a message", &[4, HANDSHAKE], Some(70_000)),
+        ];
+        for (what, inner, borne_max) in cases {
+            let (mut channel, mut forger) = Forger::new();
+            let (mut plaintext, mut out) = (Vec::new(), Vec::new());
+            let outcome = (0..100_000).try_for_each(|i| {
+                let record = forger.record(inner);
+                channel.handle_ciphertext(&record, &mut plaintext, &mut out).map_err(|error| (i, error))
+            });
+            assert!(out.len() <= 64, "{what}: {} octets", out.len());
+            match borne_max {
+                None => assert_eq!((outcome, plaintext.len()), (Ok(()), 100_000), "{what}"),
+                Some(max) => {
+                    let (borne, error) = outcome.expect_err(what);
+                    assert!(borne <= max && matches!(error, TlsError::Broken(_)), "{what}: {borne}, {error}");
+                    assert_eq!(plaintext, b"", "{what}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_of_key_updates_is_answered_once_a_step_at_most() {
+        let acceptor = acceptor();
+        let client = Offer::versions(ONLY_13).client();
+        let mut wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
+        let mut octets = Vec::new();
+        for _ in 0..10_000 {
+            wire.client.refresh_traffic_keys().unwrap();
+            octets.extend(wire.say(b"x"));
+        }
+        let mut replies = 0;
+        for piece in octets.chunks(64 << 10) {
+            let mut out = Vec::new();
+            wire.channel.handle_ciphertext(piece, &mut wire.plaintext, &mut out).unwrap();
+            assert!(out.len() <= 64, "{} octets", out.len());
+            // One answer is owed, and goes with what is sent next.
+            wire.channel.encrypt(b"250\r\n", &mut out);
+            assert!(out.len() <= 128, "{} octets", out.len());
+            wire.give_client(&out);
+            replies += 1;
+        }
+        assert_eq!(wire.plaintext.len(), 10_000);
+        assert_eq!((wire.received.len(), wire.refusal), (5 * replies, None));
+
+        let mut wire = Wire::connect(&acceptor, &client, "mx.example").unwrap();
+        for _ in 0..100 {
+            wire.client.refresh_traffic_keys().unwrap();
+        }
+        let octets = wire.take_from_client();
+        assert!(matches!(wire.give_channel(&octets), Err(TlsError::Broken(_))), "updates without data");
+    }
+
+    #[test]
+    fn a_hello_may_come_in_many_records_and_be_large_within_bounds() {
+        let acceptor = acceptor();
+        let client = Offer::default().client();
+        for size in [1, 2, 100, 16_000] {
+            let mut wire = Wire::new(&acceptor, &client, "mx.example");
+            let hello = wire.take_from_client();
+            let records: Vec<u8> = hello[5..]
+                .chunks(size)
+                .flat_map(|piece| {
+                    [&[22, 3, 1, (piece.len() >> 8) as u8, piece.len() as u8][..], piece].concat()
+                })
+                .collect();
+            for piece in records.chunks(7) {
+                wire.give_channel(piece).unwrap();
+            }
+            wire.exchange().unwrap();
+            assert!(!wire.channel.is_handshaking(), "records of {size}");
+        }
+        // A hello of almost 64 KiB is read, and is none; of more it is not waited for.
+        for (claimed, is_read_whole) in [(0xf800_u32, true), (0x1_0000, false), (0xff_ffff, false)] {
+            let mut channel = acceptor.accept();
+            let message = [&[1][..], &claimed.to_be_bytes()[1..], &vec![0; 0x1_0000]].concat();
+            let (mut taken, mut out) = (0, Vec::new());
+            let outcome = message.chunks(500).try_for_each(|piece| {
+                let record = [&[22, 3, 1, (piece.len() >> 8) as u8, piece.len() as u8][..], piece].concat();
+                taken += piece.len();
+                channel.handle_ciphertext(&record, &mut Vec::new(), &mut out)
+            });
+            assert!(matches!(outcome, Err(TlsError::Handshake(_))), "{outcome:?}");
+            assert_eq!(taken > 0xf000, is_read_whole, "{claimed:x}: {taken}");
+            assert!(out.len() <= 7);
+        }
+    }
+
+    #[test]
+    fn warnings_before_the_handshake_have_an_end() {
+        let acceptor = acceptor();
+        let mut channel = acceptor.accept();
+        let mut out = Vec::new();
+        let alert = [21, 3, 3, 0, 2, 1, 90];
+        let borne = (0..100)
+            .take_while(|_| channel.handle_ciphertext(&alert, &mut Vec::new(), &mut out).is_ok())
+            .count();
+        assert!(borne <= 4 && out.len() <= 7, "{borne}, {}", out.len());
+    }
+
+    #[test]
+    fn closing_before_the_handshake_ends_it() {
+        let acceptor = acceptor();
+        let mut wire = Wire::new(&acceptor, &Offer::default().client(), "mx.example");
+        let hello = wire.take_from_client();
+        let mut out = Vec::new();
+        wire.channel.close(&mut out);
+        wire.channel.close(&mut out);
+        assert_eq!(out, [21, 3, 3, 0, 2, 1, 0]);
+        wire.channel.handle_ciphertext(&hello, &mut wire.plaintext, &mut out).unwrap();
+        assert_eq!(out.len(), 7);
+        assert!(wire.channel.is_ended() && wire.channel.facts().is_none());
     }
 }

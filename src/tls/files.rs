@@ -53,6 +53,11 @@ impl Files {
     pub(super) fn digest_of<'a>(&self, paths: impl IntoIterator<Item = &'a Path>) -> Digest {
         digest(paths.into_iter().filter_map(|path| self.contents.get(path)))
     }
+
+    /// As if `content` had been read from `path`.
+    pub(super) fn insert(&mut self, path: &Path, content: &[u8]) {
+        self.contents.insert(path.to_owned(), Ok(content.to_vec()));
+    }
 }
 
 fn digest<'a>(contents: impl Iterator<Item = &'a io::Result<Vec<u8>>>) -> Digest {

@@ -25,6 +25,8 @@ mod certificates;
 mod channel;
 mod clients;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod resolver;
 #[cfg(test)]
 mod testing;

@@ -272,16 +272,16 @@ impl Wire {
     /// Carries everything to and fro until nothing is left.
     pub fn exchange(&mut self) -> Result<(), TlsError> {
         loop {
-            let octets = self.from_client();
+            let octets = self.take_from_client();
             if octets.is_empty() {
                 return Ok(());
             }
-            self.to_channel(&octets)?;
+            self.give_channel(&octets)?;
         }
     }
 
     /// What the client wants sent.
-    pub fn from_client(&mut self) -> Vec<u8> {
+    pub fn take_from_client(&mut self) -> Vec<u8> {
         let mut octets = Vec::new();
         while self.client.wants_write() {
             self.client.write_tls(&mut octets).unwrap();
@@ -290,14 +290,14 @@ impl Wire {
     }
 
     /// Gives octets to the channel, and its answer to the client.
-    pub fn to_channel(&mut self, octets: &[u8]) -> Result<(), TlsError> {
+    pub fn give_channel(&mut self, octets: &[u8]) -> Result<(), TlsError> {
         let mut out = Vec::new();
         let outcome = self.channel.handle_ciphertext(octets, &mut self.plaintext, &mut out);
-        self.to_client(&out);
+        self.give_client(&out);
         outcome
     }
 
-    pub fn to_client(&mut self, mut octets: &[u8]) {
+    pub fn give_client(&mut self, mut octets: &[u8]) {
         use std::io::Read;
         while !octets.is_empty() && self.refusal.is_none() {
             self.client.read_tls(&mut octets).unwrap();
@@ -311,6 +311,6 @@ impl Wire {
         use std::io::Write;
         self.client.set_buffer_limit(None);
         self.client.writer().write_all(plaintext).unwrap();
-        self.from_client()
+        self.take_from_client()
     }
 }
