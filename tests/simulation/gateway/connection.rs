@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use incoming::mail::{ForwardPath, MessageId, Phase, Refusal, Status};
-use incoming::smtp::{BareLineEnds, Effect, NotStored, Session, Submission, format_date};
+use incoming::smtp::{Effect, NotStored, Peer, Session, Submission, format_date};
 use incoming::spool::{AppendError, Incoming, Receiving};
 
 use super::{Clock, Ending, Gateway, JustAccepted, Out, Waiting};
@@ -64,8 +64,7 @@ impl Gateway {
             return;
         }
         let mut replies = Vec::new();
-        let session =
-            Session::new(self.config.clone(), peer, BareLineEnds::Refuse, clock.now(), &mut replies);
+        let session = Session::new(self.config.clone(), Peer::stranger(peer), clock.now(), &mut replies);
         let served = Served {
             session,
             receiving: Receiving::default(),
@@ -181,6 +180,7 @@ impl Gateway {
                         let message = JustAccepted { envelope, arrival, trace: Vec::new(), tail };
                         served.doing = Doing::Storing { message, is_small };
                     }
+                    Effect::StartTls | Effect::Authenticate(_) => unreachable!("neither is configured"),
                     Effect::Close => {
                         self.write_replies(connection, served);
                         return None;
