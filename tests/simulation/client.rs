@@ -53,6 +53,11 @@ enum Expected {
         is_good: bool,
     },
     Data,
+    /// A chunk that is not the last.
+    Chunk {
+        offer: usize,
+    },
+    /// The end of data, or the last chunk.
     Content {
         offer: usize,
     },
@@ -67,6 +72,7 @@ enum Next {
     Command,
     Recipients { offer: usize, left: Vec<(String, bool)> },
     Data { offer: usize },
+    Chunks { offer: usize },
     Content { offer: usize },
     End,
 }
@@ -101,6 +107,8 @@ pub struct Client {
     vanishes_before_reply: u64,
     sent: u64,
     contents_sent: u64,
+    /// What was said to a chunk of the content that is on its way, if it was refused.
+    refused_chunk: Option<Told>,
     /// Contents whose end-of-data is in the outbox: how much is in front of its end.
     ends: VecDeque<(u64, usize)>,
     is_gone: bool,
@@ -135,6 +143,7 @@ impl Client {
             vanishes_before_reply: if vanishes == 1 { random.below(2) } else { never },
             sent: 0,
             contents_sent: 0,
+            refused_chunk: None,
             ends: VecDeque::new(),
             is_gone: false,
             is_ending: false,
@@ -207,14 +216,16 @@ impl Client {
                     self.say(&format!("RCPT TO:<{path}>"), Expected::Recipient { offer, path, is_good });
                     self.next = Next::Recipients { offer, left };
                 }
-                None if self.random.one_in(20) => self.say("RSET", Expected::Other),
                 None => {
-                    self.say("DATA", Expected::Data);
-                    self.next = Next::Data { offer };
+                    self.speak_content(offer);
+                    if let Next::Chunks { .. } = self.next {
+                        self.speak(life, size_max, offers);
+                    }
                 }
             },
             // The reply was not 354: the transaction is over.
             Next::Data { .. } => self.say("RSET", Expected::Other),
+            Next::Chunks { offer } => self.speak_chunks(offer, &offers[offer].content),
             Next::Content { offer } => {
                 let stuffed = stuff(&offers[offer].content);
                 self.outbox.extend(stuffed);
@@ -287,12 +298,35 @@ impl Client {
         for (path, is_good) in left {
             self.say(&format!("RCPT TO:<{path}>"), Expected::Recipient { offer, path, is_good });
         }
+        self.speak_content(offer);
+    }
+
+    /// Behind the recipients: DATA, the content in chunks, or nothing of it.
+    fn speak_content(&mut self, offer: usize) {
         if self.random.one_in(20) {
             self.say("RSET", Expected::Other);
+        } else if self.is_extended && self.random.one_in(3) {
+            // RFC 3030 §2: once the replies to RCPT are there.
+            self.next = Next::Chunks { offer };
         } else {
             self.say("DATA", Expected::Data);
             self.next = Next::Data { offer };
         }
+    }
+
+    fn speak_chunks(&mut self, offer: usize, content: &[u8]) {
+        self.refused_chunk = None;
+        let mut rest = content;
+        while self.random.one_in(2) {
+            let most = [100, 20_000][self.random.index(2)];
+            let (chunk, more) = rest.split_at(self.random.index(most).min(rest.len()));
+            rest = more;
+            self.say(&format!("BDAT {}", chunk.len()), Expected::Chunk { offer });
+            self.outbox.extend(chunk);
+        }
+        self.say(&format!("BDAT {} LAST", rest.len()), Expected::Content { offer });
+        self.outbox.extend(rest);
+        self.ends.push_back((self.sent + self.outbox.len() as u64, offer));
     }
 
     /// Octets from the gateway. Returns the transactions whose fate they tell; `Err` says what is wrong with them.
@@ -352,9 +386,28 @@ impl Client {
                     _ => return wrong(&expected),
                 }
             }
+            Expected::Chunk { offer } => match code {
+                250 if self.refused_chunk.is_none() => {}
+                503 if self.refused_chunk.is_some() || offers[*offer].recipients.is_empty() => {}
+                554 if offers[*offer].recipients.is_empty() => {}
+                // The reply to DATA, or to what was sent.
+                451 | 452 if self.refused_chunk.is_none() => {
+                    self.refused_chunk = Some(Told::Deferred(code));
+                }
+                550..=554 if offers[*offer].is_bad && self.refused_chunk.is_none() => {
+                    self.refused_chunk = Some(Told::Refused);
+                }
+                _ => return wrong(&expected),
+            },
             Expected::Content { offer } => {
                 let offer = *offer;
                 let told = match code {
+                    503 | 554 if offers[offer].recipients.is_empty() => return Ok(None),
+                    503 => match self.refused_chunk.take() {
+                        Some(told) => told,
+                        None => return wrong(&expected),
+                    },
+                    _ if self.refused_chunk.is_some() => return wrong(&expected),
                     250 if !offers[offer].is_bad => {
                         let id = line.rsplit(' ').next().and_then(|id| id.parse().ok());
                         Told::Stored(id.ok_or_else(|| format!("no message id: {line:?}"))?)
