@@ -68,6 +68,7 @@ impl Session {
             let (bare, body) = (self.peer.bare_line_ends, transaction.envelope.body);
             transaction.content = Some(Content::of_chunks(&self.config, bare, body, now));
             self.is_chunk_refused = false;
+            self.contents_count = self.contents_count.saturating_add(1);
             self.begin_chunk(chunk, now, replies);
         }
     }

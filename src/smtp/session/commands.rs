@@ -281,6 +281,7 @@ impl Session {
         }
         if let Some(transaction) = &mut self.transaction {
             transaction.content = Some(Content::new(&self.config, self.peer.bare_line_ends, now));
+            self.contents_count = self.contents_count.saturating_add(1);
             self.advance(Event::Data);
             Reply::StartContent.write(replies);
         }
