@@ -2,6 +2,10 @@
 //! by octet, at every place in two, and at random in many. The replies and the messages stored are the same
 //! each time.
 //!
+//! STARTTLS is the one place where a split matters, and only for a peer that sends more behind it. What came with it the session takes
+//! and forgets; what it does not take, and what comes later, is read as a handshake, which it is none. So at every split the session either goes on as if nothing had been sent behind
+//! STARTTLS, or it is closed after the same replies, with nothing stored that was not before.
+//!
 //! A failure prints the command that replays it.
 
 #[path = "support/dialogue.rs"]
@@ -12,9 +16,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dialogue::{Action, Dialogue, Message, Step, parse_file};
-use incoming::mail::{MessageId, Refusal};
-use incoming::smtp::{Effect, NotStored, Peer, Session};
+use dialogue::{Action, Dialogue, Message, NoTls, Step, parse_file};
+use incoming::mail::{MessageId, Refusal, Tls, TlsVersion};
+use incoming::smtp::{Authentication, Effect, NotStored, Session};
 
 /// Random many-way splits of each dialogue.
 const RANDOM_SPLITS: u64 = 40;
@@ -160,6 +164,8 @@ fn play(dialogue: &Dialogue, split: Split) -> Result<(), String> {
             Action::Verdict(refusal) => driver.verdicts.push_back(refusal.clone()),
             Action::StoreFails(why) => driver.stores.push_back(*why),
             Action::PieceFails(why) => driver.pieces.push_back(*why),
+            Action::NoTls(why) => driver.no_tls.push_back(*why),
+            Action::NotAuthenticated(why) => driver.not_authenticated.push_back(*why),
             Action::IsClosed(expected) => {
                 if driver.is_closed != *expected {
                     return failed(format!("the session is {}", if *expected { "open" } else { "closed" }));
@@ -183,12 +189,19 @@ fn play(dialogue: &Dialogue, split: Split) -> Result<(), String> {
             Action::Abort => driver.session.handle_abort(&mut driver.replies),
         }
         driver.perform_effects(now);
+        // The client has seen the 220, and shakes hands before it says anything else.
+        driver.shake_hands(now);
         compare_replies(&std::mem::take(&mut driver.replies), &step.replies).or_else(failed)?;
+        if driver.has_read_cleartext {
+            let is_right = driver.is_closed && !matches!(split, Split::Whole);
+            let stored = driver.compare_messages(&dialogue.messages[..driver.messages.len()]);
+            return if is_right { stored } else { failed("cleartext where a handshake was due".into()) };
+        }
     }
-    if driver.messages != dialogue.messages {
-        return Err(format!("stored {:?}\n  expected {:?}", driver.messages, dialogue.messages));
+    if driver.credentials != dialogue.credentials {
+        return Err(format!("asked about {:?}\n  expected {:?}", driver.credentials, dialogue.credentials));
     }
-    Ok(())
+    driver.compare_messages(&dialogue.messages)
 }
 
 fn compare_replies(replies: &[u8], expected: &[String]) -> Result<(), String> {
@@ -219,35 +232,77 @@ struct Driver {
     verdicts: VecDeque<Refusal>,
     stores: VecDeque<NotStored>,
     pieces: VecDeque<NotStored>,
+    no_tls: VecDeque<NoTls>,
+    not_authenticated: VecDeque<Authentication>,
     /// The pieces of the content that is on its way.
     content: Vec<u8>,
     messages: Vec<Message>,
+    credentials: Vec<String>,
     is_closed: bool,
+    /// Octets that come are a handshake's.
+    is_shaking_hands: bool,
+    /// And some came that were none.
+    has_read_cleartext: bool,
 }
 
 impl Driver {
     fn new(dialogue: &Dialogue, now: Instant) -> Self {
         let mut replies = Vec::new();
-        let stranger = Peer::stranger("192.0.2.1:1234".parse().expect("an address"));
-        let peer = Peer { bare_line_ends: dialogue.bare, ..stranger };
-        let session = Session::new(Arc::new(dialogue.config.clone()), peer, now, &mut replies);
+        let session = Session::new(Arc::new(dialogue.config.clone()), dialogue.peer, now, &mut replies);
         Driver {
             session,
             replies,
             verdicts: VecDeque::new(),
             stores: VecDeque::new(),
             pieces: VecDeque::new(),
+            no_tls: VecDeque::new(),
+            not_authenticated: VecDeque::new(),
             content: Vec::new(),
             messages: Vec::new(),
+            credentials: Vec::new(),
             is_closed: false,
+            is_shaking_hands: false,
+            has_read_cleartext: false,
         }
     }
 
     fn input(&mut self, octets: &[u8], now: Instant) {
         let mut at = 0;
         while at < octets.len() && !self.session.is_closed() {
-            at += self.session.handle_input(&octets[at..], now, &mut self.replies);
+            if self.is_shaking_hands {
+                self.is_shaking_hands = false;
+                self.has_read_cleartext = true;
+                self.session.handle_tls_failed();
+            } else {
+                at += self.session.handle_input(&octets[at..], now, &mut self.replies);
+            }
             self.perform_effects(now);
+        }
+    }
+
+    fn shake_hands(&mut self, now: Instant) {
+        if std::mem::take(&mut self.is_shaking_hands) {
+            let tls = Tls {
+                version: TlsVersion::Tls13,
+                cipher: "TLS13_AES_256_GCM_SHA384".into(),
+                server_name: None,
+                client: None,
+            };
+            self.session.handle_secured(tls, now, &mut self.replies);
+            self.perform_effects(now);
+        }
+    }
+
+    fn start_tls(&mut self, now: Instant) {
+        match self.no_tls.pop_front() {
+            Some(NoTls::Unavailable) => self.session.handle_tls_unavailable(now, &mut self.replies),
+            why => {
+                self.session.handle_tls_ready(&mut self.replies);
+                self.is_shaking_hands = why.is_none();
+                if why.is_some() {
+                    self.session.handle_tls_failed();
+                }
+            }
         }
     }
 
@@ -273,19 +328,28 @@ impl Driver {
                         self.session.handle_stored(Err(why), now, &mut self.replies);
                         continue;
                     }
-                    let paths = submission.envelope.forward_paths.iter();
-                    self.messages.push(Message {
-                        reverse_path: submission.envelope.reverse_path.to_string(),
-                        forward_paths: paths.map(|path| path.to_string()).collect(),
-                        content,
-                    });
+                    let arrival = self.session.arrival(0);
+                    self.messages.push(Message::stored(&submission.envelope, &arrival, content));
                     let id = MessageId { log: 1, sequence: self.messages.len() as u64 };
                     self.session.handle_stored(Ok(id), now, &mut self.replies);
                 }
-                Effect::StartTls | Effect::Authenticate(_) => panic!("no dialogue has configured that"),
+                Effect::StartTls => self.start_tls(now),
+                Effect::Authenticate(credentials) => {
+                    let password = credentials.password.escape_ascii();
+                    self.credentials.push(format!("{} {password}", credentials.user));
+                    let outcome = self.not_authenticated.pop_front().unwrap_or(Authentication::Accepted);
+                    self.session.handle_authenticated(outcome, now, &mut self.replies);
+                }
                 Effect::Abandon => self.content.clear(),
                 Effect::Close => self.is_closed = true,
             }
         }
+    }
+
+    fn compare_messages(&self, expected: &[Message]) -> Result<(), String> {
+        let is_alike = self.messages.len() == expected.len()
+            && self.messages.iter().zip(expected).all(|(stored, expected)| stored.is(expected));
+        let differ = || format!("stored {:?}\n  expected {expected:?}", self.messages);
+        if is_alike { Ok(()) } else { Err(differ()) }
     }
 }

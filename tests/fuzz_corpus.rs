@@ -13,6 +13,7 @@ type Body = fn(&[u8]);
 const TARGETS: &[(&str, Body)] = &[
     ("command", fuzzing::command),
     ("content", fuzzing::content),
+    ("chunks", fuzzing::chunks),
     ("session", fuzzing::session),
     ("recovery", spool::fuzzing::recovery),
     ("proxy", proxy::fuzz),

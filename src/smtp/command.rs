@@ -165,6 +165,12 @@ pub fn chunk(arguments: &[u8]) -> Option<Chunk> {
     words.next().is_none().then_some(Chunk { left: left.parse().ok()?, is_last })
 }
 
+/// Whether a line that is no command was to be a BDAT: whatever is wrong with it, a chunk may follow, and its size is not known.
+pub fn is_spoilt_chunk(line: &[u8]) -> bool {
+    let from = line.iter().position(|c| c.is_ascii_graphic()).unwrap_or(line.len());
+    line[from..].get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT"))
+}
+
 /// What is between the angle brackets, without its source route, and what is behind them.
 ///
 /// Spaces after the colon are in wide use and are permitted; a path without brackets is not.
@@ -253,6 +259,16 @@ mod tests {
         ];
         for (text, expected) in table {
             assert_eq!(super::chunk(text.as_bytes()), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_spoilt_bdat_is_known_for_what_it_was_to_be() {
+        for yes in ["BDAT\t4", "bdat\r", " BDAT 4", "\n\tBdat", "BDAT4", "BDATA 4"] {
+            assert!(is_spoilt_chunk(yes.as_bytes()), "{yes:?}");
+        }
+        for no in ["", "BDA", "DATA BDAT", "BDOT 4", "NOOP\nBDAT 4", "É"] {
+            assert!(!is_spoilt_chunk(no.as_bytes()), "{no:?}");
         }
     }
 

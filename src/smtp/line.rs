@@ -14,6 +14,9 @@ use memchr::memchr_iter;
 /// to skip.
 pub const SKIPPED_SIZE_MAX: usize = 64 << 10;
 
+/// Octets that are kept of an over-long line: a verb, and a little in front of it.
+const HEAD_SIZE: usize = 8;
+
 /// The first octet of a TLS record with a handshake in it. No command begins so, and a CRLF may never follow.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -24,8 +27,8 @@ pub enum Taken<'a> {
     Part,
     /// A line, without its CRLF.
     Line(Cow<'a, [u8]>),
-    /// The end of a line that is longer than permitted; it was skipped.
-    TooLong,
+    /// The end of a line that is longer than permitted; it was skipped. Its first octets tell which command it was to be.
+    TooLong { head: [u8; HEAD_SIZE] },
     /// More than [`SKIPPED_SIZE_MAX`] octets without an end of line.
     Endless,
     /// The peer speaks TLS.
@@ -39,6 +42,8 @@ pub struct LineReader {
     partial: Vec<u8>,
     /// Octets of an over-long line already dropped from `partial`.
     dropped: u32,
+    /// The first octets of an over-long line.
+    head: [u8; HEAD_SIZE],
 }
 
 impl LineReader {
@@ -54,11 +59,12 @@ impl LineReader {
             return (octets.len(), self.keep(octets, before + octets.len(), size_max));
         };
         let size = before + taken;
+        let head = self.head_with(octets);
         let partial = std::mem::take(&mut self.partial);
         self.dropped = 0;
         let line = match size {
             _ if size > SKIPPED_SIZE_MAX => Taken::Endless,
-            _ if size > size_max => Taken::TooLong,
+            _ if size > size_max => Taken::TooLong { head },
             _ if before == 0 => Taken::Line(Cow::Borrowed(&octets[..taken - 2])),
             _ => {
                 let mut line = partial;
@@ -79,6 +85,16 @@ impl LineReader {
         memchr_iter(b'\n', octets).find(|i| follows_cr(*i)).map(|i| i + 1)
     }
 
+    /// The first octets of the line that goes on with `octets`.
+    fn head_with(&self, octets: &[u8]) -> [u8; HEAD_SIZE] {
+        if self.dropped > 0 {
+            return self.head;
+        }
+        let mut head = [0; HEAD_SIZE];
+        head.iter_mut().zip(self.partial.iter().chain(octets)).for_each(|(to, from)| *to = *from);
+        head
+    }
+
     fn keep(&mut self, octets: &[u8], size: usize, size_max: usize) -> Taken<'static> {
         if size >= SKIPPED_SIZE_MAX {
             *self = LineReader::default();
@@ -87,6 +103,7 @@ impl LineReader {
         if size <= size_max {
             self.partial.extend_from_slice(octets);
         } else {
+            self.head = self.head_with(octets);
             self.partial = octets[octets.len() - 1..].to_vec();
             self.dropped = size as u32 - 1;
         }
@@ -110,7 +127,7 @@ mod tests {
                 match line {
                     Taken::Part => {}
                     Taken::Line(line) => found.push(Taken::Line(Cow::Owned(line.into_owned()))),
-                    Taken::TooLong => found.push(Taken::TooLong),
+                    Taken::TooLong { head } => found.push(Taken::TooLong { head }),
                     last => {
                         assert!(matches!(last, Taken::Endless | Taken::Tls));
                         found.push(if last == Taken::Tls { Taken::Tls } else { Taken::Endless });
@@ -126,6 +143,10 @@ mod tests {
         Taken::Line(Cow::Owned(text.as_bytes().to_vec()))
     }
 
+    fn too_long(head: &str) -> Taken<'static> {
+        Taken::TooLong { head: head.as_bytes().try_into().unwrap() }
+    }
+
     #[test]
     fn lines_end_at_crlf_only_and_at_every_split_alike() {
         let table: [(&str, Vec<Taken>); 8] = [
@@ -135,8 +156,8 @@ mod tests {
             ("\r\n\r\n", vec![line(""), line("")]),
             ("\n\r\n", vec![line("\n")]),
             ("\r\r\n", vec![line("\r")]),
-            ("1234567890\r\nX\r\n", vec![Taken::TooLong, line("X")]),
-            ("1234567890123\n56789\r0\r\nX\r\n", vec![Taken::TooLong, line("X")]),
+            ("1234567890\r\nX\r\n", vec![too_long("12345678"), line("X")]),
+            ("1234567890123\n56789\r0\r\nX\r\n", vec![too_long("12345678"), line("X")]),
         ];
         for (input, expected) in table {
             for step in 1..=input.len() {
@@ -150,9 +171,9 @@ mod tests {
         let input = |n: usize| ["a".repeat(n - 2).as_bytes(), b"\r\n"].concat();
         for step in [1, 7, 1000, 100_000] {
             assert_eq!(lines(&input(512), step, 512).len(), 1);
-            assert_ne!(lines(&input(512), step, 512), [Taken::TooLong]);
-            assert_eq!(lines(&input(513), step, 512), [Taken::TooLong]);
-            assert_eq!(lines(&input(SKIPPED_SIZE_MAX), step, 512), [Taken::TooLong]);
+            assert_ne!(lines(&input(512), step, 512), [too_long("aaaaaaaa")]);
+            assert_eq!(lines(&input(513), step, 512), [too_long("aaaaaaaa")]);
+            assert_eq!(lines(&input(SKIPPED_SIZE_MAX), step, 512), [too_long("aaaaaaaa")]);
             assert_eq!(lines(&input(SKIPPED_SIZE_MAX + 1), step, 512), [Taken::Endless]);
         }
     }

@@ -170,7 +170,7 @@ impl Content {
         if chunk.left > config.message_size_max - self.size {
             self.refuse(ContentRefusal::TooLarge);
         }
-        self.at_chunk_end(Progress::More)
+        self.at_chunk_end(Progress::More, config)
     }
 
     /// Takes octets until something is to be done about them; returns how many.
@@ -189,7 +189,7 @@ impl Content {
         }
         if let Some(chunk) = &mut self.chunk {
             chunk.left -= taken as u64;
-            return (taken, self.at_chunk_end(progress));
+            return (taken, self.at_chunk_end(progress, config));
         }
         (taken, progress)
     }
@@ -200,12 +200,14 @@ impl Content {
         self.buffer = Vec::new();
     }
 
-    fn at_chunk_end(&mut self, progress: Progress) -> Progress {
+    fn at_chunk_end(&mut self, progress: Progress, config: &SessionConfig) -> Progress {
         match self.chunk {
             Some(Chunk { left: 0, is_last: false }) => Progress::ChunkEnd,
             Some(Chunk { left: 0, is_last: true }) => {
-                if self.refusal.is_none() && self.decoder.finish(&mut self.buffer) != Found::Nothing {
-                    self.refuse(ContentRefusal::BareLineEnd);
+                if self.refusal.is_none() {
+                    let before = self.buffer.len();
+                    let found = self.decoder.finish(&mut self.buffer);
+                    self.weigh(before, found, config);
                 }
                 Progress::End
             }
@@ -239,6 +241,17 @@ impl Content {
         self.reserve(self.decoder.put_max(octets.len()), config.piece_size);
         let before = self.buffer.len();
         let (taken, found) = self.decoder.decode(octets, &mut self.buffer);
+        let refusal = self.weigh(before, found, config);
+        // A refusal with the last line of the content is both; the end is what matters then.
+        match (found, refusal) {
+            (Found::EndOfData, _) => (taken, Progress::End),
+            (_, Some(_)) => (taken, Progress::Refused),
+            (_, None) => (taken, Progress::More),
+        }
+    }
+
+    /// Counts what was put into the buffer behind `before`, and refuses the content if there is something against it.
+    fn weigh(&mut self, before: usize, found: Found, config: &SessionConfig) -> Option<ContentRefusal> {
         let fresh = &self.buffer[before..];
         let permitted = config.message_size_max - self.size;
         let within = usize::try_from(permitted).map_or(fresh.len(), |permitted| fresh.len().min(permitted));
@@ -255,12 +268,7 @@ impl Content {
         if let Some(refusal) = refusal {
             self.refuse(refusal);
         }
-        // A refusal with the last line of the content is both; the end is what matters then.
-        match (found, refusal) {
-            (Found::EndOfData, _) => (taken, Progress::End),
-            (_, Some(_)) => (taken, Progress::Refused),
-            (_, None) => (taken, Progress::More),
-        }
+        refusal
     }
 
     /// Doubles from the smallest buffer up to a piece, or goes at once as far as what is here already needs.
@@ -352,6 +360,19 @@ mod tests {
         assert_eq!(content.begin_chunk(chunk(1, true), &config, now), Progress::More);
         assert_eq!(content.take(b"\r", &config, now), (1, Progress::End));
         assert_eq!(content.refusal, Some(ContentRefusal::BareLineEnd));
+    }
+
+    #[test]
+    fn a_line_end_that_is_made_of_the_last_octet_is_counted() {
+        let config = SessionConfig { message_size_max: 3, ..SessionConfig::new("mx") };
+        let now = Instant::now();
+        for (text, size, refusal) in [(&b"x\r"[..], 3, None), (b"xy\r", 3, Some(ContentRefusal::TooLarge))] {
+            let mut content = Content::of_chunks(&config, BareLineEnds::Normalise, Body::SevenBit, now);
+            content.begin_chunk(Chunk { left: text.len() as u64, is_last: true }, &config, now);
+            assert_eq!(content.take(text, &config, now), (text.len(), Progress::End));
+            assert_eq!((content.size, content.refusal), (size, refusal), "{text:?}");
+            assert_eq!(content.buffer.len() as u64, if refusal.is_none() { size } else { 0 });
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ enum Why {
     /// It is out of order.
     Sequence(Reply),
     /// It follows one that was refused: the peer could not know.
-    Follows,
+    Follows(Reply),
     /// Somebody is against the message.
     Policy(Refusal),
 }
@@ -47,10 +47,11 @@ impl Session {
         }
         if self.state.next(Event::Chunk).is_none() {
             let is_refused = self.transaction.as_ref().is_some_and(|t| t.is_recipient_refused);
-            let why = match (self.is_chunk_refused, is_refused) {
-                (true, _) => Why::Follows,
-                (_, true) => Why::Sequence(Reply::NoRecipients),
-                (_, false) => Why::Sequence(Reply::ChunkOutOfSequence),
+            let reply = if is_refused { self.no_recipients() } else { Reply::ChunkOutOfSequence };
+            let is_nothing = chunk.left < SMALL_CHUNK_SIZE && !chunk.is_last;
+            let why = match self.is_chunk_refused && !is_nothing {
+                true => Why::Follows(reply),
+                false => Why::Sequence(reply),
             };
             return self.skip_chunk(chunk, why, now, replies);
         }
@@ -66,6 +67,8 @@ impl Session {
         if let Some(transaction) = &mut self.transaction {
             let (bare, body) = (self.peer.bare_line_ends, transaction.envelope.body);
             transaction.content = Some(Content::of_chunks(&self.config, bare, body, now));
+            self.is_chunk_refused = false;
+            self.contents_count = self.contents_count.saturating_add(1);
             self.begin_chunk(chunk, now, replies);
         }
     }
@@ -116,7 +119,7 @@ impl Session {
     fn skip_chunk(&mut self, chunk: Chunk, why: Why, now: Instant, replies: &mut Vec<u8>) {
         let skipped = Skipped { left: chunk.left, why, pace: Pace::new(now) };
         // The last chunk of a refused message ends what the peer could not know.
-        self.is_chunk_refused = !chunk.is_last && !matches!(skipped.why, Why::Sequence(_));
+        self.is_chunk_refused = !chunk.is_last;
         self.skipped = Some(Box::new(skipped));
         self.skip(&[], now, replies);
     }
@@ -132,7 +135,7 @@ impl Session {
             self.latest = now;
             match why {
                 Why::Sequence(reply) => self.refuse(reply, replies),
-                Why::Follows => Reply::ChunkOutOfSequence.write(replies),
+                Why::Follows(reply) => reply.write(replies),
                 Why::Policy(refusal) => self.refuse_by_policy(&refusal, Phase::Data, replies),
             }
         }

@@ -29,10 +29,10 @@ impl Session {
                 Some(exchange) => self.take_response(*exchange, &line, replies),
                 None => self.take_command(&line, taken < octets.len(), now, replies),
             },
-            Taken::TooLong => {
-                self.exchange = None;
-                self.refuse(Reply::LineTooLong, replies)
-            }
+            Taken::TooLong { head } => match self.exchange.take() {
+                None if command::is_spoilt_chunk(&head) => self.end_with(Reply::BadChunk, replies),
+                _ => self.refuse(Reply::LineTooLong, replies),
+            },
             Taken::Endless => self.end_with(Reply::LineEndless, replies),
             Taken::Tls => self.end_with(Reply::NotSmtp, replies),
         }
@@ -44,6 +44,7 @@ impl Session {
     fn take_command(&mut self, line: &[u8], is_followed: bool, now: Instant, replies: &mut Vec<u8>) {
         let (verb, arguments) = match command::parse(line) {
             Ok(command) => command,
+            Err(_) if command::is_spoilt_chunk(line) => return self.end_with(Reply::BadChunk, replies),
             Err(why) => return self.refuse(why, replies),
         };
         if verb.is_idle() {
@@ -179,7 +180,7 @@ impl Session {
         }
         if self.state.next(Event::Data).is_none() {
             let is_refused = self.transaction.as_ref().is_some_and(|t| t.is_recipient_refused);
-            return self.refuse(if is_refused { Reply::NoRecipients } else { Reply::BadSequence }, replies);
+            return self.refuse(if is_refused { self.no_recipients() } else { Reply::BadSequence }, replies);
         }
         // RFC 3030 §3: "the BODY=BINARYMIME … DATA … 503".
         if self.transaction.as_ref().is_some_and(|t| t.envelope.body == Body::Binary) {
@@ -198,6 +199,14 @@ impl Session {
         self.is_chunk_refused = false;
         self.advance(Event::Reset);
         Reply::Ok.write(replies);
+    }
+
+    /// RFC 5321 §3.3 has 554 for content without a recipient where every RCPT was refused; RFC 2033 §4.2 insists on 503.
+    pub(super) fn no_recipients(&self) -> Reply {
+        match self.config.dialect {
+            Dialect::Smtp => Reply::NoRecipients,
+            Dialect::Lmtp => Reply::BadSequence,
+        }
     }
 
     /// NOOP, HELP, VRFY: an answer, and nothing changes (RFC 5321 §4.1.4: permitted at any time).
@@ -272,6 +281,7 @@ impl Session {
         }
         if let Some(transaction) = &mut self.transaction {
             transaction.content = Some(Content::new(&self.config, self.peer.bare_line_ends, now));
+            self.contents_count = self.contents_count.saturating_add(1);
             self.advance(Event::Data);
             Reply::StartContent.write(replies);
         }

@@ -44,6 +44,9 @@ impl Session {
         self.awaits = Awaits::Nothing;
         self.latest = now;
         self.hello = None;
+        // XCLIENT's words too: they came in clear. The address is the connection's, as with the PROXY protocol, and stays.
+        self.hello_for = None;
+        self.authenticated = None;
         self.tls = Some(Arc::new(tls));
         self.advance(Event::Secure);
         if self.state == State::Connected {

@@ -63,6 +63,8 @@ pub struct Session {
     errors_count: u32,
     idle_count: u32,
     wrong_credentials_count: u8,
+    /// Contents begun: as many are stored or abandoned in the end.
+    contents_count: u32,
     state: State,
     leaving: Leaving,
     /// A chunk was refused: those that the peer has sent behind it in good faith are no fault of its.
@@ -144,6 +146,7 @@ impl Session {
             errors_count: 0,
             idle_count: 0,
             wrong_credentials_count: 0,
+            contents_count: 0,
             state: State::Connected,
             leaving: Leaving::No,
             is_chunk_refused: false,
@@ -394,6 +397,12 @@ impl Session {
     /// Whether the session has ended: nothing more is taken.
     pub fn is_closed(&self) -> bool {
         self.state == State::Closed
+    }
+
+    /// Contents begun so far. For tests: `Store` and `Abandon` are held against it.
+    #[doc(hidden)]
+    pub fn contents_begun(&self) -> u32 {
+        self.contents_count
     }
 
     /// Octets of memory held for content now.
