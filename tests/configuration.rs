@@ -210,6 +210,25 @@ fn what_check_prints_is_the_same_configuration() {
         [[listener]]
         address = '[::]:25'
         backlog = 7
+        tls = 'required'
+        client_certificates = 'request'
+        auth = 'required'
+        proxy_from = ['192.0.2.0/24', '2001:db8::1']
+        xclient_from = ['192.0.2.1']
+        [[listener]]
+        address = '[::1]:24'
+        protocol = 'lmtp'
+        tls = 'disabled'
+        [tls]
+        certificates = [{ chain = 'c.pem', key = 'k.pem' }, { chain = 'd.pem', key = 'd.pem' }]
+        min_version = '1.3'
+        client_authorities = 'a.pem'
+        handshake_timeout = '3s'
+        handshakes_max = 7
+        [auth]
+        credentials = 'credentials'
+        threads = 2
+        queue_max = 3
         [accept]
         domains = ['example.com', 'bücher.example', '[192.0.2.1]']
         [smtp]
@@ -262,7 +281,7 @@ fn every_key_and_its_default_are_documented() {
 
 /// Whether a row of the reference names the key and the default, or says in words what the default depends on.
 fn is_documented(section: &str, key: &str, default: &toml::Value) -> bool {
-    let depends = ["hostname", "sessions_max", "shards", "workers", "any", "address"].contains(&key)
+    let depends = ["hostname", "sessions_max", "shards", "workers", "any", "address", "tls"].contains(&key)
         || section == "transport";
     let row_start = match depends {
         true => format!("| `{key}` | "),

@@ -263,17 +263,24 @@ fn line_at(text: &str, offset: usize) -> usize {
     1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|c| **c == b'\n').count()
 }
 
-/// The line of a key, or of the section it belongs to.
+/// The line of a key, or of the section it belongs to. `listener[1].tls` is a key of the second listener.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let root = DeTable::parse(text).ok()?;
     let mut table = root.get_ref();
     let mut line = None;
     for part in key.split('.') {
-        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref().as_ref() == part) else {
+        let (name, index) = part.split_once('[').unwrap_or((part, ""));
+        let Some((name, value)) = table.iter().find(|(key, _)| key.get_ref().as_ref() == name) else {
             break;
         };
         line = Some(line_at(text, name.span().start));
-        match value.get_ref() {
+        let mut inner = value;
+        if let (DeValue::Array(items), Ok(index)) = (value.get_ref(), index.trim_end_matches(']').parse()) {
+            let index: usize = index;
+            inner = items.get(index)?;
+            line = Some(line_at(text, inner.span().start));
+        }
+        match inner.get_ref() {
             DeValue::Table(inner) => table = inner,
             _ => break,
         }
