@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use incoming::mail::{Capabilities, MessageId};
-use incoming::smtp::{Effect, Peer, Session, SessionConfig, fuzzing};
+use incoming::mail::{Capabilities, MessageId, Tls, TlsVersion};
+use incoming::smtp::{Effect, Peer, Session, SessionConfig, TlsMode, fuzzing};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -232,6 +232,37 @@ proptest! {
         let (messages, replies) = played(SessionConfig::new("mx"), TO_RECIPIENT, &[&chunks[..], b"DATA\r\n"].concat(), &cuts);
         prop_assert_eq!(messages.len(), 0);
         prop_assert!(replies.ends_with("503 5.5.1 Bad sequence of commands\r\n"), "{}", replies);
+    }
+
+    #[test]
+    fn nothing_in_clear_behind_starttls_is_read(
+        injected in prop_oneof![
+            vec(octets(), 0..100),
+            Just(b"EHLO evil\r\nMAIL FROM:<a@e.org>\r\nRCPT TO:<b@e.org>\r\n".to_vec()),
+            Just(b"BDAT 100 LAST\r\n".to_vec()),
+        ],
+        cut in 0usize..18,
+    ) {
+        let now = Instant::now();
+        let config = SessionConfig { tls: TlsMode::Optional, ..SessionConfig::new("mx") };
+        let peer = Peer::stranger("192.0.2.1:25".parse().unwrap());
+        let mut replies = Vec::new();
+        let mut session = Session::new(Arc::new(config), peer, now, &mut replies);
+        let wire = [b"EHLO c\r\nSTARTTLS\r\n", &injected[..]].concat();
+        prop_assert_eq!(session.handle_input(&wire[..cut], now, &mut replies), cut);
+        // What came with STARTTLS is taken, and what comes while hands are shaken too.
+        prop_assert_eq!(session.handle_input(&wire[cut..], now, &mut replies), wire.len() - cut);
+        prop_assert_eq!(session.poll_effect(), Some(Effect::StartTls));
+        session.handle_tls_ready(&mut replies);
+        prop_assert_eq!(session.handle_input(&injected, now, &mut replies), injected.len());
+        prop_assert!(replies.ends_with(b"\r\n220 2.0.0 Ready to start TLS\r\n"));
+        replies.clear();
+        let cipher = "TLS13_AES_256_GCM_SHA384".into();
+        let tls = Tls { version: TlsVersion::Tls13, cipher, server_name: None, client: None };
+        session.handle_secured(tls, now, &mut replies);
+        prop_assert!(replies.is_empty() && session.hello().is_none() && session.poll_effect().is_none());
+        session.handle_input(b"NOOP\r\n", now, &mut replies);
+        prop_assert_eq!(&replies[..], b"250 2.0.0 Ok\r\n");
     }
 
     #[test]

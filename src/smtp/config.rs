@@ -117,8 +117,7 @@ impl SessionConfig {
             hostname: hostname.into(),
             message_size_max: 50 << 20,
             recipients_max: 1000,
-            // SMTPUTF8 adds 10 octets to the 512 of RFC 5321, DSN 628. AUTH may have up to 12 k, but the mechanisms there are need
-            // less than this.
+            // SMTPUTF8 adds 10 octets to the 512 of RFC 5321, DSN 628.
             command_size_max: 2048,
             hops_max: 100,
             header_size_max: 1 << 20,

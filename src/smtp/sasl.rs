@@ -1,6 +1,6 @@
 //! SASL in AUTH (RFC 4954): the mechanisms PLAIN (RFC 4616) and LOGIN, responses in, challenges and credentials out.
 //!
-//! Knows nothing of who may what. A response is at most a command line.
+//! Knows nothing of who may what.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

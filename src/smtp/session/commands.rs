@@ -17,10 +17,17 @@ use crate::mail::Phase;
 /// How many times `recipients_max` a peer may come with one recipient more.
 const EXCESS_RECIPIENTS_FACTOR: usize = 10;
 
+/// RFC 4954 §4: responses have their own bound, whatever that of commands is; this one is thought sufficient.
+const RESPONSE_SIZE_MAX: usize = 12288;
+
 impl Session {
     /// Takes a command line, or a part of one; returns how many octets.
     pub(super) fn take_line(&mut self, octets: &[u8], now: Instant, replies: &mut Vec<u8>) -> usize {
-        let (taken, line) = self.line.take(octets, self.config.command_size_max);
+        let size_max = match self.exchange {
+            None => self.config.command_size_max,
+            Some(_) => self.config.command_size_max.max(RESPONSE_SIZE_MAX),
+        };
+        let (taken, line) = self.line.take(octets, size_max);
         match line {
             // Counted from the end of the last command, not from the last octet: a trickle does not extend
             // it.

@@ -6,7 +6,8 @@
 //! - `250` for a message is written by `handle_stored` alone;
 //! - once the 354 is given, or the first chunk begun, exactly one of `Store` and `Abandon` is raised, whatever happens;
 //! - after `Close` nothing changes any more and late answers are ignored;
-//! - what came before TLS is not known behind it, and what came in clear behind STARTTLS is never read.
+//! - what was said before TLS is not known behind it, but for the address XCLIENT gave; and what came in clear behind STARTTLS is
+//!   never read.
 //!
 //! An idle session holds no buffer and no transaction.
 

@@ -154,6 +154,62 @@ fn every_end_of_a_begun_content_is_one_abandon_or_one_store() {
 }
 
 #[test]
+fn every_end_of_begun_chunks_is_one_abandon_or_one_store() {
+    type End = fn(&mut Fixture);
+    let ends: [(&str, End); 9] = [
+        ("abort", |f| f.session.handle_abort(&mut f.replies)),
+        ("timeout", |f| f.timeout_at(100_000 * SECOND)),
+        ("end of input", |f| f.session.handle_end_of_input(&mut f.replies)),
+        ("RSET, QUIT", |f| _ = f.input(b"RSET\r\nQUIT\r\n")),
+        ("EHLO", |f| _ = f.input(b"EHLO d\r\n")),
+        ("QUIT", |f| _ = f.input(b"QUIT\r\n")),
+        ("not stored, and told so twice", |f| {
+            f.session.handle_not_stored(NotStored::Failed, f.now);
+            f.session.handle_not_stored(NotStored::Failed, f.now);
+        }),
+        ("a chunk that is too much", |f| _ = f.input(b"BDAT 100\r\n")),
+        ("the last chunk", |f| _ = f.input(b"BDAT 0 LAST\r\n")),
+    ];
+    let config = SessionConfig { message_size_max: 101, ..SessionConfig::new("mx") };
+    for opening in ["BDAT 7\r\nhello\r\n", "BDAT 0\r\n", "BDAT 7\r\nhello\r\nBDAT 1\r\nx"] {
+        for (name, end) in ends {
+            let mut f = Fixture::new(config.clone());
+            f.input(&[&TO_DATA[..TO_DATA.len() - 6], opening.as_bytes()].concat());
+            assert!(f.effects().is_empty() && f.session.envelope().is_some(), "{opening:?}, {name}");
+            end(&mut f);
+            let mut effects = f.effects();
+            // Whatever comes then is nothing to this content any more.
+            f.input(b"RSET\r\nBDAT 6 LAST\r\nRSET\r\n");
+            f.session.handle_abort(&mut f.replies);
+            effects.extend(f.effects());
+            effects.retain(|effect| *effect != Effect::Close);
+            let is_one = match name {
+                "the last chunk" => matches!(effects[..], [Effect::Store(_)]),
+                _ => effects == [Effect::Abandon],
+            };
+            assert!(is_one, "{opening:?}, {name}: {effects:?}");
+            assert_eq!(f.session.content_buffer_size(), 0, "{opening:?}, {name}");
+            assert_eq!(f.session.contents_begun(), 1);
+        }
+    }
+}
+
+#[test]
+fn pieces_may_be_handed_over_between_chunks() {
+    let mut f = Fixture::default();
+    f.input(&TO_DATA[..TO_DATA.len() - 6]);
+    assert!(!f.session.hand_over_early(0), "there is no content yet");
+    f.input(b"BDAT 7\r\nhello\r\n");
+    assert!(f.session.hand_over_early(7) && !f.session.hand_over_early(0));
+    assert_eq!(f.effects(), [Effect::Piece(b"hello\r\n".to_vec())]);
+    assert_eq!(f.input(b"BDAT 3 LAST\r\nx\r\n"), 0, "nothing is taken before it is answered");
+    f.session.handle_piece_taken(Vec::new(), f.now);
+    f.input(b"BDAT 3 LAST\r\nx\r\n");
+    let Effect::Store(submission) = f.store() else { unreachable!() };
+    assert_eq!((&submission.tail[..], submission.content_size), (&b"x\r\n"[..], 10));
+}
+
+#[test]
 fn a_store_that_was_not_polled_becomes_an_abandon_and_one_that_was_does_not() {
     let mut f = Fixture::default();
     f.input(TO_DATA);
