@@ -43,8 +43,9 @@ pub const RECIPIENTS_MAX_HIGH: u64 = 5_000;
 /// may be, or 500, the longest ORCPT, for each of 2,000.
 pub const DSN_SIZE_MAX: usize = MIB as usize;
 
-/// `smtp.command_size_max` at least, in octets with the CRLF (RFC 5321 §4.5.3.1.4).
-pub const COMMAND_SIZE_MAX_LOW: u64 = 512;
+/// `smtp.command_size_max` at least, in octets with the CRLF: 512 (RFC 5321 §4.5.3.1.4), and what extensions add to it: SIZE 26 (RFC 1870),
+/// SMTPUTF8 10 (RFC 6531), of DSN 528 to RCPT (RFC 3461 §4), AUTH= 500 to MAIL (RFC 4954 §3), REQUIRETLS 11.
+pub const COMMAND_SIZE_MAX_LOW: u64 = 2 * KIB;
 /// `smtp.command_size_max` at most: a command fits the scratch buffer.
 pub const COMMAND_SIZE_MAX_HIGH: u64 = SCRATCH_SIZE as u64;
 

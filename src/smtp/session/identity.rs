@@ -164,8 +164,11 @@ impl Session {
             Err(why) => return self.refuse(why, replies),
         };
         self.peer.address = xclient.peer(self.peer.address);
-        if let Some(login) = xclient.login {
-            self.authenticated = login.map(Arc::from);
+        // Another client is not whom the one before has logged in as.
+        match (xclient.login, xclient.address) {
+            (Some(login), _) => self.authenticated = login.map(Arc::from),
+            (None, Some(_)) => self.authenticated = None,
+            (None, None) => {}
         }
         self.hello = None;
         self.hello_for = xclient.hello;
