@@ -146,8 +146,10 @@ impl Link {
         let mut out = match &mut self.tls {
             None => std::mem::take(octets),
             Some(channel) => {
-                channel.encrypt(octets, &mut self.outgoing);
-                self.shard.give_buffer(std::mem::take(octets));
+                if !octets.is_empty() {
+                    channel.encrypt(octets, &mut self.outgoing);
+                    self.shard.give_buffer(std::mem::take(octets));
+                }
                 std::mem::take(&mut self.outgoing)
             }
         };
@@ -184,6 +186,11 @@ impl Link {
         .await
     }
 
+    /// Whoever receives next is told of the shard's ending, though somebody before has been.
+    pub fn tell_again(&self) {
+        self.connection.told.set(Ending::No);
+    }
+
     /// Shakes hands, until `deadline`. `received` is the beginning of the handshake, if that is here already; what came through TLS
     /// in the end is appended to `input`.
     pub async fn secure(
@@ -211,6 +218,7 @@ impl Link {
             }
             let channel = self.tls.as_ref().expect("it was set above");
             if let Some(facts) = channel.facts() {
+                self.tell_again();
                 return Ok(facts);
             }
         }

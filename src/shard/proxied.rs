@@ -43,5 +43,6 @@ pub async fn serve(mut link: Link, service: Rc<Service>) {
             }
         }
     };
+    link.tell_again();
     connection::serve(link, service, peer, received).await;
 }
