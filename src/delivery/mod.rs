@@ -23,6 +23,7 @@ pub mod dead;
 pub(crate) mod folder;
 mod job;
 mod queue;
+pub(crate) mod record;
 mod schedule;
 pub mod transport;
 mod worker;

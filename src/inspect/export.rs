@@ -23,9 +23,10 @@ use serde::Serialize;
 
 use super::look::look;
 use super::{InspectError, Log, Reader, complain, counted, words};
+use crate::delivery::record::{ArrivalRecord, EnvelopeRecord};
 use crate::delivery::{Content, CopyError, StoredContent, folder};
 use crate::limits::COPY_SIZE;
-use crate::mail::{Body, MessageId};
+use crate::mail::MessageId;
 use crate::shard::read_back::StoredMessage;
 use crate::spool::Entry;
 use crate::spool::recovery::Depth;
@@ -235,23 +236,6 @@ struct Record {
 }
 
 #[derive(Serialize)]
-struct EnvelopeRecord {
-    /// Empty: the null reverse-path.
-    reverse_path: String,
-    forward_paths: Vec<String>,
-    body: &'static str,
-    smtputf8: bool,
-}
-
-#[derive(Serialize)]
-struct ArrivalRecord {
-    peer: String,
-    hello: String,
-    protocol: &'static str,
-    unix_time: u64,
-}
-
-#[derive(Serialize)]
 struct RecipientRecord {
     /// Place in `envelope.forward_paths`, from 0.
     index: u32,
@@ -264,7 +248,7 @@ struct RecipientRecord {
 
 impl Record {
     fn of(id: MessageId, message: &Entry, stored: &StoredMessage) -> Self {
-        let (envelope, arrival) = (&stored.envelope, &stored.arrival);
+        let envelope = &stored.envelope;
         let path = |index: u32| {
             let path = envelope.forward_paths.get(index as usize);
             path.map_or_else(String::new, |path| path.as_str().into())
@@ -287,22 +271,8 @@ impl Record {
         Record {
             message_id: id.to_string(),
             size: stored.content.size(),
-            envelope: EnvelopeRecord {
-                reverse_path: envelope.reverse_path.as_str().into(),
-                forward_paths: envelope.forward_paths.iter().map(|path| path.as_str().into()).collect(),
-                body: match envelope.body {
-                    Body::SevenBit => "7BIT",
-                    Body::EightBit => "8BITMIME",
-                    Body::Binary => "BINARYMIME",
-                },
-                smtputf8: envelope.smtputf8,
-            },
-            arrival: ArrivalRecord {
-                peer: arrival.peer.to_string(),
-                hello: arrival.hello.as_ref().into(),
-                protocol: arrival.keyword(envelope.smtputf8),
-                unix_time: arrival.unix_time,
-            },
+            envelope: EnvelopeRecord::from(envelope),
+            arrival: ArrivalRecord::from(&stored.arrival),
             next_attempt: message.due().unwrap_or(0) / 1000,
             recipients,
         }
