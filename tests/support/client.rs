@@ -240,6 +240,11 @@ impl Client {
         }
     }
 
+    /// Everything that comes until the connection ends.
+    pub fn read_rest(&mut self, text: &mut String) -> io::Result<usize> {
+        self.reader.read_to_string(text)
+    }
+
     fn demand(&mut self, code: u16) -> io::Result<Reply> {
         let reply = self.reply()?;
         if reply.code != code {
