@@ -16,10 +16,12 @@ use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
+use glommio::timer::Timer;
 
 use super::clock;
 use super::event::keep_waker;
 use super::{Ending, Shard};
+use crate::limits::SCRATCH_SIZE;
 use crate::mail::Tls;
 use crate::tls::Channel;
 
@@ -29,6 +31,11 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(300);
 /// After we have ended a session first, the peer has this long to read the last reply: closing with unread octets would
 /// reset the connection and might take the reply with it.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a link may receive before the shard's others have a turn, in octets. As long as every receive fills the buffer nothing is
+/// waited for, and a peer that sends faster than it is read would have the shard for itself.
+const TURN_SIZE: usize = 16 * SCRATCH_SIZE;
+/// How long it then waits: for the ring to be looked at, which a task that is merely put behind others does not bring about.
+const TURN_PAUSE: Duration = Duration::from_micros(50);
 
 /// What the rest of the shard knows of a link.
 pub struct Connection {
@@ -68,6 +75,8 @@ pub struct Link {
     is_ended: bool,
     /// What TLS has to say beside what it is given: alerts, tickets, key updates.
     outgoing: Vec<u8>,
+    /// Octets received since something was waited for.
+    turn: usize,
 }
 
 /// What ended a wait for octets.
@@ -87,7 +96,17 @@ impl Link {
             told: Cell::new(Ending::No),
         });
         let key = shard.connections.borrow_mut().insert(connection.clone());
-        Link { shard, connection, key, stream, address, tls: None, is_ended: false, outgoing: Vec::new() }
+        Link {
+            shard,
+            connection,
+            key,
+            stream,
+            address,
+            tls: None,
+            is_ended: false,
+            outgoing: Vec::new(),
+            turn: 0,
+        }
     }
 
     /// Receives once, and gives `take` the octets: in clear, and perhaps none, where only TLS had something to say.
@@ -96,6 +115,7 @@ impl Link {
         deadline: Instant,
         mut take: impl FnMut(&[u8]) -> T,
     ) -> io::Result<Input<T>> {
+        self.give_turn().await;
         self.connection.deadline.set(deadline);
         poll_fn(|context| self.poll_receive(context, &mut take)).await
     }
@@ -105,7 +125,7 @@ impl Link {
         context: &mut Context<'_>,
         take: &mut impl FnMut(&[u8]) -> T,
     ) -> Poll<io::Result<Input<T>>> {
-        let Link { shard, connection, stream, tls, outgoing, .. } = self;
+        let Link { shard, connection, stream, tls, outgoing, turn, .. } = self;
         let ending = shard.ending.get();
         if ending != connection.told.replace(ending) {
             return Poll::Ready(Ok(Input::Ending(ending)));
@@ -117,6 +137,7 @@ impl Link {
         match Pin::new(stream).poll_read(context, scratch) {
             Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Input::End)),
             Poll::Ready(Ok(size)) => {
+                *turn += size;
                 let Some(channel) = tls else {
                     return Poll::Ready(Ok(Input::Octets(take(&scratch[..size]))));
                 };
@@ -129,13 +150,22 @@ impl Link {
                 return Poll::Ready(Ok(Input::Octets(take(plaintext))));
             }
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Pending => {}
+            Poll::Pending => *turn = 0,
         }
         if clock::now() >= connection.deadline.get() {
             return Poll::Ready(Ok(Input::Time));
         }
         keep_waker(&mut connection.waker.borrow_mut(), context);
         Poll::Pending
+    }
+
+    /// Lets the shard's others go first, after [`TURN_SIZE`].
+    async fn give_turn(&mut self) {
+        if self.turn >= TURN_SIZE {
+            self.turn = 0;
+            // Boxed: an idle session has no room for it.
+            Box::pin(Timer::new(TURN_PAUSE)).await;
+        }
     }
 
     /// Writes `octets`, and whatever TLS has to say, at once; then `octets` is empty, and its buffer the shard's again.
@@ -231,27 +261,34 @@ impl Link {
         }
         let out = std::mem::take(&mut self.outgoing);
         self.write(&out).await?;
-        let Link { shard, connection, stream, .. } = self;
-        stream.shutdown(std::net::Shutdown::Write).await.map_err(io::Error::from)?;
+        self.stream.shutdown(std::net::Shutdown::Write).await.map_err(io::Error::from)?;
         let until = clock::now() + LINGER_TIMEOUT;
-        connection.deadline.set(until);
-        poll_fn(|context| {
-            loop {
-                if clock::now() >= until || shard.ending.get() == Ending::Abort {
-                    return Poll::Ready(Ok(()));
-                }
-                let scratch = &mut *shard.scratch.borrow_mut();
-                match Pin::new(&mut *stream).poll_read(context, scratch) {
-                    Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return Poll::Ready(Ok(())),
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Pending => {
-                        keep_waker(&mut connection.waker.borrow_mut(), context);
-                        return Poll::Pending;
-                    }
-                }
+        self.connection.deadline.set(until);
+        while poll_fn(|context| self.poll_discard(context, until)).await {
+            self.give_turn().await;
+        }
+        Ok(())
+    }
+
+    /// Receives what nobody looks at, once; false at the end of it, or of the time.
+    fn poll_discard(&mut self, context: &mut Context<'_>, until: Instant) -> Poll<bool> {
+        let Link { shard, connection, stream, turn, .. } = self;
+        if clock::now() >= until || shard.ending.get() == Ending::Abort {
+            return Poll::Ready(false);
+        }
+        let scratch = &mut *shard.scratch.borrow_mut();
+        match Pin::new(stream).poll_read(context, scratch) {
+            Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => Poll::Ready(false),
+            Poll::Ready(Ok(size)) => {
+                *turn += size;
+                Poll::Ready(true)
             }
-        })
-        .await
+            Poll::Pending => {
+                *turn = 0;
+                keep_waker(&mut connection.waker.borrow_mut(), context);
+                Poll::Pending
+            }
+        }
     }
 
     /// Waits for something else than the peer; false if the shard ends at once instead. `poll` keeps its own waker.

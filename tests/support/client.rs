@@ -1,15 +1,25 @@
-//! One SMTP session as a client: octets as the test wants them, replies parsed, everything with a deadline.
+//! One SMTP session as a client: octets as the test wants them, replies parsed, everything with a deadline. In clear or over TLS.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 /// How long a reply may take before a test gives up on it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection to the gateway.
 pub struct Client {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Wire>,
+}
+
+/// What the octets go through.
+enum Wire {
+    Clear(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
 /// A reply of one or more lines.
@@ -45,7 +55,63 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
         stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
-        Ok(Client { reader: BufReader::new(stream) })
+        Ok(Client { reader: BufReader::new(Wire::Clear(stream)) })
+    }
+
+    /// Connects and shakes hands at once; the greeting is still to be read.
+    pub fn connect_tls(address: SocketAddr, tls: &Arc<ClientConfig>) -> io::Result<Self> {
+        Self::connect(address)?.shake_hands(tls)
+    }
+
+    /// Connects, says EHLO and STARTTLS, shakes hands, and says EHLO again.
+    pub fn try_greet_tls(address: SocketAddr, tls: &Arc<ClientConfig>) -> io::Result<Self> {
+        let mut client = Self::try_greet(address)?;
+        client.send(b"STARTTLS\r\n")?;
+        client.demand(220)?;
+        let mut client = client.shake_hands(tls)?;
+        client.send(b"EHLO client.test\r\n")?;
+        client.demand(250)?;
+        Ok(client)
+    }
+
+    /// Shakes hands now, as a client that knows the gateway as `mx.test`.
+    pub fn shake_hands(self, tls: &Arc<ClientConfig>) -> io::Result<Self> {
+        let left = self.reader.buffer().len();
+        assert_eq!(
+            left, 0,
+            "octets in clear stand before the handshake: they would be taken for protected ones"
+        );
+        let Wire::Clear(mut stream) = self.reader.into_inner() else { panic!("there is TLS already") };
+        let name = ServerName::try_from("mx.test").expect("a name");
+        let mut connection = ClientConnection::new(tls.clone(), name).map_err(io::Error::other)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut stream)?;
+        }
+        Ok(Client { reader: BufReader::new(Wire::Tls(Box::new(StreamOwned::new(connection, stream)))) })
+    }
+
+    /// What TLS knows, and the socket below it.
+    #[track_caller]
+    pub fn tls(&mut self) -> (&mut ClientConnection, &mut TcpStream) {
+        match self.reader.get_mut() {
+            Wire::Clear(_) => panic!("there is no TLS"),
+            Wire::Tls(stream) => (&mut stream.conn, &mut stream.sock),
+        }
+    }
+
+    /// The socket.
+    pub fn socket(&mut self) -> &mut TcpStream {
+        match self.reader.get_mut() {
+            Wire::Clear(stream) => stream,
+            Wire::Tls(stream) => &mut stream.sock,
+        }
+    }
+
+    /// Goes away with a reset instead of an end.
+    pub fn reset(mut self) {
+        socket2::SockRef::from(&*self.socket())
+            .set_linger(Some(Duration::ZERO))
+            .expect("an option of the socket");
     }
 
     /// Connects and introduces itself; an error if the gateway does not take it.
@@ -65,14 +131,16 @@ impl Client {
 
     /// Sends octets as they are.
     pub fn send(&mut self, octets: &[u8]) -> io::Result<()> {
-        self.reader.get_mut().write_all(octets)
+        let wire = self.reader.get_mut();
+        wire.write_all(octets)?;
+        wire.flush()
     }
 
     /// Sends octets as they are, for as long as the gateway takes some of them within `patience`.
     pub fn send_for(&mut self, octets: &[u8], patience: Duration) -> io::Result<()> {
-        self.reader.get_mut().set_write_timeout(Some(patience))?;
+        self.socket().set_write_timeout(Some(patience))?;
         let sent = self.send(octets);
-        self.reader.get_mut().set_write_timeout(Some(REPLY_TIMEOUT))?;
+        self.socket().set_write_timeout(Some(REPLY_TIMEOUT))?;
         sent
     }
 
@@ -153,14 +221,14 @@ impl Client {
 
     /// Sends no more; replies can still be read.
     pub fn finish_sending(&mut self) -> io::Result<()> {
-        self.reader.get_mut().shutdown(Shutdown::Write)
+        self.socket().shutdown(Shutdown::Write)
     }
 
     /// Whether nothing comes from the gateway for this long.
     pub fn is_silent_for(&mut self, time: Duration) -> bool {
-        let _ = self.reader.get_mut().set_read_timeout(Some(time));
+        let _ = self.socket().set_read_timeout(Some(time));
         let is_silent = matches!(self.reader.fill_buf(), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
-        let _ = self.reader.get_mut().set_read_timeout(Some(REPLY_TIMEOUT));
+        let _ = self.socket().set_read_timeout(Some(REPLY_TIMEOUT));
         is_silent
     }
 
@@ -172,12 +240,42 @@ impl Client {
         }
     }
 
+    /// Everything that comes until the connection ends.
+    pub fn read_rest(&mut self, text: &mut String) -> io::Result<usize> {
+        self.reader.read_to_string(text)
+    }
+
     fn demand(&mut self, code: u16) -> io::Result<Reply> {
         let reply = self.reply()?;
         if reply.code != code {
             return Err(io::Error::other(format!("{code} was expected: {}", reply.line())));
         }
         Ok(reply)
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, octets: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Wire::Clear(stream) => stream.read(octets),
+            Wire::Tls(stream) => stream.read(octets),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        match self {
+            Wire::Clear(stream) => stream.write(octets),
+            Wire::Tls(stream) => stream.write(octets),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Wire::Clear(stream) => stream.flush(),
+            Wire::Tls(stream) => stream.flush(),
+        }
     }
 }
 

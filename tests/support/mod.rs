@@ -2,7 +2,9 @@
 //!
 //! - [`setup`] writes a configuration and starts the binary on a port of the kernel's choice; [`server`] is the running
 //!   process, which is stopped when it is dropped, also by a panic;
-//! - [`client`] is one SMTP session, command by command; [`load`] is many of them at once;
+//! - [`client`] is one SMTP session, command by command, in clear or over TLS; [`load`] is many of them at once, and
+//!   [`neighbour`] one that measures how it is served beside others;
+//! - [`certificates`] issues what servers and clients show;
 //! - [`ledger`] remembers what was acknowledged; [`maildir`] reads what was delivered;
 //! - [`disk`] and [`files`] are storage that fails when it is told to; [`trial`] is what tests with them have in common.
 //!
@@ -11,12 +13,14 @@
 //! Knows nothing of the library's inside: it sees the program as an operator does.
 #![allow(dead_code)] // every test program compiles this module and uses a part of it
 
+pub mod certificates;
 pub mod client;
 pub mod disk;
 pub mod files;
 pub mod ledger;
 pub mod load;
 pub mod maildir;
+pub mod neighbour;
 pub mod server;
 pub mod setup;
 pub mod tools;

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use super::certificates::Issued;
 use super::server::{Refused, Server};
 use super::tools;
 
@@ -16,7 +17,8 @@ pub struct Setup {
     home: TempDir,
     data: PathBuf,
     maildir: PathBuf,
-    listeners: Vec<String>,
+    /// Each listener's address, and its other settings as they stand in TOML.
+    listeners: Vec<(String, String)>,
     /// Section → key → value, as they stand in TOML. The empty section is the top level.
     settings: BTreeMap<String, BTreeMap<String, String>>,
     prefix: Vec<String>,
@@ -30,7 +32,7 @@ impl Setup {
             data: home.path().join("data"),
             maildir: home.path().join("maildir"),
             home,
-            listeners: vec!["127.0.0.1:0".into()],
+            listeners: vec![("127.0.0.1:0".into(), String::new())],
             settings: BTreeMap::new(),
             prefix: Vec::new(),
         };
@@ -57,8 +59,38 @@ impl Setup {
 
     /// Listens on these addresses instead of `127.0.0.1:0`.
     pub fn listen(&mut self, addresses: &[&str]) -> &mut Self {
-        self.listeners = addresses.iter().map(ToString::to_string).collect();
+        self.listeners = addresses.iter().map(|address| (address.to_string(), String::new())).collect();
         self
+    }
+
+    /// Listens on as many loopback ports as there are settings, one a listener, as `tls = "implicit"`; several on lines of their own.
+    pub fn listeners(&mut self, settings: &[&str]) -> &mut Self {
+        self.listeners = settings.iter().map(|s| ("127.0.0.1:0".to_string(), s.to_string())).collect();
+        self
+    }
+
+    /// Shows these certificates, the first by default. Their files are [`Setup::certificate_files`].
+    pub fn certificates(&mut self, issued: &[&Issued]) -> &mut Self {
+        let mut pairs = Vec::new();
+        for (n, issued) in issued.iter().enumerate() {
+            let (chain, key) = self.certificate_files(n);
+            fs::write(&chain, &issued.chain).expect("a chain");
+            fs::write(&key, &issued.key).expect("a key");
+            pairs.push(format!("{{ chain = {chain:?}, key = {key:?} }}"));
+        }
+        self.set("tls.certificates", format!("[{}]", pairs.join(", ")))
+    }
+
+    /// The files of the certificate with this number: its chain, and its key.
+    pub fn certificate_files(&self, n: usize) -> (PathBuf, PathBuf) {
+        (self.home().join(format!("chain{n}.pem")), self.home().join(format!("key{n}.pem")))
+    }
+
+    /// A file in the temporary folder.
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.home().join(name);
+        fs::write(&path, content).expect("a file");
+        path
     }
 
     /// Keeps its data (spool and dead letters) there.
@@ -131,8 +163,8 @@ impl Setup {
             settings.map(|(key, value)| format!("{key} = {value}\n")).collect()
         };
         let mut text = format!("data = {:?}\n{}", self.data, pairs(""));
-        for address in &self.listeners {
-            text += &format!("\n[[listener]]\naddress = {address:?}\n");
+        for (address, settings) in &self.listeners {
+            text += &format!("\n[[listener]]\naddress = {address:?}\n{settings}\n");
         }
         for section in self.settings.keys().filter(|s| !s.is_empty() && !s.starts_with("delivery")) {
             text += &format!("\n[{section}]\n{}", pairs(section));

@@ -2,8 +2,9 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// The folders where Debian keeps what `PATH` of an ordinary user lacks.
 const SYSTEM_FOLDERS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
@@ -44,6 +45,42 @@ pub fn run<I: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = I>) 
         String::from_utf8_lossy(&output.stderr)
     );
     output
+}
+
+/// A command that is ended if it takes longer than so many seconds: clients that other people wrote may wait for ever.
+#[track_caller]
+pub fn bounded(name: &str, seconds: u32) -> Command {
+    let mut command = Command::new(program("timeout"));
+    command.args(["--kill-after=5", &seconds.to_string()]).arg(program(name)).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end with `input` on its standard input; everything it said.
+#[track_caller]
+pub fn converse(command: &mut Command, input: &[u8]) -> String {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    // What does not want its input to the end has closed it.
+    let _ = child.stdin.take().expect("it was asked for").write_all(input);
+    let output = child.wait_with_output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    said(&output)
+}
+
+/// Everything a program said, on both ways.
+pub fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Panics with all it said unless it succeeded.
+#[track_caller]
+pub fn assert_succeeded(output: &Output) -> String {
+    let said = said(output);
+    assert!(output.status.success(), "{}\n{said}", output.status);
+    said
 }
 
 /// Sends a signal, by its name without `SIG`, to a process that a test started.
