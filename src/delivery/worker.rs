@@ -312,9 +312,23 @@ pub(super) mod tests {
             jobs: u64,
             deliver: impl FnMut(&Attempt<'_>) -> Vec<Outcome> + Send + 'static,
         ) -> Vec<Report> {
+            self.reports_on(jobs, |_| {}, deliver)
+        }
+
+        /// The same for jobs that `alter` has altered.
+        fn reports_on(
+            &self,
+            jobs: u64,
+            alter: impl Fn(&mut Job),
+            deliver: impl FnMut(&Attempt<'_>) -> Vec<Outcome> + Send + 'static,
+        ) -> Vec<Report> {
             let (outcomes, reports): (OutcomeSender, OutcomeReceiver) = outcome_channel(64, Arc::new(|| ()));
             let (sender, receiver) = job_channel(64);
-            (0..jobs).for_each(|n| assert!(sender.try_send(job(n, &outcomes)).is_ok()));
+            for n in 0..jobs {
+                let mut job = job(n, &outcomes);
+                alter(&mut job);
+                assert!(sender.try_send(job).is_ok());
+            }
             drop(sender);
             let dead = Arc::new(DeadLetters::new(self.dead.path()).unwrap());
             let told = Arc::new(Told(Mutex::new(Box::new(deliver))));
@@ -325,6 +339,17 @@ pub(super) mod tests {
         fn dead_letters(&self) -> usize {
             DeadLetters::open(self.dead.path()).ids().unwrap().len()
         }
+    }
+
+    #[test]
+    fn what_the_transport_cannot_carry_is_rejected_without_an_attempt() {
+        let rig = Rig::new(patient());
+        let binary = |job: &mut Job| Arc::make_mut(&mut job.envelope).body = Body::Binary;
+        let reports = rig.reports_on(1, binary, |_| unreachable!("no attempt is made"));
+        let reasons: Vec<_> = reports[0].recipients.iter().map(|(_, o)| o.reason().unwrap()).collect();
+        assert!(reasons.iter().all(|reason| reason.starts_with("5.6.3 ")), "{reasons:?}");
+        assert!(reports[0].recipients.iter().all(|(_, o)| matches!(o, Outcome::Rejected { .. })));
+        assert_eq!(rig.dead_letters(), 1);
     }
 
     fn patient() -> Schedule {
