@@ -176,7 +176,10 @@ impl Link {
         let mut out = match &mut self.tls {
             None => std::mem::take(octets),
             Some(channel) => {
-                channel.encrypt(octets, &mut self.outgoing);
+                // During the handshake only TLS itself has something to say.
+                if !octets.is_empty() {
+                    channel.encrypt(octets, &mut self.outgoing);
+                }
                 self.shard.give_buffer(std::mem::take(octets));
                 std::mem::take(&mut self.outgoing)
             }
