@@ -176,6 +176,7 @@ impl Link {
         let mut out = match &mut self.tls {
             None => std::mem::take(octets),
             Some(channel) => {
+                // During the handshake only TLS itself has something to say.
                 if !octets.is_empty() {
                     channel.encrypt(octets, &mut self.outgoing);
                     self.shard.give_buffer(std::mem::take(octets));

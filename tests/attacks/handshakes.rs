@@ -276,3 +276,43 @@ fn floods_within_tls_end_it_or_are_taken_without_a_word() {
     });
     ground.settle(0);
 }
+
+#[test]
+fn handshakes_for_nothing_leave_time_for_others() {
+    const THREADS: usize = 3;
+    const TIMES: usize = 300;
+    let ground = Ground::start();
+    let tls = ground.tls();
+    // Done to the end, left in the middle, and ended before they begin.
+    let handshakes = |n: usize| {
+        for round in 0..TIMES {
+            let Ok(client) = Client::connect(ground.address(1)) else { continue };
+            match (n + round) % 3 {
+                0 => client.shake_hands(&tls).expect("TLS").reset(),
+                1 => {
+                    let mut client = client;
+                    let _ = client.send(&hello(&tls).1);
+                    client.reset();
+                }
+                _ => {
+                    let mut client = client;
+                    // close_notify in clear, in the place of a hello and behind one.
+                    let alert = b"\x15\x03\x03\0\x02\x01\0";
+                    let octets =
+                        if round % 2 == 0 { alert.to_vec() } else { [&hello(&tls).1[..], alert].concat() };
+                    let _ = client.send(&octets);
+                    let _ = rest(client.socket());
+                }
+            }
+        }
+    };
+    ground.endures("handshakes for nothing", || {
+        std::thread::scope(|scope| {
+            for n in 0..THREADS {
+                let handshakes = &handshakes;
+                scope.spawn(move || handshakes(n));
+            }
+        });
+    });
+    ground.settle(0);
+}

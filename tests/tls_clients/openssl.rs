@@ -172,8 +172,23 @@ fn a_client_certificate_names_the_peer_where_one_is_asked_for() {
     }
     // Behind the listener that requires one, mail goes as everywhere.
     let mut client = gateway_client(&gateway, 1, &known);
-    client.deliver("a@sender.test", &["b@mx.test"], b"Subject: from a known one\r\n\r\nx\r\n");
+    client.deliver("a@client.test", &["b@mx.test"], b"Subject: from a known one\r\n\r\nx\r\n");
     client.expect("QUIT", 221);
+    assert!(is_in_spool(&gateway, "sender.test"), "whom the certificate names is not kept with the message");
+    // Who is not known has no name, whatever it says of itself.
+    let mut client = gateway_client(&gateway, 0, &unknown);
+    client.deliver("a@client.test", &["b@mx.test"], b"Subject: from an unknown one\r\n\r\nx\r\n");
+    client.expect("QUIT", 221);
+    assert!(!is_in_spool(&gateway, "stranger.test"));
+}
+
+/// Whether this is in a file of the spool.
+fn is_in_spool(gateway: &Gateway, octets: &str) -> bool {
+    let mut grep = tools::bounded("grep", TIMEOUT);
+    grep.args(["-r", "-q", "-a", "-F", "-e"]).arg(octets);
+    let status = grep.arg(gateway.setup.data().join("spool")).status().expect("grep runs");
+    assert!(matches!(status.code(), Some(0 | 1)), "{status}");
+    status.success()
 }
 
 fn gateway_client(gateway: &Gateway, n: usize, issued: &crate::support::certificates::Issued) -> Client {
