@@ -296,7 +296,9 @@ fn check_listeners(listeners: &[Listener], tls: &Tls, auth: &Auth) -> Result<(),
 /// Nobody becomes a catch-all by accident: where strangers reach us, somebody must have said whose mail is taken.
 fn resolve_accept(accept: AcceptFile, listeners: &[Listener]) -> Result<Accept, Fault> {
     let domains: Vec<_> = accept.domains.into_iter().map(|Text(domain)| domain).collect();
-    let public = listeners.iter().find(|listener| !listener.is_loopback());
+    // Who speaks for others brings strangers, wherever it is itself.
+    let brings_strangers = |l: &&Listener| !(l.proxy_from.is_empty() && l.xclient_from.is_empty());
+    let public = listeners.iter().find(|l| !l.is_loopback() || brings_strangers(l));
     match (public, accept.any) {
         (Some(listener), None | Some(false)) if domains.is_empty() => Err(Fault::new(
             "accept.domains",

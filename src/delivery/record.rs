@@ -225,11 +225,12 @@ impl TlsRecord {
             .into_iter()
             .find(|version| version.to_string() == self.version)
             .ok_or_else(|| unexpected("arrival.tls.version", &self.version))?;
-        let name =
-            |key: &str, text: String| match text.len() <= 255 && text.bytes().all(|c| c.is_ascii_graphic()) {
-                true => Ok(text.into()),
-                false => Err(unexpected(key, &text)),
-            };
+        let name = |key: &str, text: String| match text.len() <= 255
+            && text.bytes().all(|c| matches!(c, 0x20..=0x7e))
+        {
+            true => Ok(text.into()),
+            false => Err(unexpected(key, &text)),
+        };
         let client = |client: ClientRecord| {
             Ok(ClientCertificate {
                 fingerprint: octets_of_hex(&client.fingerprint)

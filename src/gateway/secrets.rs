@@ -31,6 +31,8 @@ pub struct Secrets {
     acceptors: Vec<(ClientCertificates, Arc<Acceptor>)>,
     verifier: Option<Arc<Verifier>>,
     credentials: Option<PathBuf>,
+    /// Of the file of credentials, when it was last read.
+    seen: Option<Stamp>,
 }
 
 impl Secrets {
@@ -62,6 +64,8 @@ impl Secrets {
         }
         let is_used = config.listeners.iter().any(|listener| listener.auth != AuthMode::Disabled);
         let credentials = config.auth.credentials.clone().filter(|_| is_used);
+        // Before it is read: what is written meanwhile is read again.
+        let seen = credentials.as_deref().and_then(Stamp::of);
         let verifier = match &credentials {
             None => None,
             Some(path) => {
@@ -71,7 +75,7 @@ impl Secrets {
                 starts.then(start).transpose().map_err(failed)?.map(Arc::new)
             }
         };
-        Ok(Secrets { acceptors, verifier, credentials })
+        Ok(Secrets { acceptors, verifier, credentials, seen })
     }
 
     /// What begins TLS on `listener`, if it has any.
@@ -112,7 +116,7 @@ impl Secrets {
     }
 
     /// Looks for what has changed, at once.
-    fn look(&self, seen: &mut Option<Stamp>, is_told: bool) {
+    fn look(&mut self, is_told: bool) {
         let changed: Vec<_> = self
             .acceptors
             .iter()
@@ -132,10 +136,10 @@ impl Secrets {
         }
         let (Some(path), Some(verifier)) = (&self.credentials, &self.verifier) else { return };
         let stamp = Stamp::of(path);
-        if !is_told && stamp == *seen {
+        if !is_told && stamp == self.seen {
             return;
         }
-        *seen = stamp;
+        self.seen = stamp;
         match read_credentials(path) {
             Ok(credentials) => {
                 tracing::info!(users = credentials.users_count(), "credentials were read anew");
@@ -176,18 +180,17 @@ pub fn watch(secrets: Secrets) -> Result<Sender<()>, Error> {
     secrets.log_certificates(false);
     thread::Builder::new()
         .name("secrets".into())
-        .spawn(move || run(&secrets, &tells))
+        .spawn(move || run(secrets, &tells))
         .map_err(|e| Error(format!("cannot watch certificates and credentials: {e}")))?;
     Ok(told)
 }
 
-fn run(secrets: &Secrets, tells: &Receiver<()>) {
-    let mut seen = secrets.credentials.as_deref().and_then(Stamp::of);
+fn run(mut secrets: Secrets, tells: &Receiver<()>) {
     let mut warned = Instant::now();
     loop {
         match tells.recv_timeout(LOOK_INTERVAL) {
-            Ok(()) => secrets.look(&mut seen, true),
-            Err(RecvTimeoutError::Timeout) => secrets.look(&mut seen, false),
+            Ok(()) => secrets.look(true),
+            Err(RecvTimeoutError::Timeout) => secrets.look(false),
             Err(RecvTimeoutError::Disconnected) => return,
         }
         if warned.elapsed() >= WARN_INTERVAL {

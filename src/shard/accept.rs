@@ -47,7 +47,7 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, service: Rc<Se
             Some(Err(error)) => {
                 tracing::warn!(%error, "cannot accept connections for the moment");
                 drop(reserve.take());
-                refuse_waiting(fd);
+                refuse_waiting(fd, service.session.tls);
                 reserve = File::open("/dev/null").ok();
                 Timer::new(PAUSE).await;
             }
@@ -81,7 +81,7 @@ fn admit(shard: &Rc<Shard>, service: &Rc<Service>, mut stream: TcpStream, peer: 
 
 /// With the one descriptor that was kept back, tells those who wait to come later: otherwise they would wait in the backlog
 /// for nothing.
-fn refuse_waiting(fd: RawFd) {
+fn refuse_waiting(fd: RawFd, tls: TlsMode) {
     // SAFETY: the listener that owns `fd` lives in the caller for longer than this call.
     let listener = unsafe { BorrowedFd::borrow_raw(fd) };
     let no_wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -91,6 +91,9 @@ fn refuse_waiting(fd: RawFd) {
             return;
         }
         let Ok(stream) = accept_with(listener, SocketFlags::CLOEXEC) else { return };
-        let _ = send(&stream, COME_LATER, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        // As in `admit`.
+        if tls != TlsMode::Implicit {
+            let _ = send(&stream, COME_LATER, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        }
     }
 }

@@ -35,8 +35,17 @@ pub fn serve(link: Link, service: Rc<Service>, peer: SocketAddr, input: Vec<u8>)
         may_xclient: service.may_xclient(peer.ip()),
     };
     let session = Session::new(service.session.clone(), peer, clock::now(), &mut replies);
-    let mut served =
-        Served { link, service, session, receiving: Receiving::default(), replies, input, counted: 0 };
+    let mut served = Served {
+        link,
+        service,
+        session,
+        receiving: Receiving::default(),
+        replies,
+        input,
+        taken: 0,
+        counted: 0,
+        envelope_counted: 0,
+    };
     async move {
         // A connection that breaks is the peer's affair; what it had sent is not mail before its end-of-data.
         let _ = served.run().await;
@@ -50,10 +59,13 @@ struct Served {
     /// What of the content is in the spool.
     receiving: Receiving,
     replies: Vec<u8>,
-    /// Received and not yet taken.
+    /// Received; taken up to `taken`.
     input: Vec<u8>,
+    taken: usize,
     /// Octets of the shard's memory budget that this connection has.
     counted: usize,
+    /// The same of envelopes.
+    envelope_counted: usize,
 }
 
 impl Served {
@@ -96,11 +108,12 @@ impl Served {
 
     /// Gives the session what it could not take before. True if it took something now.
     fn take_input(&mut self) -> bool {
-        let taken = self.session.handle_input(&self.input, clock::now(), &mut self.replies);
-        if taken == self.input.len() {
+        let rest = &self.input[self.taken..];
+        let taken = self.session.handle_input(rest, clock::now(), &mut self.replies);
+        self.taken += taken;
+        if self.taken == self.input.len() {
             self.input = Vec::new();
-        } else {
-            self.input.drain(..taken);
+            self.taken = 0;
         }
         taken > 0
     }
@@ -122,6 +135,8 @@ impl Served {
 
     /// Begins TLS, where there is a handshake to be had.
     async fn start_tls(&mut self) -> io::Result<()> {
+        // What is owed is taken before a place among the handshakes is.
+        self.link.send(&mut self.replies).await?;
         let shard = self.link.shard.clone();
         let handshake = self.service.acceptor.as_ref().zip(shard.begin_handshake());
         let Some((acceptor, _handshake)) = handshake else {
@@ -130,14 +145,17 @@ impl Served {
             return Ok(());
         };
         let channel = acceptor.accept();
+        let deadline = clock::now() + shard.handshake_timeout;
+        self.link.limit_sending(Some(deadline));
         self.session.handle_tls_ready(&mut self.replies);
         self.link.send(&mut self.replies).await?;
         // Whatever is here was sent in clear, behind STARTTLS. (Of implicit TLS it is the beginning of the handshake, behind a
         // proxy's header.)
-        let received = std::mem::take(&mut self.input);
+        let received = std::mem::take(&mut self.input).split_off(std::mem::take(&mut self.taken));
         let received = if self.session.has_said_nothing() { received } else { Vec::new() };
-        let deadline = clock::now() + shard.handshake_timeout;
-        match self.link.secure(channel, received, deadline, &mut self.input).await {
+        let secured = self.link.secure(channel, received, deadline, &mut self.input).await;
+        self.link.limit_sending(None);
+        match secured {
             Ok(tls) => self.session.handle_secured(tls, clock::now(), &mut self.replies),
             Err(why) => {
                 tracing::info!(peer = %self.session.peer(), ?why, "no TLS: the handshake came to nothing");
@@ -239,6 +257,9 @@ impl Served {
         if matches!(phase, Phase::Mail | Phase::Data) {
             self.link.shard.admit_message(session.declared_size().unwrap_or(0))?;
         }
+        if phase == Phase::Recipient {
+            self.link.shard.admit_recipient()?;
+        }
         let envelope = session.envelope();
         let facts = Facts {
             hello: session.hello().unwrap_or_default(),
@@ -266,6 +287,9 @@ impl Served {
         let shard = &self.link.shard;
         shard.content_memory.set(shard.content_memory.get() + held - self.counted);
         self.counted = held;
+        let envelope = self.session.envelope_size();
+        shard.envelope_memory.set(shard.envelope_memory.get() + envelope - self.envelope_counted);
+        self.envelope_counted = envelope;
         shard.content_memory.get() > shard.content_memory_max
     }
 }
@@ -275,6 +299,7 @@ impl Drop for Served {
         let shard = &self.link.shard;
         shard.disk().abandon(&mut self.receiving);
         shard.content_memory.set(shard.content_memory.get() - self.counted);
+        shard.envelope_memory.set(shard.envelope_memory.get() - self.envelope_counted);
         shard.give_buffer(std::mem::take(&mut self.replies));
     }
 }

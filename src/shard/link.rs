@@ -21,7 +21,6 @@ use glommio::timer::Timer;
 use super::clock;
 use super::event::keep_waker;
 use super::{Ending, Shard};
-use crate::limits::SCRATCH_SIZE;
 use crate::mail::Tls;
 use crate::tls::Channel;
 
@@ -31,9 +30,9 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(300);
 /// After we have ended a session first, the peer has this long to read the last reply: closing with unread octets would
 /// reset the connection and might take the reply with it.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
-/// What a link may receive before the shard's others have a turn, in octets. As long as every receive fills the buffer nothing is
-/// waited for, and a peer that sends faster than it is read would have the shard for itself.
-const TURN_SIZE: usize = 16 * SCRATCH_SIZE;
+/// How long a link may go on receiving before the shard's others have a turn. As long as something is there nothing is waited for, and
+/// a peer that sends faster than it is read would have the shard for itself.
+const TURN_TIME: Duration = Duration::from_millis(1);
 /// How long it then waits: for the ring to be looked at, which a task that is merely put behind others does not bring about.
 const TURN_PAUSE: Duration = Duration::from_micros(50);
 
@@ -68,15 +67,17 @@ pub struct Link {
     /// Its place among the shard's connections.
     key: usize,
     stream: TcpStream,
-    /// Where the socket's other end is: the peer, or a proxy that speaks for it.
+    /// Who is at the other end, for the log: the peer, or a proxy that has not said yet for whom it speaks.
     pub address: SocketAddr,
     tls: Option<Channel>,
     /// TLS has ended or failed: whatever comes is not looked at.
     is_ended: bool,
     /// What TLS has to say beside what it is given: alerts, tickets, key updates.
     outgoing: Vec<u8>,
-    /// Octets received since something was waited for.
-    turn: usize,
+    /// Since when it has received without having to wait.
+    turn: Option<Instant>,
+    /// What is sent must be taken by then.
+    send_by: Option<Instant>,
 }
 
 /// What ended a wait for octets.
@@ -105,7 +106,8 @@ impl Link {
             tls: None,
             is_ended: false,
             outgoing: Vec::new(),
-            turn: 0,
+            turn: None,
+            send_by: None,
         }
     }
 
@@ -115,7 +117,10 @@ impl Link {
         deadline: Instant,
         mut take: impl FnMut(&[u8]) -> T,
     ) -> io::Result<Input<T>> {
-        self.give_turn().await;
+        // Who always has something to say has no more time than others.
+        if self.give_turn().await && clock::now() >= deadline {
+            return Ok(Input::Time);
+        }
         self.connection.deadline.set(deadline);
         poll_fn(|context| self.poll_receive(context, &mut take)).await
     }
@@ -137,7 +142,7 @@ impl Link {
         match Pin::new(stream).poll_read(context, scratch) {
             Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Input::End)),
             Poll::Ready(Ok(size)) => {
-                *turn += size;
+                turn.get_or_insert_with(clock::now);
                 let Some(channel) = tls else {
                     return Poll::Ready(Ok(Input::Octets(take(&scratch[..size]))));
                 };
@@ -150,7 +155,7 @@ impl Link {
                 return Poll::Ready(Ok(Input::Octets(take(plaintext))));
             }
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Pending => *turn = 0,
+            Poll::Pending => *turn = None,
         }
         if clock::now() >= connection.deadline.get() {
             return Poll::Ready(Ok(Input::Time));
@@ -159,13 +164,20 @@ impl Link {
         Poll::Pending
     }
 
-    /// Lets the shard's others go first, after [`TURN_SIZE`].
-    async fn give_turn(&mut self) {
-        if self.turn >= TURN_SIZE {
-            self.turn = 0;
+    /// Lets the shard's others go first, after [`TURN_TIME`]. True if it has.
+    async fn give_turn(&mut self) -> bool {
+        let gives = self.turn.is_some_and(|since| clock::now() >= since + TURN_TIME);
+        if gives {
+            self.turn = None;
             // Boxed: an idle session has no room for it.
             Box::pin(Timer::new(TURN_PAUSE)).await;
         }
+        gives
+    }
+
+    /// Until this is called again, a peer that has not taken what it is sent by `deadline` is given up.
+    pub fn limit_sending(&mut self, deadline: Option<Instant>) {
+        self.send_by = deadline;
     }
 
     /// Writes `octets`, and whatever TLS has to say, at once; then `octets` is empty, and its buffer the shard's again.
@@ -191,7 +203,7 @@ impl Link {
     }
 
     async fn write(&mut self, octets: &[u8]) -> io::Result<()> {
-        let Link { shard, connection, stream, .. } = self;
+        let Link { shard, connection, stream, send_by, .. } = self;
         let mut written = 0;
         let mut until = None;
         poll_fn(|context| {
@@ -202,7 +214,10 @@ impl Link {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => {
                         let now = clock::now();
-                        let until = *until.get_or_insert(now + SEND_TIMEOUT);
+                        let until = *until.get_or_insert_with(|| {
+                            let until = now + SEND_TIMEOUT;
+                            send_by.map_or(until, |send_by| send_by.min(until))
+                        });
                         if now >= until || shard.ending.get() == Ending::Abort {
                             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                         }
@@ -280,12 +295,12 @@ impl Link {
         let scratch = &mut *shard.scratch.borrow_mut();
         match Pin::new(stream).poll_read(context, scratch) {
             Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => Poll::Ready(false),
-            Poll::Ready(Ok(size)) => {
-                *turn += size;
+            Poll::Ready(Ok(_)) => {
+                turn.get_or_insert_with(clock::now);
                 Poll::Ready(true)
             }
             Poll::Pending => {
-                *turn = 0;
+                *turn = None;
                 keep_waker(&mut connection.waker.borrow_mut(), context);
                 Poll::Pending
             }

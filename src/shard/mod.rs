@@ -167,6 +167,8 @@ struct Shard {
     spare_buffers: RefCell<Vec<Vec<u8>>>,
     content_memory: Cell<usize>,
     content_memory_max: usize,
+    /// Octets of envelopes that are not handed over yet; as much as content may have.
+    envelope_memory: Cell<usize>,
     dates: clock::Dates,
 }
 
@@ -202,6 +204,11 @@ impl Shard {
             self.handshakes.set(count + 1);
             Handshake(self.clone())
         })
+    }
+
+    /// May another recipient be remembered now?
+    fn admit_recipient(&self) -> Result<(), Refusal> {
+        if self.envelope_memory.get() > self.content_memory_max { Err(admission::NO_ROOM) } else { Ok(()) }
     }
 
     /// May a message of this size come now?
@@ -271,6 +278,7 @@ pub async fn run(plan: Plan) -> usize {
         plaintext: RefCell::default(),
         spare_buffers: RefCell::default(),
         content_memory: Cell::new(0),
+        envelope_memory: Cell::new(0),
         content_memory_max: plan.content_memory_max,
         dates: clock::Dates::default(),
     });

@@ -43,6 +43,7 @@ pub async fn serve(mut link: Link, service: Rc<Service>) {
             }
         }
     };
+    link.address = peer;
     link.tell_again();
     connection::serve(link, service, peer, received).await;
 }

@@ -131,6 +131,8 @@ replies! {
     /// A NUL in content (RFC 5321 §4.5.2).
     Nul = "550 5.6.0 NUL in content";
 
+    /// A chunk of a message that was refused with an earlier one, and may be sent again.
+    ChunkOfDeferred = "451 4.3.0 Refused with an earlier chunk, try again later";
     /// The spool is full.
     NoRoom = "452 4.3.1 Insufficient storage";
     /// The spool failed.

@@ -45,6 +45,8 @@ pub struct Transaction {
     pub excess_recipients_count: usize,
     /// What the recipients' DSN takes, in octets as stored.
     dsn_size: usize,
+    /// What the recipients' paths take, in octets.
+    paths_size: usize,
     /// From the 354, or the first BDAT, on.
     pub content: Option<Content>,
 }
@@ -64,6 +66,7 @@ impl Transaction {
             is_recipient_refused: false,
             excess_recipients_count: 0,
             dsn_size: 0,
+            paths_size: 0,
             content: None,
         }
     }
@@ -74,9 +77,15 @@ impl Transaction {
         !is_one_too_many && self.dsn_size + dsn_size(params) <= DSN_SIZE_MAX
     }
 
+    /// Octets of memory that the envelope takes, about.
+    pub fn envelope_size(&self) -> usize {
+        self.paths_size + self.dsn_size
+    }
+
     /// Adds an accepted recipient.
     pub fn add(&mut self, path: ForwardPath, params: RecipientParams) {
         let index = u32::try_from(self.envelope.forward_paths.len()).expect("recipients are bounded");
+        self.paths_size += size_of::<ForwardPath>() + path.as_str().len();
         self.envelope.forward_paths.push(path);
         self.dsn_size += dsn_size(&params);
         let RecipientParams { notify, original } = params;

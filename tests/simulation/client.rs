@@ -388,7 +388,8 @@ impl Client {
             }
             Expected::Chunk { offer } => match code {
                 250 if self.refused_chunk.is_none() => {}
-                503 if self.refused_chunk.is_some() || offers[*offer].recipients.is_empty() => {}
+                503 if offers[*offer].recipients.is_empty() => {}
+                451 | 503 if self.refused_chunk.is_some() => {}
                 554 if offers[*offer].recipients.is_empty() => {}
                 // The reply to DATA, or to what was sent.
                 451 | 452 if self.refused_chunk.is_none() => {
@@ -403,10 +404,13 @@ impl Client {
                 let offer = *offer;
                 let told = match code {
                     503 | 554 if offers[offer].recipients.is_empty() => return Ok(None),
-                    503 => match self.refused_chunk.take() {
-                        Some(told) => told,
-                        None => return wrong(&expected),
-                    },
+                    451 | 503 if self.refused_chunk.is_some() => {
+                        let told = self.refused_chunk.take().expect("it was just looked at");
+                        if (code == 451) != matches!(told, Told::Deferred(_)) {
+                            return wrong(&expected);
+                        }
+                        told
+                    }
                     _ if self.refused_chunk.is_some() => return wrong(&expected),
                     250 if !offers[offer].is_bad => {
                         let id = line.rsplit(' ').next().and_then(|id| id.parse().ok());

@@ -5,11 +5,11 @@
 
 use std::time::Instant;
 
-use crate::mail::{Phase, Refusal};
+use crate::mail::{Class, Phase, Refusal};
 
 use super::super::command;
 use super::super::pace::Pace;
-use super::super::reply::Reply;
+use super::super::reply::{ContentRefusal, Reply};
 use super::super::state::{Event, State};
 use super::super::transaction::{Chunk, Content};
 use super::{Awaits, Session};
@@ -23,6 +23,22 @@ pub(super) struct Skipped {
     left: u64,
     why: Why,
     pub(super) pace: Pace,
+}
+
+/// A message of which a chunk was refused, while the peer may still send the others in good faith.
+#[derive(Debug)]
+pub(super) struct Refused {
+    /// It may be sent again. Said to each of its chunks: the peer may go by what is said to the last.
+    is_temporary: bool,
+    /// Chunks behind the refused one, and their octets.
+    followers_count: u32,
+    followers_size: u64,
+}
+
+impl Refused {
+    fn new(is_temporary: bool) -> Option<Box<Self>> {
+        Some(Box::new(Refused { is_temporary, followers_count: 0, followers_size: 0 }))
+    }
 }
 
 /// Why a chunk is refused.
@@ -49,9 +65,19 @@ impl Session {
             let is_refused = self.transaction.as_ref().is_some_and(|t| t.is_recipient_refused);
             let reply = if is_refused { self.no_recipients() } else { Reply::ChunkOutOfSequence };
             let is_nothing = chunk.left < SMALL_CHUNK_SIZE && !chunk.is_last;
-            let why = match self.is_chunk_refused && !is_nothing {
-                true => Why::Follows(reply),
-                false => Why::Sequence(reply),
+            let why = match &mut self.refused {
+                Some(refused) if !is_nothing => {
+                    refused.followers_count += 1;
+                    refused.followers_size += chunk.left;
+                    // More than any message has: this is no good faith.
+                    if refused.followers_count > self.config.small_chunks_max
+                        || refused.followers_size > self.config.message_size_max
+                    {
+                        return self.end_with(Reply::TooManyErrors, replies);
+                    }
+                    Why::Follows(if refused.is_temporary { Reply::ChunkOfDeferred } else { reply })
+                }
+                _ => Why::Sequence(reply),
             };
             return self.skip_chunk(chunk, why, now, replies);
         }
@@ -67,7 +93,7 @@ impl Session {
         if let Some(transaction) = &mut self.transaction {
             let (bare, body) = (self.peer.bare_line_ends, transaction.envelope.body);
             transaction.content = Some(Content::of_chunks(&self.config, bare, body, now));
-            self.is_chunk_refused = false;
+            self.refused = None;
             self.contents_count = self.contents_count.saturating_add(1);
             self.begin_chunk(chunk, now, replies);
         }
@@ -83,6 +109,9 @@ impl Session {
     ) {
         self.transaction = None;
         self.advance(Event::Reset);
+        if why.disconnect {
+            return self.refuse_and_end(&why, Phase::Data, replies);
+        }
         self.skip_chunk(chunk, Why::Policy(why), now, replies);
     }
 
@@ -110,16 +139,21 @@ impl Session {
             }
             Some(refusal) => {
                 self.conclude_without_store();
-                self.is_chunk_refused = true;
+                self.refused = Refused::new(matches!(refusal, ContentRefusal::NotStored(_)));
                 self.reply_refused_content(refusal, 1, replies);
             }
         }
     }
 
     fn skip_chunk(&mut self, chunk: Chunk, why: Why, now: Instant, replies: &mut Vec<u8>) {
-        let skipped = Skipped { left: chunk.left, why, pace: Pace::new(now) };
         // The last chunk of a refused message ends what the peer could not know.
-        self.is_chunk_refused = !chunk.is_last;
+        match &why {
+            _ if chunk.is_last => self.refused = None,
+            Why::Follows(_) => {}
+            Why::Sequence(_) => self.refused = Refused::new(false),
+            Why::Policy(refusal) => self.refused = Refused::new(refusal.status.class == Class::Temporary),
+        }
+        let skipped = Skipped { left: chunk.left, why, pace: Pace::new(now) };
         self.skipped = Some(Box::new(skipped));
         self.skip(&[], now, replies);
     }

@@ -140,7 +140,7 @@ impl Session {
         if params.size.is_some_and(|size| size > self.config.message_size_max) {
             return self.refuse(Reply::MessageTooLarge, replies);
         }
-        self.is_chunk_refused = false;
+        self.refused = None;
         self.transaction = Some(Box::new(Transaction::new(path, params)));
         if !self.asks(Phase::Mail, Awaits::Mail) {
             self.accept_mail(replies);
@@ -203,7 +203,7 @@ impl Session {
             return self.refuse(Reply::NoArguments, replies);
         }
         self.abandon();
-        self.is_chunk_refused = false;
+        self.refused = None;
         self.advance(Event::Reset);
         Reply::Ok.write(replies);
     }
@@ -251,7 +251,7 @@ impl Session {
             false => reply::write_helo(&self.config, replies),
         }
         self.abandon();
-        self.is_chunk_refused = false;
+        self.refused = None;
         self.hello = Some(hello);
         self.advance(Event::Hello);
     }

@@ -16,21 +16,21 @@ use super::{Awaits, Session};
 impl Session {
     /// A handshake can be made: appends what is said before it. To be written in clear; whatever was received before is forgotten.
     pub fn handle_tls_ready(&mut self, replies: &mut Vec<u8>) {
-        if matches!(self.awaits, Awaits::Tls) && self.state != State::Connected {
+        if matches!(self.awaits, Awaits::Tls { .. }) && self.state != State::Connected {
             Reply::StartTls.write(replies);
         }
     }
 
     /// No handshake can be made now.
     pub fn handle_tls_unavailable(&mut self, now: Instant, replies: &mut Vec<u8>) {
-        if !matches!(self.awaits, Awaits::Tls) {
-            return;
-        }
+        let Awaits::Tls { is_dropped } = self.awaits else { return };
         self.awaits = Awaits::Nothing;
         self.latest = now;
         match self.state {
             // In clear there is nothing to be said to a peer that speaks TLS.
             State::Connected => self.close(),
+            // Of what was not read nobody knows whether a command or content comes next.
+            _ if is_dropped => self.end_with(Reply::TlsUnavailable, replies),
             _ => Reply::TlsUnavailable.write(replies),
         }
         self.leave_if_due(replies);
@@ -38,7 +38,7 @@ impl Session {
 
     /// The handshake is done: from here on everything goes through TLS. What the peer has said before is forgotten (RFC 3207 §4.2).
     pub fn handle_secured(&mut self, tls: Tls, now: Instant, replies: &mut Vec<u8>) {
-        if !matches!(self.awaits, Awaits::Tls) {
+        if !matches!(self.awaits, Awaits::Tls { .. }) {
             return;
         }
         self.awaits = Awaits::Nothing;
@@ -57,7 +57,7 @@ impl Session {
 
     /// The handshake failed: nothing can be said any more.
     pub fn handle_tls_failed(&mut self) {
-        if matches!(self.awaits, Awaits::Tls) {
+        if matches!(self.awaits, Awaits::Tls { .. }) {
             self.close();
         }
     }
@@ -82,7 +82,7 @@ impl Session {
     }
 
     pub(super) fn start_tls(&mut self) {
-        self.awaits = Awaits::Tls;
+        self.awaits = Awaits::Tls { is_dropped: false };
         self.effect = Some(Effect::StartTls);
     }
 

@@ -32,7 +32,7 @@ use super::state::{Event, State};
 use super::trace::Received;
 use super::transaction::{Chunk, Transaction};
 use crate::mail::Phase;
-use chunks::Skipped;
+use chunks::{Refused, Skipped};
 
 /// How long a store that outlasts the session's time is waited for before it is looked at again. It is never
 /// given up: the peer would send a message again that may be ours already.
@@ -69,7 +69,7 @@ pub struct Session {
     state: State,
     leaving: Leaving,
     /// A chunk was refused: those that the peer has sent behind it in good faith are no fault of its.
-    is_chunk_refused: bool,
+    refused: Option<Box<Refused>>,
     /// `Close` is still to be polled.
     owes_close: bool,
 }
@@ -92,7 +92,10 @@ enum Awaits {
     /// The permission for a message, at its first chunk.
     Chunk(Chunk),
     /// TLS; behind it, unless it is implicit, 220 is owed.
-    Tls,
+    Tls {
+        /// Octets came in clear behind STARTTLS, and were not read.
+        is_dropped: bool,
+    },
     /// The user whose password is being looked at.
     Authenticated(Box<str>),
     Data {
@@ -150,7 +153,7 @@ impl Session {
             contents_count: 0,
             state: State::Connected,
             leaving: Leaving::No,
-            is_chunk_refused: false,
+            refused: None,
             owes_close: false,
         };
         match session.config.tls {
@@ -185,7 +188,8 @@ impl Session {
         }
         // RFC 3207 §4.2, RFC 2920 §3.1: STARTTLS is the last of a group. What came in clear behind it may be anybody's, and would be
         // taken for the peer's own within TLS.
-        if matches!(self.awaits, Awaits::Tls) {
+        if let Awaits::Tls { is_dropped } = &mut self.awaits {
+            *is_dropped |= taken < octets.len();
             taken = octets.len();
         }
         taken
@@ -448,6 +452,11 @@ impl Session {
     /// The envelope so far, from [`Phase::Mail`] until it goes with [`Effect::Store`].
     pub fn envelope(&self) -> Option<&Envelope> {
         self.transaction.as_ref().map(|transaction| &*transaction.envelope)
+    }
+
+    /// Octets of memory that the envelope takes, about.
+    pub fn envelope_size(&self) -> usize {
+        self.transaction.as_ref().map_or(0, |transaction| transaction.envelope_size())
     }
 
     /// The content's size as MAIL declared it, in octets.

@@ -182,7 +182,7 @@ fn encode_envelope(envelope: &Envelope, arrival: &Arrival, out: &mut Vec<u8>) {
     let protocol = match arrival.protocol {
         Protocol::Smtp => 0,
         Protocol::Esmtp => 1,
-        Protocol::Lmtp => 2,
+        Protocol::Lmtp => 3,
     };
     let body = match envelope.body {
         Body::SevenBit => 0,
@@ -356,7 +356,7 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
     };
     let protocol = match flags >> flag::PROTOCOL_SHIFT & flag::PROTOCOL_MASK {
         0 => Protocol::Smtp,
-        1 => Protocol::Esmtp,
+        1 | 2 => Protocol::Esmtp,
         _ => Protocol::Lmtp,
     };
     let arrival = Arrival { peer: peer?, hello: hello.into(), protocol, tls, authenticated, unix_time };

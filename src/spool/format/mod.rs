@@ -63,7 +63,7 @@
 //!                      tail: the rest of the content, all of it for a small message
 //!
 //! envelope       1  reverse-path (empty: null)      2  a forward-path (repeated, in order)
-//! fields         3  flags: bit 0 8BITMIME, bit 1 SMTPUTF8, bits 2-3 protocol (0 SMTP, 1 ESMTP, 2 LMTP), bit 4 BINARYMIME,
+//! fields         3  flags: bit 0 8BITMIME, bit 1 SMTPUTF8, bits 2-3 protocol (0 SMTP, 1 and 2 ESMTP, 3 LMTP), bit 4 BINARYMIME,
 //!                   bit 5 REQUIRETLS
 //!                4  peer: port (2), address (4 or 16)  5  hello  6  arrival, seconds since 1970 (8)
 //!                7  notifications: RET (1: 0 none, 1 FULL, 2 HDRS), ENVID (empty: none); only where any were asked for
