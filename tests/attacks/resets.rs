@@ -108,7 +108,7 @@ fn whoever_goes_before_he_is_accepted_has_his_descriptor_closed_once() {
     let mut setup = Setup::new();
     let trace = setup.home().join("trace");
     let file = trace.to_str().expect("a path").to_string();
-    setup.under(&["strace", "-f", "-qq", "-e", "trace=close", "-o", &file]);
+    setup.under(&["strace", "-D", "-f", "-qq", "-e", "trace=close", "-o", &file]);
     let mut server = setup.start();
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
