@@ -37,10 +37,11 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, service: Rc<Se
         match stop.or(accepted).await {
             None => return,
             Some(Ok(accepted)) => {
-                // Bound at once: an accepted stream that is not bound leaks its descriptor.
-                let peer = accepted.peer_addr();
+                // Bound at once: an accepted stream that is not bound leaks its descriptor. And asked for its peer before that, it
+                // closes the descriptor where the peer has gone already, which is closed again as the bound stream's: by then it may
+                // be another's, of any thread.
                 let stream = accepted.bind_to_executor();
-                if let Ok(peer) = peer {
+                if let Ok(peer) = stream.peer_addr() {
                     admit(&shard, &service, stream, peer);
                 }
             }

@@ -1,7 +1,10 @@
 //! Gone at every moment (R4): with a reset, after each step and in the middle of it.
 
+use std::fs;
+
 use crate::Ground;
 use crate::support::client::Client;
+use crate::support::setup::Setup;
 
 /// What a client says, and how many replies come before it goes on. The last step makes a message of it, and is never finished.
 const STEPS: [(&str, usize); 4] = [
@@ -95,6 +98,30 @@ fn uploads_that_break_off_again_and_again_take_no_room() {
         });
     }
     ground.settle(0);
+}
+
+#[test]
+fn whoever_goes_before_he_is_accepted_has_his_descriptor_closed_once() {
+    const THREADS: usize = 4;
+    const TIMES: usize = 1000;
+    // Closed twice it is another's the second time: a session's, a listener's, a segment's.
+    let mut setup = Setup::new();
+    let trace = setup.home().join("trace");
+    let file = trace.to_str().expect("a path").to_string();
+    setup.under(&["strace", "-D", "-f", "-qq", "-e", "trace=close", "-o", &file]);
+    let mut server = setup.start();
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                (0..TIMES).for_each(|_| Client::connect(server.address()).expect("a connection").reset())
+            });
+        }
+    });
+    Client::greet(server.address()).expect("QUIT", 221);
+    assert!(server.stop().success());
+    let trace = fs::read_to_string(trace).expect("what strace saw");
+    assert!(trace.matches("close(").count() > THREADS * TIMES / 2, "strace has seen nothing");
+    assert_eq!(trace.lines().filter(|line| line.contains("EBADF")).collect::<Vec<_>>(), [""; 0]);
 }
 
 fn say(client: &mut Client, (octets, replies): &(&str, usize)) {

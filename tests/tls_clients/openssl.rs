@@ -254,7 +254,7 @@ fn nothing_is_negotiated_twice() {
     let said =
         s_client(gateway.address(1), &["-tls1_2", "-no_ign_eof", "-legacy_renegotiation"], "R\nEHLO x\n");
     assert!(said.contains("RENEGOTIATING"), "it was not asked for: {said}");
-    assert!(said.contains("no renegotiation") && !said.contains("250"), "{said}");
+    assert!(said.contains("no renegotiation") && !said.contains("250-mx.test"), "{said}");
     let mut client = Client::connect_tls(gateway.address(1), &gateway.client()).expect("TLS");
     assert_eq!(client.reply().expect("a greeting").code, 220);
     for _ in 0..3 {
