@@ -32,6 +32,11 @@ const REFUSED_SIZE_FACTOR: u64 = 2;
 /// And this more, octets: a sender's buffers.
 const REFUSED_SIZE_MIN: u64 = 64 << 10;
 
+/// Octets of refused content that are read in search of its end.
+pub fn refused_size_max(config: &SessionConfig) -> u64 {
+    config.message_size_max.saturating_mul(REFUSED_SIZE_FACTOR) + REFUSED_SIZE_MIN
+}
+
 /// One open transaction.
 #[derive(Debug)]
 pub struct Transaction {
@@ -225,8 +230,7 @@ impl Content {
     }
 
     fn skip(&mut self, octets: &[u8], config: &SessionConfig) -> (usize, Progress) {
-        let bound = config.message_size_max.saturating_mul(REFUSED_SIZE_FACTOR) + REFUSED_SIZE_MIN;
-        let left = bound.saturating_sub(self.pace.received_size());
+        let left = refused_size_max(config).saturating_sub(self.pace.received_size());
         let octets = match (self.chunk, usize::try_from(left)) {
             (None, Ok(0)) => return (0, Progress::Endless),
             (None, Ok(left)) => &octets[..octets.len().min(left)],

@@ -11,7 +11,7 @@ use super::super::command;
 use super::super::pace::Pace;
 use super::super::reply::{ContentRefusal, Reply};
 use super::super::state::{Event, State};
-use super::super::transaction::{Chunk, Content};
+use super::super::transaction::{Chunk, Content, refused_size_max};
 use super::{Awaits, Session};
 
 /// A chunk of fewer octets brings a message hardly nearer: a line of text is longer.
@@ -71,7 +71,7 @@ impl Session {
                     refused.followers_size += chunk.left;
                     // More than any message has: this is no good faith.
                     if refused.followers_count > self.config.small_chunks_max
-                        || refused.followers_size > self.config.message_size_max
+                        || refused.followers_size > refused_size_max(&self.config)
                     {
                         return self.end_with(Reply::TooManyErrors, replies);
                     }
@@ -150,6 +150,7 @@ impl Session {
         match &why {
             _ if chunk.is_last => self.refused = None,
             Why::Follows(_) => {}
+            Why::Sequence(_) if self.refused.is_some() => {}
             Why::Sequence(_) => self.refused = Refused::new(false),
             Why::Policy(refusal) => self.refused = Refused::new(refusal.status.class == Class::Temporary),
         }
