@@ -301,7 +301,7 @@ fn handshakes_for_nothing_leave_time_for_others() {
                     let octets =
                         if round % 2 == 0 { alert.to_vec() } else { [&hello(&tls).1[..], alert].concat() };
                     let _ = client.send(&octets);
-                    let _ = rest(client.socket());
+                    client.reset();
                 }
             }
         }
