@@ -1,11 +1,11 @@
-//! What sessions cost in memory: thousands that are idle, and a hundred large uploads at once.
+//! What sessions cost in memory: thousands that are idle, in clear and in TLS, and a hundred large uploads at once.
 //!
 //! The server has its core, its folder and its limits to itself; its resident memory is read before and while the
 //! sessions stand. Both figures must not depend on how many octets a message has.
 //!
 //! ```text
-//! cargo bench --bench memory                       both, as the goals are written
-//! cargo bench --bench memory -- --sessions 1000 --uploads 10
+//! cargo bench --bench memory                       all, as the goals are written
+//! cargo bench --bench memory -- --sessions 1000 --tls-sessions 1000 --uploads 10
 //! ```
 
 #[path = "load/mod.rs"]
@@ -20,8 +20,12 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
+use rustls::crypto::aws_lc_rs::kx_group;
+use rustls::version::TLS13;
+use rustls::{ClientConnection, StreamOwned};
 
 use load::target::{self, FileSystem, Keeping, Options, Target};
+use load::tls::{self, Key};
 use load::usage;
 use socket2::{Domain, Protocol, Socket, Type};
 use support::tools;
@@ -52,6 +56,9 @@ struct Arguments {
     /// Idle sessions after EHLO; 0 leaves them out.
     #[arg(long, default_value_t = 19_000)]
     sessions: usize,
+    /// Idle sessions after EHLO within TLS 1.3; 0 leaves them out.
+    #[arg(long, default_value_t = 5_000)]
+    tls_sessions: usize,
     /// Concurrent uploads; 0 leaves them out.
     #[arg(long, default_value_t = 100)]
     uploads: usize,
@@ -83,9 +90,17 @@ fn main() -> ExitCode {
     println!("`{}`: {}\n", target::command_line("memory"), target::machine());
     println!("| what | idle MiB | with it MiB | difference MiB | each KiB |");
     println!("|---|---|---|---|---|");
-    let rows = [("idle sessions", arguments.sessions), ("uploads", arguments.uploads)];
+    let rows = [
+        ("idle sessions", arguments.sessions),
+        ("idle TLS sessions", if arguments.target.is_some() { 0 } else { arguments.tls_sessions }),
+        ("uploads", arguments.uploads),
+    ];
     for (what, count) in rows.into_iter().filter(|(_, count)| *count > 0) {
-        let measured = if what == "uploads" { uploads(&arguments) } else { idle_sessions(&arguments) };
+        let measured = match what {
+            "uploads" => uploads(&arguments),
+            "idle TLS sessions" => idle_tls_sessions(&arguments),
+            _ => idle_sessions(&arguments),
+        };
         match measured {
             Ok((before, with)) => {
                 let more = with as f64 - before as f64;
@@ -114,6 +129,36 @@ fn idle_sessions(arguments: &Arguments) -> io::Result<(u64, u64)> {
     drop(greet_all(target.address, SOURCES)?);
     let before = usage::size(pid, "VmRSS")?;
     let sessions = greet_all(target.address, arguments.sessions)?;
+    let with = usage::size(pid, "VmRSS")?;
+    drop(sessions);
+    target.stop();
+    Ok((before, with))
+}
+
+/// As [`idle_sessions`], each within implicit TLS 1.3.
+fn idle_tls_sessions(arguments: &Arguments) -> io::Result<(u64, u64)> {
+    allow_descriptors(arguments.tls_sessions + DESCRIPTORS_RESERVED);
+    let issued = Key::Ecdsa.issue();
+    let mut target = Target::start_with(&options(arguments), |setup| {
+        setup.listeners(&["tls = \"implicit\""]).certificates(&[&issued]);
+    });
+    let pid = target.pid.expect("it was started");
+    let config = tls::client(&issued, &TLS13, kx_group::X25519MLKEM768, false);
+    let greet_all = |count: usize| {
+        (0..count)
+            .map(|i| {
+                let socket = connect(target.address, i)?;
+                let connection =
+                    ClientConnection::new(config.clone(), tls::name()).map_err(io::Error::other)?;
+                let mut session = StreamOwned::new(connection, socket);
+                greet(&mut session)?;
+                Ok(session)
+            })
+            .collect::<io::Result<Vec<_>>>()
+    };
+    drop(greet_all(SOURCES)?);
+    let before = usage::size(pid, "VmRSS")?;
+    let sessions = greet_all(arguments.tls_sessions)?;
     let with = usage::size(pid, "VmRSS")?;
     drop(sessions);
     target.stop();
@@ -166,34 +211,48 @@ fn uploads(arguments: &Arguments) -> io::Result<(u64, u64)> {
 fn start(arguments: &Arguments) -> io::Result<(Target, u32)> {
     let target = match arguments.target {
         Some(address) => Target::running(address, arguments.target_pid),
-        None => Target::start(&Options {
-            file_system: arguments.file_system,
-            keeping: Keeping::Sync,
-            cores: arguments.server_core.to_string(),
-            settings: arguments.settings.clone(),
-        }),
+        None => Target::start(&options(arguments)),
     };
     let pid = target.pid.ok_or_else(|| io::Error::other("--target needs --target-pid"))?;
     Ok((target, pid))
 }
 
+fn options(arguments: &Arguments) -> Options {
+    Options {
+        file_system: arguments.file_system,
+        keeping: Keeping::Sync,
+        cores: arguments.server_core.to_string(),
+        settings: arguments.settings.clone(),
+    }
+}
+
 fn greet_all(address: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
     (0..count)
         .map(|i| {
-            let mut session = connect_from(address, (i % SOURCES) as u32)?;
-            session.set_nonblocking(false)?;
-            session.set_read_timeout(Some(REPLY_TIMEOUT))?;
-            session.set_write_timeout(Some(REPLY_TIMEOUT))?;
-            read_replies(&mut session, 1, b"220")?;
-            session.write_all(EHLO)?;
-            read_replies(&mut session, 1, b"250")?;
+            let mut session = connect(address, i)?;
+            greet(&mut session)?;
             Ok(session)
         })
         .collect()
 }
 
+/// The connection with this number, that waits for what it reads.
+fn connect(address: SocketAddr, number: usize) -> io::Result<TcpStream> {
+    let session = connect_from(address, (number % SOURCES) as u32)?;
+    session.set_nonblocking(false)?;
+    session.set_read_timeout(Some(REPLY_TIMEOUT))?;
+    session.set_write_timeout(Some(REPLY_TIMEOUT))?;
+    Ok(session)
+}
+
+fn greet(session: &mut (impl Read + Write)) -> io::Result<()> {
+    read_replies(session, 1, b"220")?;
+    session.write_all(EHLO)?;
+    read_replies(session, 1, b"250")
+}
+
 /// Reads this many replies; an error unless the last has this code.
-fn read_replies(session: &mut TcpStream, count: usize, code: &[u8; 3]) -> io::Result<()> {
+fn read_replies(session: &mut impl Read, count: usize, code: &[u8; 3]) -> io::Result<()> {
     let mut text = Vec::new();
     let mut octets = [0; 4096];
     let is_last = |line: &[u8]| line.ends_with(b"\r\n") && line.get(3) != Some(&b'-');

@@ -48,8 +48,10 @@ pub struct Options {
 
 /// A program under test: ours, or one that was running already.
 pub struct Target {
-    /// Where it listens.
+    /// Where it listens first.
     pub address: SocketAddr,
+    /// Everywhere it listens, in the order of its listeners.
+    pub addresses: Vec<SocketAddr>,
     /// Its process, where it is known.
     pub pid: Option<u32>,
     // Dropped in this order: the process ends before its file system goes.
@@ -61,11 +63,16 @@ pub struct Target {
 impl Target {
     /// One that is running.
     pub fn running(address: SocketAddr, pid: Option<u32>) -> Self {
-        Target { address, pid, server: None, _setup: None, _mount: None }
+        Target { address, addresses: vec![address], pid, server: None, _setup: None, _mount: None }
     }
 
     /// Starts the binary with one shard that discards what it delivers.
     pub fn start(options: &Options) -> Self {
+        Self::start_with(options, |_| ())
+    }
+
+    /// As [`Target::start`], its configuration changed before.
+    pub fn start_with(options: &Options, change: impl FnOnce(&mut Setup)) -> Self {
         let mut setup = Setup::new();
         let mount = match options.file_system {
             FileSystem::Root => None,
@@ -83,10 +90,12 @@ impl Target {
         for (name, value) in &options.settings {
             setup.set(name, value);
         }
+        change(&mut setup);
         setup.under(&["taskset", "-c", &options.cores]);
         let server = setup.start();
         Target {
             address: server.address(),
+            addresses: server.addresses().to_vec(),
             pid: Some(server.pid()),
             server: Some(server),
             _setup: Some(setup),

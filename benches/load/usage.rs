@@ -1,7 +1,8 @@
-//! Memory of a process, as the kernel accounts for it.
+//! Memory and CPU time of a process, as the kernel accounts for them.
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 /// A size of `/proc/PID/status` in bytes, as `VmRSS`, `VmHWM` (its peak) or `RssAnon`.
 pub fn size(pid: u32, name: &str) -> io::Result<u64> {
@@ -14,4 +15,16 @@ pub fn size(pid: u32, name: &str) -> io::Result<u64> {
 /// Makes the peak of a process's memory start anew.
 pub fn reset_peak(pid: u32) -> io::Result<()> {
     fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
+/// CPU time of the threads that a process has now, user and system, in nanoseconds and not in ticks.
+pub fn cpu_time(pid: u32) -> io::Result<Duration> {
+    let mut total = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = thread?.path().join("schedstat");
+        let text = fs::read_to_string(&path)?;
+        let on_cpu = text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+        total += on_cpu.ok_or_else(|| io::Error::other(format!("{}: {text}", path.display())))?;
+    }
+    Ok(Duration::from_nanos(total))
 }

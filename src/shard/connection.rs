@@ -83,10 +83,7 @@ impl Served {
                     Effect::Store(submission) => Box::pin(self.store(submission)).await?,
                     Effect::StartTls => Box::pin(self.start_tls()).await?,
                     Effect::Authenticate(credentials) => Box::pin(self.authenticate(credentials)).await?,
-                    Effect::Close => {
-                        self.link.send(&mut self.replies).await?;
-                        return self.link.close().await;
-                    }
+                    Effect::Close => return self.link.close(&mut self.replies).await,
                 }
             }
             if !self.input.is_empty() && self.take_input() {

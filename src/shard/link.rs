@@ -254,6 +254,12 @@ impl Link {
         self.send(&mut Vec::new()).await?;
         loop {
             let received = self.receive(deadline, |plaintext| input.extend_from_slice(plaintext)).await?;
+            let channel = self.tls.as_ref().expect("it was set above");
+            if let Some(facts) = channel.facts() {
+                // The last of the handshake goes with the next reply, or by itself before anything is waited for.
+                self.tell_again();
+                return Ok(facts);
+            }
             // What there is to say is said before anything else, an alert too.
             self.send(&mut Vec::new()).await?;
             match received {
@@ -262,21 +268,22 @@ impl Link {
                 Input::Time => return Err(HandshakeError::Time),
                 Input::Ending(_) => return Err(HandshakeError::Ended),
             }
-            let channel = self.tls.as_ref().expect("it was set above");
-            if let Some(facts) = channel.facts() {
-                self.tell_again();
-                return Ok(facts);
-            }
         }
     }
 
-    /// Says that TLS ends, if there is any, and lets the peer read what it was sent last.
-    pub async fn close(&mut self) -> io::Result<()> {
-        if let Some(channel) = &mut self.tls {
-            channel.close(&mut self.outgoing);
+    /// Writes `octets`, says that TLS ends, if there is any, and lets the peer read what it was sent last.
+    pub async fn close(&mut self, octets: &mut Vec<u8>) -> io::Result<()> {
+        match &mut self.tls {
+            None => self.send(octets).await?,
+            Some(channel) => {
+                if !octets.is_empty() {
+                    channel.encrypt(octets, &mut self.outgoing);
+                    octets.clear();
+                }
+                channel.close(&mut self.outgoing);
+                self.send(&mut Vec::new()).await?;
+            }
         }
-        let out = std::mem::take(&mut self.outgoing);
-        self.write(&out).await?;
         self.stream.shutdown(std::net::Shutdown::Write).await.map_err(io::Error::from)?;
         let until = clock::now() + LINGER_TIMEOUT;
         self.connection.deadline.set(until);

@@ -17,7 +17,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{self, Ticketer, kx_group};
+use rustls::crypto::aws_lc_rs::{self, Ticketer, cipher_suite, kx_group};
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::version::{TLS12, TLS13};
 
@@ -230,8 +230,23 @@ fn check_time(old: &Certificate, new: &Certificate, now: SystemTime) -> Result<(
 /// what is recorded today should not be readable when there are quantum computers. Among groups rustls goes by
 /// the client's order, whatever ours is; clients that know the hybrid one put it first, and to insist on it
 /// against a client's order would cost a round trip (HelloRetryRequest).
+///
+/// Among suites AES-128 comes first: what it protects has been agreed on with X25519 or P-256, of the same
+/// strength, and AES-256 would bring SHA-384 with it, for which processors have no instructions. With it a
+/// handshake spends more on hashing than on X25519.
 fn provider() -> CryptoProvider {
     CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+            cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ],
         kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
         ..aws_lc_rs::default_provider()
     }

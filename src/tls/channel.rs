@@ -321,8 +321,8 @@ mod tests {
     fn the_facts_are_those_of_the_handshake() {
         let acceptor = acceptor();
         let cases = [
-            (ONLY_12, TlsVersion::Tls12, "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"),
-            (ONLY_13, TlsVersion::Tls13, "TLS_AES_256_GCM_SHA384"),
+            (ONLY_12, TlsVersion::Tls12, "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"),
+            (ONLY_13, TlsVersion::Tls13, "TLS_AES_128_GCM_SHA256"),
         ];
         for (versions, version, cipher) in cases {
             let client = Offer::versions(versions).client();
@@ -340,13 +340,17 @@ mod tests {
     #[test]
     fn the_server_s_order_decides_the_suite() {
         let acceptor = acceptor();
-        // A client's own order is that of its provider, so it is told by what it leaves out.
-        let only_weaker = Offer {
-            suites: |suite| suite != rustls::CipherSuite::TLS13_AES_256_GCM_SHA384,
-            ..Offer::versions(ONLY_13)
-        };
-        let wire = Wire::connect(&acceptor, &only_weaker.client(), "mx.example").unwrap();
-        assert_eq!(&*wire.channel.facts().unwrap().cipher, "TLS_AES_128_GCM_SHA256");
+        // The clients' own order begins with AES-256.
+        type Offered = fn(rustls::CipherSuite) -> bool;
+        let cases: [(Offered, &str); 2] = [
+            (|_| true, "TLS_AES_128_GCM_SHA256"),
+            (|suite| suite != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256, "TLS_AES_256_GCM_SHA384"),
+        ];
+        for (suites, chosen) in cases {
+            let offer = Offer { suites, ..Offer::versions(ONLY_13) };
+            let wire = Wire::connect(&acceptor, &offer.client(), "mx.example").unwrap();
+            assert_eq!(&*wire.channel.facts().unwrap().cipher, chosen);
+        }
     }
 
     #[test]
