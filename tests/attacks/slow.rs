@@ -177,3 +177,28 @@ fn connections_that_say_nothing_use_up_descriptors_for_a_time_only() {
     }
     ground.settle(0);
 }
+
+/// The other way round: there is always something to be read from it, so nothing of it is ever waited for.
+#[test]
+fn whoever_is_never_silent_has_no_more_time_than_others() {
+    let mut setup = Setup::new();
+    setup.set("smtp.session_timeout", "\"2s\"");
+    let mut server = setup.start();
+    let mut reader = TcpStream::connect(server.address()).expect("a connection");
+    reader.set_read_timeout(Some(wait::PATIENCE)).expect("a timeout");
+    let mut writer = reader.try_clone().expect("the same socket");
+    let speaking = thread::spawn(move || {
+        let commands = b"RSET\r\n".repeat(100_000);
+        while writer.write_all(&commands).is_ok() {}
+    });
+    let (mut buffer, mut last) = (vec![0; 1 << 20], Vec::new());
+    // Its end may be a reset: what it sends on is not read for ever.
+    while let Ok(size @ 1..) = reader.read(&mut buffer) {
+        last.extend_from_slice(&buffer[..size]);
+        last.drain(..last.len().saturating_sub(200));
+    }
+    let last = String::from_utf8_lossy(&last).into_owned();
+    assert!(last.contains(TIMED_OUT), "the end of its session: {last:?}");
+    speaking.join().expect("it has ended");
+    assert!(server.stop().success());
+}
