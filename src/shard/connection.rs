@@ -71,7 +71,7 @@ impl Served {
                     Effect::Store(submission) => Box::pin(self.store(submission)).await?,
                     Effect::StartTls => Box::pin(self.start_tls()).await?,
                     Effect::Authenticate(credentials) => Box::pin(self.authenticate(credentials)).await?,
-                    Effect::Close => return self.link.close(&mut self.replies).await,
+                    Effect::Close => return Box::pin(self.link.close(&mut self.replies)).await,
                 }
             }
             if !self.input.is_empty() && self.take_input() {
@@ -102,19 +102,18 @@ impl Served {
         taken > 0
     }
 
-    /// Receives once and gives the octets to the session.
-    async fn receive(&mut self) -> io::Result<Input<()>> {
+    /// Receives once and gives the octets to the session. Not an `async fn`, as [`serve`].
+    fn receive(&mut self) -> impl Future<Output = io::Result<Input<()>>> {
         let Served { link, session, replies, input, .. } = self;
         let shard = link.shard.clone();
         let deadline = session.deadline();
-        link.receive(deadline, |octets| {
+        link.receive(deadline, move |octets| {
             if replies.capacity() == 0 {
                 *replies = shard.take_buffer();
             }
             let taken = session.handle_input(octets, clock::now(), replies);
             input.extend_from_slice(&octets[taken..]);
         })
-        .await
     }
 
     /// Begins TLS, where there is a handshake to be had.

@@ -110,14 +110,18 @@ impl Link {
     }
 
     /// Receives once, and gives `take` the octets: in clear, and perhaps none, where only TLS had something to say.
-    pub async fn receive<T>(
+    ///
+    /// Not an `async fn`, nor is [`Link::write`]: an idle session would have room for the arguments twice.
+    pub fn receive<T>(
         &mut self,
         deadline: Instant,
         mut take: impl FnMut(&[u8]) -> T,
-    ) -> io::Result<Input<T>> {
-        self.give_turn().await;
-        self.connection.deadline.set(deadline);
-        poll_fn(|context| self.poll_receive(context, &mut take)).await
+    ) -> impl Future<Output = io::Result<Input<T>>> {
+        async move {
+            self.give_turn().await;
+            self.connection.deadline.set(deadline);
+            poll_fn(|context| self.poll_receive(context, &mut take)).await
+        }
     }
 
     fn poll_receive<T>(
@@ -189,11 +193,11 @@ impl Link {
         written
     }
 
-    async fn write(&mut self, octets: &[u8]) -> io::Result<()> {
+    fn write(&mut self, octets: &[u8]) -> impl Future<Output = io::Result<()>> {
         let Link { shard, connection, stream, .. } = self;
         let mut written = 0;
         let mut until = None;
-        poll_fn(|context| {
+        poll_fn(move |context| {
             while written < octets.len() {
                 match Pin::new(&mut *stream).poll_write(context, &octets[written..]) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -213,7 +217,6 @@ impl Link {
             }
             Poll::Ready(Ok(()))
         })
-        .await
     }
 
     /// Whoever receives next is told of the shard's ending, though somebody before has been.
