@@ -112,6 +112,7 @@ impl Link {
     /// Receives once, and gives `take` the octets: in clear, and perhaps none, where only TLS had something to say.
     ///
     /// Not an `async fn`, nor is [`Link::write`]: an idle session would have room for the arguments twice.
+    #[allow(clippy::manual_async_fn)] // see above
     pub fn receive<T>(
         &mut self,
         deadline: Instant,
