@@ -3,7 +3,7 @@
 //! Starts the release binary pinned to a core, with a listener in clear and one with implicit TLS, and has clients on another
 //! core connect, shake hands, read the 220, say QUIT and read to the end, over and over. On two cores it is the clients that
 //! are the limit, since their half of the work is as large: so what counts is the server's CPU time for each connection.
-//! The primitives are measured in the same process run on the server's core while the server is idle, as rustls calls them;
+//! The primitives are measured in the same run, on the server's core while the server is idle, as rustls calls them;
 //! and `openssl speed` beside them. Every figure is the median of the rounds.
 //!
 //! ```text

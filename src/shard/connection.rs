@@ -83,7 +83,7 @@ impl Served {
                     Effect::Store(submission) => Box::pin(self.store(submission)).await?,
                     Effect::StartTls => Box::pin(self.start_tls()).await?,
                     Effect::Authenticate(credentials) => Box::pin(self.authenticate(credentials)).await?,
-                    Effect::Close => return self.link.close(&mut self.replies).await,
+                    Effect::Close => return Box::pin(self.link.close(&mut self.replies)).await,
                 }
             }
             if !self.input.is_empty() && self.take_input() {
@@ -115,19 +115,18 @@ impl Served {
         taken > 0
     }
 
-    /// Receives once and gives the octets to the session.
-    async fn receive(&mut self) -> io::Result<Input<()>> {
+    /// Receives once and gives the octets to the session. Not an `async fn`, as [`serve`].
+    fn receive(&mut self) -> impl Future<Output = io::Result<Input<()>>> {
         let Served { link, session, replies, input, .. } = self;
         let shard = link.shard.clone();
         let deadline = session.deadline();
-        link.receive(deadline, |octets| {
+        link.receive(deadline, move |octets| {
             if replies.capacity() == 0 {
                 *replies = shard.take_buffer();
             }
             let taken = session.handle_input(octets, clock::now(), replies);
             input.extend_from_slice(&octets[taken..]);
         })
-        .await
     }
 
     /// Begins TLS, where there is a handshake to be had.
@@ -143,7 +142,7 @@ impl Served {
         };
         let channel = acceptor.accept();
         let deadline = clock::now() + shard.handshake_timeout;
-        self.link.limit_sending(Some(deadline));
+        self.link.expect_handshake();
         self.session.handle_tls_ready(&mut self.replies);
         self.link.send(&mut self.replies).await?;
         // Whatever is here was sent in clear, behind STARTTLS. (Of implicit TLS it is the beginning of the handshake, behind a
@@ -151,7 +150,6 @@ impl Served {
         let received = std::mem::take(&mut self.input).split_off(std::mem::take(&mut self.taken));
         let received = if self.session.has_said_nothing() { received } else { Vec::new() };
         let secured = self.link.secure(channel, received, deadline, &mut self.input).await;
-        self.link.limit_sending(None);
         match secured {
             Ok(tls) => self.session.handle_secured(tls, clock::now(), &mut self.replies),
             Err(why) => {

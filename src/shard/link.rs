@@ -69,15 +69,36 @@ pub struct Link {
     stream: TcpStream,
     /// Who is at the other end, for the log: the peer, or a proxy that has not said yet for whom it speaks.
     pub address: SocketAddr,
-    tls: Option<Channel>,
-    /// TLS has ended or failed: whatever comes is not looked at.
-    is_ended: bool,
-    /// What TLS has to say beside what it is given: alerts, tickets, key updates.
-    outgoing: Vec<u8>,
+    /// Boxed: most links are in clear.
+    tls: Option<Box<Secured>>,
+    /// A handshake is about to begin, or going on: what is sent must be taken within its time.
+    is_shaking: bool,
     /// Since when it has received without having to wait.
     turn: Option<Instant>,
-    /// What is sent must be taken by then.
-    send_by: Option<Instant>,
+}
+
+/// TLS on a link.
+struct Secured {
+    channel: Channel,
+    /// What TLS has to say beside what it is given: alerts, tickets, key updates.
+    outgoing: Vec<u8>,
+}
+
+impl Secured {
+    /// Takes what was received, and appends what it says in clear.
+    fn take(&mut self, octets: &[u8], plaintext: &mut Vec<u8>, peer: SocketAddr) {
+        if let Err(error) = self.channel.handle_ciphertext(octets, plaintext, &mut self.outgoing) {
+            tracing::info!(%peer, %error, "TLS failed");
+        }
+    }
+
+    /// Gathers `octets` to be sent.
+    fn give(&mut self, octets: &[u8]) {
+        // During the handshake only TLS itself has something to say.
+        if !octets.is_empty() {
+            self.channel.encrypt(octets, &mut self.outgoing);
+        }
+    }
 }
 
 /// What ended a wait for octets.
@@ -97,32 +118,26 @@ impl Link {
             told: Cell::new(Ending::No),
         });
         let key = shard.connections.borrow_mut().insert(connection.clone());
-        Link {
-            shard,
-            connection,
-            key,
-            stream,
-            address,
-            tls: None,
-            is_ended: false,
-            outgoing: Vec::new(),
-            turn: None,
-            send_by: None,
-        }
+        Link { shard, connection, key, stream, address, tls: None, is_shaking: false, turn: None }
     }
 
     /// Receives once, and gives `take` the octets: in clear, and perhaps none, where only TLS had something to say.
-    pub async fn receive<T>(
+    ///
+    /// Not an `async fn`, nor is [`Link::write`]: an idle session would have room for the arguments twice.
+    #[allow(clippy::manual_async_fn)] // see above
+    pub fn receive<T>(
         &mut self,
         deadline: Instant,
         mut take: impl FnMut(&[u8]) -> T,
-    ) -> io::Result<Input<T>> {
-        // Who always has something to say has no more time than others.
-        if self.give_turn().await && clock::now() >= deadline {
-            return Ok(Input::Time);
+    ) -> impl Future<Output = io::Result<Input<T>>> {
+        async move {
+            // Who always has something to say has no more time than others.
+            if self.give_turn().await && clock::now() >= deadline {
+                return Ok(Input::Time);
+            }
+            self.connection.deadline.set(deadline);
+            poll_fn(|context| self.poll_receive(context, &mut take)).await
         }
-        self.connection.deadline.set(deadline);
-        poll_fn(|context| self.poll_receive(context, &mut take)).await
     }
 
     fn poll_receive<T>(
@@ -130,12 +145,13 @@ impl Link {
         context: &mut Context<'_>,
         take: &mut impl FnMut(&[u8]) -> T,
     ) -> Poll<io::Result<Input<T>>> {
-        let Link { shard, connection, stream, tls, outgoing, turn, .. } = self;
+        let Link { shard, connection, stream, tls, turn, .. } = self;
         let ending = shard.ending.get();
         if ending != connection.told.replace(ending) {
             return Poll::Ready(Ok(Input::Ending(ending)));
         }
-        if self.is_ended {
+        // TLS has ended or failed: whatever comes is not looked at.
+        if tls.as_ref().is_some_and(|tls| tls.channel.is_ended()) {
             return Poll::Ready(Ok(Input::End));
         }
         let scratch = &mut *shard.scratch.borrow_mut();
@@ -143,15 +159,12 @@ impl Link {
             Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Input::End)),
             Poll::Ready(Ok(size)) => {
                 turn.get_or_insert_with(clock::now);
-                let Some(channel) = tls else {
+                let Some(tls) = tls else {
                     return Poll::Ready(Ok(Input::Octets(take(&scratch[..size]))));
                 };
                 let plaintext = &mut *shard.plaintext.borrow_mut();
                 plaintext.clear();
-                if let Err(error) = channel.handle_ciphertext(&scratch[..size], plaintext, outgoing) {
-                    tracing::info!(peer = %self.address, %error, "TLS failed");
-                }
-                self.is_ended = channel.is_ended();
+                tls.take(&scratch[..size], plaintext, self.address);
                 return Poll::Ready(Ok(Input::Octets(take(plaintext))));
             }
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -175,38 +188,31 @@ impl Link {
         gives
     }
 
-    /// Until this is called again, a peer that has not taken what it is sent by `deadline` is given up.
-    pub fn limit_sending(&mut self, deadline: Option<Instant>) {
-        self.send_by = deadline;
-    }
-
     /// Writes `octets`, and whatever TLS has to say, at once; then `octets` is empty, and its buffer the shard's again.
     pub async fn send(&mut self, octets: &mut Vec<u8>) -> io::Result<()> {
-        if octets.is_empty() && self.outgoing.is_empty() {
-            return Ok(());
-        }
         let mut out = match &mut self.tls {
             None => std::mem::take(octets),
-            Some(channel) => {
-                // During the handshake only TLS itself has something to say.
-                if !octets.is_empty() {
-                    channel.encrypt(octets, &mut self.outgoing);
-                    self.shard.give_buffer(std::mem::take(octets));
-                }
-                std::mem::take(&mut self.outgoing)
+            Some(tls) => {
+                tls.give(octets);
+                self.shard.give_buffer(std::mem::take(octets));
+                std::mem::take(&mut tls.outgoing)
             }
         };
+        if out.is_empty() {
+            *octets = out;
+            return Ok(());
+        }
         let written = self.write(&out).await;
         out.clear();
         self.shard.give_buffer(out);
         written
     }
 
-    async fn write(&mut self, octets: &[u8]) -> io::Result<()> {
-        let Link { shard, connection, stream, send_by, .. } = self;
+    fn write(&mut self, octets: &[u8]) -> impl Future<Output = io::Result<()>> {
+        let Link { shard, connection, stream, is_shaking, .. } = self;
         let mut written = 0;
         let mut until = None;
-        poll_fn(|context| {
+        poll_fn(move |context| {
             while written < octets.len() {
                 match Pin::new(&mut *stream).poll_write(context, &octets[written..]) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -214,10 +220,8 @@ impl Link {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => {
                         let now = clock::now();
-                        let until = *until.get_or_insert_with(|| {
-                            let until = now + SEND_TIMEOUT;
-                            send_by.map_or(until, |send_by| send_by.min(until))
-                        });
+                        let timeout = if *is_shaking { shard.handshake_timeout } else { SEND_TIMEOUT };
+                        let until = *until.get_or_insert(now + timeout);
                         if now >= until || shard.ending.get() == Ending::Abort {
                             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                         }
@@ -229,7 +233,6 @@ impl Link {
             }
             Poll::Ready(Ok(()))
         })
-        .await
     }
 
     /// Whoever receives next is told of the shard's ending, though somebody before has been.
@@ -241,22 +244,20 @@ impl Link {
     /// in the end is appended to `input`.
     pub async fn secure(
         &mut self,
-        mut channel: Channel,
+        channel: Channel,
         received: Vec<u8>,
         deadline: Instant,
         input: &mut Vec<u8>,
     ) -> Result<Tls, HandshakeError> {
-        if let Err(error) = channel.handle_ciphertext(&received, input, &mut self.outgoing) {
-            tracing::info!(peer = %self.address, %error, "TLS failed");
-        }
-        self.is_ended = channel.is_ended();
-        self.tls = Some(channel);
+        let tls = self.tls.insert(Box::new(Secured { channel, outgoing: Vec::new() }));
+        tls.take(&received, input, self.address);
         self.send(&mut Vec::new()).await?;
         loop {
             let received = self.receive(deadline, |plaintext| input.extend_from_slice(plaintext)).await?;
-            let channel = self.tls.as_ref().expect("it was set above");
-            if let Some(facts) = channel.facts() {
+            let tls = self.tls.as_ref().expect("it was set above");
+            if let Some(facts) = tls.channel.facts() {
                 // The last of the handshake goes with the next reply, or by itself before anything is waited for.
+                self.is_shaking = false;
                 self.tell_again();
                 return Ok(facts);
             }
@@ -271,19 +272,19 @@ impl Link {
         }
     }
 
+    /// A handshake is about to begin: what is sent before it and in it must be taken within its time.
+    pub fn expect_handshake(&mut self) {
+        self.is_shaking = true;
+    }
+
     /// Writes `octets`, says that TLS ends, if there is any, and lets the peer read what it was sent last.
     pub async fn close(&mut self, octets: &mut Vec<u8>) -> io::Result<()> {
-        match &mut self.tls {
-            None => self.send(octets).await?,
-            Some(channel) => {
-                if !octets.is_empty() {
-                    channel.encrypt(octets, &mut self.outgoing);
-                    octets.clear();
-                }
-                channel.close(&mut self.outgoing);
-                self.send(&mut Vec::new()).await?;
-            }
+        if let Some(tls) = &mut self.tls {
+            tls.give(octets);
+            octets.clear();
+            tls.channel.close(&mut tls.outgoing);
         }
+        self.send(octets).await?;
         self.stream.shutdown(std::net::Shutdown::Write).await.map_err(io::Error::from)?;
         let until = clock::now() + LINGER_TIMEOUT;
         self.connection.deadline.set(until);
