@@ -73,9 +73,9 @@ fn admit(shard: &Rc<Shard>, service: &Rc<Service>, mut stream: TcpStream, peer: 
         glommio::spawn_local(refuse).detach();
         return;
     }
-    let link = Link::new(shard.clone(), stream, peer);
+    let link = Link::new(shard.clone(), stream);
     match service.is_proxy(peer.ip()) {
-        true => glommio::spawn_local(proxied::serve(link, service.clone())).detach(),
+        true => glommio::spawn_local(proxied::serve(link, service.clone(), peer)).detach(),
         false => glommio::spawn_local(connection::serve(link, service.clone(), peer, Vec::new())).detach(),
     };
 }

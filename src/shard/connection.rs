@@ -149,7 +149,8 @@ impl Served {
         // proxy's header.)
         let received = std::mem::take(&mut self.input).split_off(std::mem::take(&mut self.taken));
         let received = if self.session.has_said_nothing() { received } else { Vec::new() };
-        let secured = self.link.secure(channel, received, deadline, &mut self.input).await;
+        let secured =
+            self.link.secure(channel, self.session.peer(), received, deadline, &mut self.input).await;
         match secured {
             Ok(tls) => self.session.handle_secured(tls, clock::now(), &mut self.replies),
             Err(why) => {

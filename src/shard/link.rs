@@ -67,8 +67,6 @@ pub struct Link {
     /// Its place among the shard's connections.
     key: usize,
     stream: TcpStream,
-    /// Who is at the other end, for the log: the peer, or a proxy that has not said yet for whom it speaks.
-    pub address: SocketAddr,
     /// Boxed: most links are in clear.
     tls: Option<Box<Secured>>,
     /// A handshake is about to begin, or going on: what is sent must be taken within its time.
@@ -80,15 +78,17 @@ pub struct Link {
 /// TLS on a link.
 struct Secured {
     channel: Channel,
+    /// Who is at the other end, for the log.
+    peer: SocketAddr,
     /// What TLS has to say beside what it is given: alerts, tickets, key updates.
     outgoing: Vec<u8>,
 }
 
 impl Secured {
     /// Takes what was received, and appends what it says in clear.
-    fn take(&mut self, octets: &[u8], plaintext: &mut Vec<u8>, peer: SocketAddr) {
+    fn take(&mut self, octets: &[u8], plaintext: &mut Vec<u8>) {
         if let Err(error) = self.channel.handle_ciphertext(octets, plaintext, &mut self.outgoing) {
-            tracing::info!(%peer, %error, "TLS failed");
+            tracing::info!(peer = %self.peer, %error, "TLS failed");
         }
     }
 
@@ -111,14 +111,14 @@ pub enum Input<T> {
 
 impl Link {
     /// A link of `shard`, which counts it from here on.
-    pub fn new(shard: Rc<Shard>, stream: TcpStream, address: SocketAddr) -> Self {
+    pub fn new(shard: Rc<Shard>, stream: TcpStream) -> Self {
         let connection = Rc::new(Connection {
             deadline: Cell::new(clock::now()),
             waker: RefCell::default(),
             told: Cell::new(Ending::No),
         });
         let key = shard.connections.borrow_mut().insert(connection.clone());
-        Link { shard, connection, key, stream, address, tls: None, is_shaking: false, turn: None }
+        Link { shard, connection, key, stream, tls: None, is_shaking: false, turn: None }
     }
 
     /// Receives once, and gives `take` the octets: in clear, and perhaps none, where only TLS had something to say.
@@ -164,7 +164,7 @@ impl Link {
                 };
                 let plaintext = &mut *shard.plaintext.borrow_mut();
                 plaintext.clear();
-                tls.take(&scratch[..size], plaintext, self.address);
+                tls.take(&scratch[..size], plaintext);
                 return Poll::Ready(Ok(Input::Octets(take(plaintext))));
             }
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -240,17 +240,18 @@ impl Link {
         self.connection.told.set(Ending::No);
     }
 
-    /// Shakes hands, until `deadline`. `received` is the beginning of the handshake, if that is here already; what came through TLS
+    /// Shakes hands with `peer`, until `deadline`. `received` is the beginning of the handshake, if that is here already; what came through TLS
     /// in the end is appended to `input`.
     pub async fn secure(
         &mut self,
         channel: Channel,
+        peer: SocketAddr,
         received: Vec<u8>,
         deadline: Instant,
         input: &mut Vec<u8>,
     ) -> Result<Tls, HandshakeError> {
-        let tls = self.tls.insert(Box::new(Secured { channel, outgoing: Vec::new() }));
-        tls.take(&received, input, self.address);
+        let tls = self.tls.insert(Box::new(Secured { channel, peer, outgoing: Vec::new() }));
+        tls.take(&received, input);
         self.send(&mut Vec::new()).await?;
         loop {
             let received = self.receive(deadline, |plaintext| input.extend_from_slice(plaintext)).await?;

@@ -1,5 +1,6 @@
 //! A connection that a proxy in front of us has made: whose it is comes first, in a header of the PROXY protocol.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -7,14 +8,14 @@ use super::Service;
 use super::clock;
 use super::connection;
 use super::link::{Input, Link};
-use crate::proxy::{self, Header};
+use crate::proxy::{Header, parse};
 
 /// A proxy writes its header before anything else, and in one write: what takes longer is no header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads the header, then serves the peer it names. Without one the connection is closed: who connects from a proxy's address and
 /// does not say for whom is not to be taken for the proxy.
-pub async fn serve(mut link: Link, service: Rc<Service>) {
+pub async fn serve(mut link: Link, service: Rc<Service>, proxy: SocketAddr) {
     let deadline = clock::now() + HEADER_TIMEOUT;
     let mut received = Vec::new();
     let peer = loop {
@@ -22,28 +23,27 @@ pub async fn serve(mut link: Link, service: Rc<Service>) {
             Ok(Input::Octets(())) => {}
             Ok(Input::Ending(ending)) if ending < super::Ending::Abort => {}
             Ok(Input::End | Input::Time | Input::Ending(_)) => {
-                tracing::info!(proxy = %link.address, "closed: no PROXY header came");
+                tracing::info!(%proxy, "closed: no PROXY header came");
                 return;
             }
             Err(_) => return,
         }
-        match proxy::parse(&received) {
+        match parse(&received) {
             Header::Incomplete => {}
             Header::Direct { size } => {
                 received.drain(..size);
-                break link.address;
+                break proxy;
             }
             Header::Peer { peer, size, .. } => {
                 received.drain(..size);
                 break peer;
             }
             Header::Invalid(why) => {
-                tracing::info!(proxy = %link.address, why, "closed: no PROXY header");
+                tracing::info!(%proxy, why, "closed: no PROXY header");
                 return;
             }
         }
     };
-    link.address = peer;
     link.tell_again();
     connection::serve(link, service, peer, received).await;
 }
