@@ -24,6 +24,7 @@ pub mod limits;
 pub mod mail;
 pub mod policy;
 pub mod proxy;
+mod scheduling;
 pub mod shard;
 pub mod smtp;
 pub mod spool;

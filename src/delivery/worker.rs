@@ -21,6 +21,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
 use tracing::{Level, enabled, error, info};
 
 use super::{Attempt, DeadLetters, Delivery, Job, JobReceiver, Outcome, OutcomeSender, Report, Schedule};
+use crate::scheduling::yield_to_shards;
 use crate::telemetry::Escaped;
 
 /// Reports that may wait for company before their receiver is woken, and for how long while jobs keep coming. A receiver should
@@ -81,13 +82,6 @@ fn join(threads: Vec<JoinHandle<()>>) {
             error!("a delivery worker ended by a panic outside of an attempt");
         }
     }
-}
-
-/// Makes this thread one that is not run before a shard that has just become ready. Failing costs speed only.
-pub(super) fn yield_to_shards() {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the call reads `parameters` and changes nothing but how this thread is scheduled.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) };
 }
 
 /// Receivers that have reports they may not know of.

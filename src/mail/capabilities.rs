@@ -18,15 +18,6 @@ impl Capabilities {
     /// Everything.
     pub const ALL: Capabilities = Capabilities { binary: true, dsn: true, require_tls: true };
 
-    /// What both can carry.
-    pub fn and(self, other: Capabilities) -> Self {
-        Capabilities {
-            binary: self.binary && other.binary,
-            dsn: self.dsn && other.dsn,
-            require_tls: self.require_tls && other.require_tls,
-        }
-    }
-
     /// Why a message with this envelope cannot be carried: a status and words for the operator. That nobody is told anything does
     /// not stop it: it was to be carried when it was accepted, and the message matters more.
     pub fn objection(self, envelope: &Envelope) -> Option<(Status, &'static str)> {
@@ -63,7 +54,6 @@ mod tests {
             (none, Body::Binary, false, Some(Status::permanent(6, 3))),
             (none, Body::SevenBit, true, Some(Status::permanent(7, 30))),
             (Capabilities::ALL, Body::Binary, true, None),
-            (Capabilities::ALL.and(none), Body::Binary, false, Some(Status::permanent(6, 3))),
         ];
         for (capabilities, body, require_tls, expected) in table {
             let objection = capabilities.objection(&envelope(body, require_tls));

@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, s
 use zeroize::Zeroizing;
 
 use super::Credentials;
+use crate::scheduling::yield_to_shards;
 
 /// Threads that verify passwords.
 pub struct Verifier {
@@ -131,13 +132,6 @@ impl Thread {
             recv(self.stop) -> _ => None,
         }
     }
-}
-
-/// Makes this thread one that is not run before a shard that has just become ready, as delivery's are. Failing costs speed only.
-fn yield_to_shards() {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the call reads `parameters` and changes nothing but how this thread is scheduled.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) };
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tracing::error;
 use super::resend::Resender;
 use super::retention::Keeper;
 use super::{DeadLetters, Intake};
-use crate::delivery::worker::yield_to_shards;
+use crate::scheduling::yield_to_shards;
 
 /// One thread that sends letters again, and one that removes old ones: neither waits for the other, whatever it waits for.
 /// Like the workers they never pre-empt a shard.
