@@ -16,6 +16,7 @@
 //! A panic anywhere ends the process at once: a half-alive gateway would keep taking connections for a shard that is gone,
 //! and nothing acknowledged is lost by ending. Knows nothing of SMTP and of bytes.
 
+mod policies;
 mod secrets;
 
 use std::collections::HashSet;
@@ -37,10 +38,11 @@ use crate::delivery::{
 };
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
-use crate::policy::{AcceptedDomains, Policies, Policy};
+use crate::policy::Policies;
 use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Progress, Service};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
+use policies::Asked;
 use secrets::Secrets;
 
 /// Locked memory that glommio asks for, octets.
@@ -114,9 +116,10 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reads certificates and credentials as a start would, and says what is wrong with them.
-pub fn check_secrets(config: &Config) -> Result<(), Error> {
-    Secrets::load(config, false).map(drop)
+/// Reads the files that `config` names as a start would, and says what is wrong with them.
+pub fn check_files(config: &Config) -> Result<(), Error> {
+    Secrets::load(config, false)?;
+    policies::load(config).map(drop)
 }
 
 /// Says what a queue in memory means, and leaves one on disk alone.
@@ -266,16 +269,6 @@ fn transport(config: &Config) -> Arc<dyn Delivery> {
     }
 }
 
-fn policies(config: &Config) -> Policies {
-    let domains = config.accept.domains.iter().cloned();
-    let accepted = match config.accept.any {
-        true => AcceptedDomains::any(config.hostname.clone()),
-        false => AcceptedDomains::listed(config.hostname.clone(), domains),
-    };
-    let accepted: Arc<dyn Policy> = Arc::new(accepted);
-    Policies::new(vec![accepted])
-}
-
 /// What is done for those who connect to `listener`.
 fn service(listener: &Listener, session: &SessionConfig, secrets: &Secrets) -> Service {
     let session = SessionConfig {
@@ -289,6 +282,8 @@ fn service(listener: &Listener, session: &SessionConfig, secrets: &Secrets) -> S
         acceptor: secrets.acceptor(listener),
         proxy_from: listener.proxy_from.clone(),
         xclient_from: listener.xclient_from.clone(),
+        address: listener.address,
+        is_trusted: listener.trusted,
     }
 }
 
@@ -367,7 +362,7 @@ fn start(
     let mut injected = Some(injected);
     let upkeep = Upkeep::start(dead, Box::new(injector), config.delivery.dead_retention)
         .map_err(|e| failed("the upkeep of dead letters", &e))?;
-    let policies = policies(config);
+    let Asked { policies, lookups } = policies::load(config)?;
     let session = session_config(config, &policies, capabilities);
     let services: Vec<_> =
         config.listeners.iter().map(|listener| service(listener, &session, secrets)).collect();
@@ -397,6 +392,7 @@ fn start(
             handshakes_max: config.tls.handshakes_max.div_ceil(count),
             handshake_timeout: config.tls.handshake_timeout,
             policies: policies.clone(),
+            lookups: lookups.clone(),
             normalised: normalised.clone(),
             sessions_max: config.sessions_max.div_ceil(count),
             logs,

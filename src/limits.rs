@@ -88,6 +88,11 @@ const DESCRIPTORS_PER_SHARD: u64 = 32;
 /// Descriptors of a delivery worker: the content, the file written, its folder.
 const DESCRIPTORS_PER_WORKER: u64 = 8;
 
+/// Lookups of policies at a time at most, where nothing is configured: each may have a socket, and waits for seconds at worst.
+pub const LOOKUPS_MAX_DEFAULT: usize = 1000;
+/// And at most, whatever is configured.
+pub const LOOKUPS_MAX_HIGH: u64 = 100_000;
+
 /// Delivery workers at most: they are threads.
 pub const WORKERS_MAX: u64 = 4096;
 /// `delivery.channel_size` at most: a window on the queue, not the queue.

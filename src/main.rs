@@ -126,7 +126,7 @@ fn serve(config: Config) -> ExitCode {
 
 /// The configuration is good, and so is what it refers to.
 fn check(config: Config) -> ExitCode {
-    match gateway::check_secrets(&config) {
+    match gateway::check_files(&config) {
         Ok(()) => print(&config.to_toml()),
         Err(e) => {
             complain(&e);

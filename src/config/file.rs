@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Fault;
+use super::policies;
 use super::value::{
     Cores, HostName, Parsed, Text, Word, count, duration, flag, list, size_text, word, write_duration,
     write_word,
@@ -19,8 +20,8 @@ use super::{
 };
 use crate::delivery::transport::PathTemplate;
 use crate::limits::{
-    LISTENERS_MAX, MEMORY_MESSAGES_MIN, MEMORY_SEGMENTS_MIN, MIB, SEGMENT_SIZE_LOW, SEGMENT_SIZE_STEP,
-    SESSIONS_MAX_HIGH, SHARDS_MAX, sessions_max_for,
+    LISTENERS_MAX, LOOKUPS_MAX_DEFAULT, LOOKUPS_MAX_HIGH, MEMORY_MESSAGES_MIN, MEMORY_SEGMENTS_MIN, MIB,
+    SEGMENT_SIZE_LOW, SEGMENT_SIZE_STEP, SESSIONS_MAX_HIGH, SHARDS_MAX, sessions_max_for,
 };
 use crate::mail::Domain;
 use crate::smtp::{AuthMode, Dialect, TlsMode};
@@ -45,8 +46,12 @@ pub struct File {
     sessions_max: Option<usize>,
     #[serde(deserialize_with = "drain_timeout", serialize_with = "write_drain_timeout")]
     drain_timeout: Option<Duration>,
+    #[serde(deserialize_with = "lookups")]
+    lookups_max: Option<usize>,
     listener: Option<Vec<ListenerFile>>,
     accept: AcceptFile,
+    #[serde(deserialize_with = "policies::tables", skip_serializing_if = "Vec::is_empty")]
+    policy: Vec<toml::Table>,
     smtp: Smtp,
     tls: Tls,
     auth: Auth,
@@ -74,6 +79,8 @@ struct ListenerFile {
     proxy_from: Vec<Text<IpNet>>,
     #[serde(default, deserialize_with = "networks")]
     xclient_from: Vec<Text<IpNet>>,
+    #[serde(default, deserialize_with = "flag")]
+    trusted: bool,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -113,6 +120,7 @@ impl Default for ListenerFile {
             auth: AuthMode::Disabled,
             proxy_from: Vec::new(),
             xclient_from: Vec::new(),
+            trusted: false,
         }
     }
 }
@@ -127,6 +135,10 @@ fn shards<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D
 
 fn sessions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     count::<1, SESSIONS_MAX_HIGH, _, _>(deserializer).map(Some)
+}
+
+fn lookups<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    count::<1, LOOKUPS_MAX_HIGH, _, _>(deserializer).map(Some)
 }
 
 fn drain_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -210,6 +222,8 @@ impl File {
             drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT_DEFAULT),
             listeners,
             accept,
+            policies: policies::resolve(self.policy)?,
+            lookups_max: self.lookups_max.unwrap_or(LOOKUPS_MAX_DEFAULT),
             smtp: self.smtp,
             tls: self.tls,
             auth: self.auth,
@@ -242,6 +256,7 @@ fn resolve_listeners(listeners: Option<Vec<ListenerFile>>, tls: &Tls) -> Result<
         auth: l.auth,
         proxy_from: networks(l.proxy_from),
         xclient_from: networks(l.xclient_from),
+        trusted: l.trusted,
     };
     Ok(listeners.into_iter().map(listener).collect())
 }
@@ -418,6 +433,7 @@ impl From<&Config> for File {
             auth: l.auth,
             proxy_from: networks(&l.proxy_from),
             xclient_from: networks(&l.xclient_from),
+            trusted: l.trusted,
         };
         File {
             hostname: Some(Text(HostName(config.hostname.clone()))),
@@ -426,11 +442,13 @@ impl From<&Config> for File {
             shards,
             sessions_max: Some(config.sessions_max),
             drain_timeout: Some(config.drain_timeout),
+            lookups_max: Some(config.lookups_max),
             listener: Some(config.listeners.iter().map(listener).collect()),
             accept: AcceptFile {
                 domains: config.accept.domains.iter().cloned().map(Text).collect(),
                 any: Some(config.accept.any),
             },
+            policy: config.policies.iter().map(policies::write).collect(),
             smtp: config.smtp.clone(),
             tls: config.tls.clone(),
             auth: config.auth.clone(),

@@ -18,7 +18,8 @@ use super::file::File;
 
 const PREFIX: &str = "INCOMING_";
 const SECTIONS: [&str; 7] = ["accept", "smtp", "tls", "auth", "spool", "delivery", "log"];
-const TOP_LEVEL: [&str; 6] = ["hostname", "data", "cores", "shards", "sessions_max", "drain_timeout"];
+const TOP_LEVEL: [&str; 7] =
+    ["hostname", "data", "cores", "shards", "sessions_max", "drain_timeout", "lookups_max"];
 /// Longest first: `RETURN_PATH` ends in `PATH`.
 const TRANSPORT_KEYS: [&str; 3] = ["return_path", "path", "type"];
 

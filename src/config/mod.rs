@@ -14,6 +14,7 @@
 mod error;
 mod file;
 mod layers;
+pub mod policies;
 mod sections;
 mod value;
 
@@ -52,6 +53,10 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// For whom.
     pub accept: Accept,
+    /// Who else decides about a session, in the order in which they are asked.
+    pub policies: Vec<policies::Policy>,
+    /// Lookups of policies at a time.
+    pub lookups_max: usize,
     /// What a session may do.
     pub smtp: Smtp,
     /// What listeners show of themselves.
@@ -106,6 +111,8 @@ pub struct Listener {
     pub proxy_from: Vec<IpNet>,
     /// Front ends: peers from there may say whom they speak for (XCLIENT).
     pub xclient_from: Vec<IpNet>,
+    /// Whoever connects here is vouched for: policies that guard against strangers are not asked.
+    pub trusted: bool,
 }
 
 impl Listener {

@@ -11,6 +11,7 @@ mod idn;
 mod path;
 mod phase;
 mod status;
+mod tag;
 mod tls;
 
 pub use capabilities::Capabilities;
@@ -21,4 +22,5 @@ pub use idn::canonical_domain;
 pub use path::{Domain, ForwardPath, Mailbox, PathError, ReversePath};
 pub use phase::{Phase, Phases};
 pub use status::{Class, Refusal, Status};
+pub use tag::{TAGS_MAX, Tag};
 pub use tls::{ClientCertificate, Tls, TlsVersion};

@@ -59,16 +59,24 @@ pub struct Refusal {
     pub text: Cow<'static, str>,
     /// The session ends with this refusal.
     pub disconnect: bool,
+    /// What decided it, for the log: an address, a list, a limit. May hold what a peer has said.
+    pub key: Option<Box<str>>,
 }
 
 impl Refusal {
     /// A refusal after which the session goes on.
     pub const fn new(status: Status, text: &'static str) -> Self {
-        Refusal { status, text: Cow::Borrowed(text), disconnect: false }
+        Refusal { status, text: Cow::Borrowed(text), disconnect: false, key: None }
     }
 
     /// A refusal that ends the session.
     pub const fn final_one(status: Status, text: &'static str) -> Self {
-        Refusal { status, text: Cow::Borrowed(text), disconnect: true }
+        Refusal { status, text: Cow::Borrowed(text), disconnect: true, key: None }
+    }
+
+    /// The same, decided by `key`.
+    pub fn keyed(mut self, key: impl Into<Box<str>>) -> Self {
+        self.key = Some(key.into());
+        self
     }
 }

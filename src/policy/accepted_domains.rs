@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::{Facts, Phase, Phases, Policy, Verdict};
+use super::{Answer, Facts, Phase, Phases, Policy, Verdict};
 use crate::mail::{Domain, ForwardPath, Refusal, Status};
 
 /// Accepts recipients in listed domains, or all. `postmaster` without a domain, and at our own host name, always passes
@@ -49,14 +49,14 @@ impl Policy for AcceptedDomains {
         }
     }
 
-    fn check(&self, _: Phase, facts: &Facts<'_>) -> Verdict {
-        let refuse = |text| Verdict::Refuse(Refusal::new(Status::permanent(7, 1), text));
+    fn check(&self, _: Phase, facts: &Facts<'_>) -> Answer {
+        let refuse = |text| Refusal::new(Status::permanent(7, 1), text).into();
         match facts.recipient {
             Some(recipient) if !self.accepts(recipient) => refuse("Relay access denied"),
             Some(recipient) if asks_for_more_hops(recipient) => {
                 refuse("Routes in addresses are not accepted")
             }
-            _ => Verdict::Accept,
+            _ => Verdict::Accept.into(),
         }
     }
 }
@@ -78,9 +78,9 @@ mod tests {
 
     fn verdict(policy: &AcceptedDomains, recipient: &str) -> Verdict {
         let recipient = ForwardPath::parse(recipient, true).unwrap();
-        let mut facts = Facts::of_peer("192.0.2.1:25".parse().unwrap());
-        facts.recipient = Some(&recipient);
-        policy.check(Phase::Recipient, &facts)
+        let facts = Facts { recipient: Some(&recipient), ..Facts::of("192.0.2.1") };
+        let Answer::Now(Ok(verdict)) = policy.check(Phase::Recipient, &facts) else { panic!("at once") };
+        verdict
     }
 
     #[test]

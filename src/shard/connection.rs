@@ -10,13 +10,14 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use super::answer::answer;
+use super::checking::Noted;
 use super::clock;
 use super::handoff::JustAccepted;
 use super::link::{Input, Link};
 use super::{Ending, Service};
 use crate::limits::PIECE_SIZE_MIN;
-use crate::mail::{Phase, Refusal, Status};
-use crate::policy::{Attempt, Facts};
+use crate::mail::{Refusal, Status};
+use crate::policy::Attempt;
 use crate::smtp::{Authentication, Credentials, Effect, NotStored, Peer, Session, Submission};
 use crate::spool::{AppendError, Receiving};
 use crate::telemetry::Escaped;
@@ -39,6 +40,7 @@ pub fn serve(link: Link, service: Rc<Service>, peer: SocketAddr, input: Vec<u8>)
         link,
         service,
         session,
+        noted: Noted::default(),
         receiving: Receiving::default(),
         replies,
         input,
@@ -52,13 +54,15 @@ pub fn serve(link: Link, service: Rc<Service>, peer: SocketAddr, input: Vec<u8>)
     }
 }
 
-struct Served {
-    link: Link,
-    service: Rc<Service>,
-    session: Session,
+/// A connection and its session.
+pub struct Served {
+    pub link: Link,
+    pub service: Rc<Service>,
+    pub session: Session,
+    pub noted: Noted,
     /// What of the content is in the spool.
     receiving: Receiving,
-    replies: Vec<u8>,
+    pub replies: Vec<u8>,
     /// Received; taken up to `taken`.
     input: Vec<u8>,
     taken: usize,
@@ -74,8 +78,9 @@ impl Served {
             while let Some(effect) = self.session.poll_effect() {
                 match effect {
                     Effect::Check(phase) => {
-                        let verdict = self.check(phase);
-                        self.session.handle_verdict(verdict, clock::now(), &mut self.replies);
+                        if let Some(waiting) = self.check(phase) {
+                            Box::pin(self.wait_for(waiting)).await?;
+                        }
                     }
                     Effect::Abandon => self.link.shard.disk().abandon(&mut self.receiving),
                     // Boxed: an idle session has no room for what only these need.
@@ -245,35 +250,6 @@ impl Served {
         }
         self.session.handle_stored(outcome, clock::now(), &mut self.replies);
         Ok(())
-    }
-
-    /// The verdict of everybody who may refuse: admission first, then the policies.
-    fn check(&self, phase: Phase) -> Result<(), Refusal> {
-        let session = &self.session;
-        if matches!(phase, Phase::Mail | Phase::Data) {
-            self.link.shard.admit_message(session.declared_size().unwrap_or(0))?;
-        }
-        if phase == Phase::Recipient {
-            self.link.shard.admit_recipient()?;
-        }
-        let envelope = session.envelope();
-        let facts = Facts {
-            hello: session.hello().unwrap_or_default(),
-            reverse_path: envelope.map(|envelope| &envelope.reverse_path),
-            recipient: session.recipient(),
-            recipients_count: envelope.map_or(0, |envelope| envelope.forward_paths.len()),
-            declared_size: session.declared_size(),
-            tls: session.tls(),
-            authenticated: session.authenticated(),
-            ..Facts::of_peer(session.peer())
-        };
-        match self.link.shard.policies.refusal(phase, &facts) {
-            None => Ok(()),
-            Some((policy, refusal)) => {
-                tracing::info!(peer = %session.peer(), ?phase, policy, status = %refusal.status, text = %refusal.text, "refused");
-                Err(refusal)
-            }
-        }
     }
 
     /// Counts what this connection holds, and tells if the shard holds more content than it may. Then what was gathered goes

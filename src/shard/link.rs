@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use glommio::timer::Timer;
+use rustix::net::{RecvFlags, recv};
 
 use super::clock;
 use super::event::keep_waker;
@@ -314,6 +316,15 @@ impl Link {
                 Poll::Pending
             }
         }
+    }
+
+    /// Whether the peer has sent something that was not received yet.
+    pub fn has_octets_waiting(&self) -> bool {
+        let mut octet = [0];
+        let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        // SAFETY: the stream that owns the descriptor lives longer than this borrow of it.
+        let stream = unsafe { BorrowedFd::borrow_raw(self.stream.as_raw_fd()) };
+        recv(stream, &mut octet, peek).is_ok_and(|(size, _)| size > 0)
     }
 
     /// Waits for something else than the peer; false if the shard ends at once instead. `poll` keeps its own waker.

@@ -10,6 +10,7 @@
 
 mod accept;
 mod answer;
+mod checking;
 mod clock;
 mod connection;
 mod control;
@@ -25,7 +26,7 @@ mod quarantine;
 pub(crate) mod read_back;
 
 use std::cell::{Cell, RefCell};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ pub use inject::{Injected, Injector, injection};
 use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
 use crate::limits::SCRATCH_SIZE;
 use crate::mail::Refusal;
-use crate::policy::{Policies, Verifier};
+use crate::policy::{Lookups, Policies, Verifier};
 use crate::smtp::{BareLineEnds, SessionConfig};
 use crate::tls::Acceptor;
 use connection::admission;
@@ -72,6 +73,10 @@ pub struct Service {
     pub proxy_from: Vec<IpNet>,
     /// From there XCLIENT is taken.
     pub xclient_from: Vec<IpNet>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Whoever connects is vouched for.
+    pub is_trusted: bool,
 }
 
 impl Service {
@@ -101,6 +106,8 @@ pub struct Plan {
     pub handshake_timeout: Duration,
     /// Who may send what to whom.
     pub policies: Policies,
+    /// Does what they must wait for.
+    pub lookups: Arc<Lookups>,
     /// Peers whose bare line ends are made CRLF.
     pub normalised: Arc<[IpNet]>,
     /// Sessions at most.
@@ -151,6 +158,9 @@ struct Shard {
     handshakes_max: usize,
     handshake_timeout: Duration,
     policies: Policies,
+    lookups: Arc<Lookups>,
+    /// Numbers of sessions given so far, and where they begin.
+    sessions_count: Cell<u64>,
     normalised: Arc<[IpNet]>,
     sessions_max: usize,
     depth_max: usize,
@@ -195,6 +205,13 @@ impl Shard {
             true => BareLineEnds::Normalise,
             false => BareLineEnds::Refuse,
         }
+    }
+
+    /// A number that no other session has.
+    fn next_session(&self) -> u64 {
+        let number = self.sessions_count.get().wrapping_add(1);
+        self.sessions_count.set(number);
+        number
     }
 
     /// A place among the handshakes, if one is free; given back when it is dropped.
@@ -266,6 +283,8 @@ pub async fn run(plan: Plan) -> usize {
         handshakes_max: plan.handshakes_max,
         handshake_timeout: plan.handshake_timeout,
         policies: plan.policies,
+        lookups: plan.lookups,
+        sessions_count: Cell::new(random() << 32),
         normalised: plan.normalised,
         sessions_max: plan.sessions_max,
         depth_max: plan.depth_max,

@@ -280,6 +280,14 @@ pub fn write_refusal(refusal: &Refusal, phase: Phase, replies: &mut Vec<u8>) {
     replies.extend_from_slice(b"\r\n");
 }
 
+/// The reply that [`write_refusal`] writes, without its CRLF: for the log.
+pub fn refusal_line(refusal: &Refusal, phase: Phase) -> String {
+    let mut reply = Vec::new();
+    write_refusal(refusal, phase, &mut reply);
+    reply.truncate(reply.len() - 2);
+    String::from_utf8(reply).expect("replies are ASCII")
+}
+
 /// Appends a number in decimal.
 pub fn push_number(number: u64, out: &mut Vec<u8>) {
     let mut digits = [0; 20];
@@ -339,7 +347,7 @@ mod tests {
             (Status::temporary(7, 1), Phase::Connect, false, "421 4.7.1 "),
         ];
         for (status, phase, disconnect, expected) in table {
-            let refusal = Refusal { status, text: "No".into(), disconnect };
+            let refusal = Refusal { status, text: "No".into(), disconnect, key: None };
             let mut replies = Vec::new();
             write_refusal(&refusal, phase, &mut replies);
             assert_eq!(String::from_utf8(replies).unwrap(), format!("{expected}No\r\n"));
@@ -349,7 +357,7 @@ mod tests {
     #[test]
     fn a_refusals_text_cannot_make_a_second_line_or_a_long_one() {
         let text = format!("a\r\n250 b\0é{}", "x".repeat(1000)).into();
-        let refusal = Refusal { status: Status::permanent(7, 1), text, disconnect: false };
+        let refusal = Refusal { status: Status::permanent(7, 1), text, disconnect: false, key: None };
         let mut replies = Vec::new();
         write_refusal(&refusal, Phase::Mail, &mut replies);
         assert!(replies.len() <= 512 && replies.starts_with(b"550 5.7.1 a??250 b???x"));

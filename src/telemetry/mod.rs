@@ -4,5 +4,7 @@
 
 mod escaped;
 pub mod log;
+mod refusals;
 
 pub use escaped::Escaped;
+pub use refusals::{refused, reported};

@@ -344,7 +344,7 @@ fn answer(text: &str, line: usize) -> Action {
                 _ => Status::permanent(digits[1], digits[2]),
             };
             let disconnect = words.ends_with("disconnect");
-            Action::Verdict(Refusal { status, text: words.to_string().into(), disconnect })
+            Action::Verdict(Refusal { status, text: words.to_string().into(), disconnect, key: None })
         }
         _ => panic!("line {line}: unknown answer: {text}"),
     }

@@ -252,6 +252,13 @@ impl Session {
         self.leave_if_due(replies);
     }
 
+    /// Octets came while the answer to [`Effect::Check`] of DATA was waited for: nobody has asked for them yet.
+    pub fn handle_early_octets(&mut self) {
+        if let Awaits::Data { is_early } = &mut self.awaits {
+            *is_early = true;
+        }
+    }
+
     /// A piece is taken. `buffer` is an empty buffer to go on with; its capacity is used again.
     pub fn handle_piece_taken(&mut self, buffer: Vec<u8>, now: Instant) {
         if !matches!(self.awaits, Awaits::PieceTaken) {
@@ -462,6 +469,20 @@ impl Session {
     /// The content's size as MAIL declared it, in octets.
     pub fn declared_size(&self) -> Option<u64> {
         self.transaction.as_ref()?.declared_size
+    }
+
+    /// The content's size so far, in octets; at [`Phase::Message`] that of the whole.
+    pub fn content_size(&self) -> u64 {
+        let content = self.transaction.as_ref().and_then(|transaction| transaction.content.as_ref());
+        content.map_or(0, |content| content.size)
+    }
+
+    /// Whether the peer has said EHLO or LHLO, or is saying it at [`Phase::Hello`].
+    pub fn is_extended(&self) -> bool {
+        match &self.awaits {
+            Awaits::Hello(hello) => hello.is_extended,
+            _ => self.hello.as_ref().is_none_or(|hello| hello.is_extended),
+        }
     }
 
     /// The forward-path in question at [`Phase::Recipient`].

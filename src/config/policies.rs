@@ -1,0 +1,186 @@
+//! `[[policy]]`: the policies, in the order in which they are asked.
+//!
+//! Each has a type, the settings of that type, and what is said of every policy. A type is one line of `kinds!` and a file with its
+//! settings.
+
+mod networks;
+
+use std::time::Duration;
+
+use serde::de::{self, DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize};
+use toml::{Table, Value};
+
+use super::error::Fault;
+use super::value::{Word, duration, flag, word, write_duration, write_word};
+use crate::policy::OnError;
+
+pub use networks::Networks;
+
+/// Policies at most: each is asked by every session.
+const POLICIES_MAX: usize = 100;
+const NAME_SIZE_MAX: usize = 32;
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// One policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Its name in logs; none is given twice.
+    pub name: String,
+    /// Its verdicts are logged and counted only.
+    pub dry_run: bool,
+    /// What becomes of a session where it cannot decide.
+    pub on_error: OnError,
+    /// How long it may take where it must wait.
+    pub timeout: Duration,
+    /// What it does.
+    pub kind: PolicyKind,
+}
+
+/// What is said of every policy.
+#[derive(Serialize, Deserialize)]
+struct Common {
+    #[serde(rename = "type")]
+    kind: String,
+    name: Option<String>,
+    #[serde(default, deserialize_with = "flag")]
+    dry_run: bool,
+    #[serde(default, deserialize_with = "word", serialize_with = "write_word")]
+    on_error: OnError,
+    #[serde(
+        default = "default_timeout",
+        deserialize_with = "duration::<1, 60, _>",
+        serialize_with = "write_duration"
+    )]
+    timeout: Duration,
+}
+
+const COMMON_KEYS: [&str; 5] = ["type", "name", "dry_run", "on_error", "timeout"];
+
+fn default_timeout() -> Duration {
+    TIMEOUT_DEFAULT
+}
+
+impl Word for OnError {
+    const WORDS: &'static [(&'static str, Self)] = &[("defer", OnError::Defer), ("ignore", OnError::Ignore)];
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident $word:literal,)*) => {
+        /// What a policy does.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum PolicyKind {
+            $($(#[$doc])* $kind($kind),)*
+        }
+
+        impl PolicyKind {
+            /// The words of all kinds.
+            pub const WORDS: &[&str] = &[$($word),*];
+
+            /// The word for it, as `type`.
+            pub fn word(&self) -> &'static str {
+                match self {
+                    $(PolicyKind::$kind(_) => $word,)*
+                }
+            }
+
+            /// `place` is the key of the table.
+            fn read(word: &str, settings: Table, place: &str) -> Result<PolicyKind, Fault> {
+                match word {
+                    $($word => read_settings(settings, place).map(PolicyKind::$kind),)*
+                    _ => {
+                        let words: Vec<_> = Self::WORDS.iter().map(|word| format!("{word:?}")).collect();
+                        let words = format!("expected one of {}, not {word:?}", words.join(", "));
+                        Err(Fault::new(format!("{place}.type"), words))
+                    }
+                }
+            }
+
+            fn write(&self) -> Table {
+                match self {
+                    $(PolicyKind::$kind(settings) => write_settings(settings),)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Sends peers away by their address, and vouches for others.
+    Networks "networks",
+}
+
+fn read_settings<T: DeserializeOwned>(settings: Table, place: &str) -> Result<T, Fault> {
+    serde_path_to_error::deserialize(Value::Table(settings)).map_err(|e| {
+        let path = e.path().to_string();
+        let key = match path.trim_end_matches('?').trim_end_matches('.') {
+            "" => place.to_string(),
+            path => format!("{place}.{path}"),
+        };
+        Fault::new(key, e.inner().message().trim())
+    })
+}
+
+fn write_settings<T: Serialize>(settings: &T) -> Table {
+    Table::try_from(settings).expect("settings are a table")
+}
+
+/// The tables of `[[policy]]`, not looked into yet: what is wrong in them is told with their number.
+pub fn tables<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Table>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Array(items) => items
+            .into_iter()
+            .map(|item| match item {
+                Value::Table(table) => Ok(table),
+                _ => Err(de::Error::custom("expected tables [[policy]]")),
+            })
+            .collect(),
+        _ => Err(de::Error::custom("expected tables [[policy]]")),
+    }
+}
+
+/// The policies that `tables` describe.
+pub fn resolve(tables: Vec<Table>) -> Result<Vec<Policy>, Fault> {
+    if tables.len() > POLICIES_MAX {
+        return Err(Fault::new("policy", format!("expected at most {POLICIES_MAX} policies")));
+    }
+    let mut policies: Vec<Policy> = Vec::with_capacity(tables.len());
+    for (n, table) in tables.into_iter().enumerate() {
+        let place = format!("policy[{n}]");
+        let policy = resolve_one(table, &place)?;
+        if policies.iter().any(|other| other.name == policy.name) {
+            let words = format!("two policies are named {:?}: give each a name of its own", policy.name);
+            return Err(Fault::new(format!("{place}.name"), words));
+        }
+        policies.push(policy);
+    }
+    Ok(policies)
+}
+
+fn resolve_one(mut table: Table, place: &str) -> Result<Policy, Fault> {
+    let common: Table =
+        COMMON_KEYS.iter().filter_map(|key| Some((key.to_string(), table.remove(*key)?))).collect();
+    let Common { kind, name, dry_run, on_error, timeout } = read_settings(common, place)?;
+    let kind = PolicyKind::read(&kind, table, place)?;
+    let name = name.unwrap_or_else(|| kind.word().to_string());
+    let is_name_octet = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_' || c == b'-';
+    if name.is_empty() || name.len() > NAME_SIZE_MAX || !name.bytes().all(is_name_octet) {
+        let words = format!("expected a name of at most {NAME_SIZE_MAX} of a-z, 0-9, _ and -, not {name:?}");
+        return Err(Fault::new(format!("{place}.name"), words));
+    }
+    Ok(Policy { name, dry_run, on_error, timeout, kind })
+}
+
+/// The table that gives `policy` again.
+pub fn write(policy: &Policy) -> Table {
+    let common = Common {
+        kind: policy.kind.word().into(),
+        name: Some(policy.name.clone()),
+        dry_run: policy.dry_run,
+        on_error: policy.on_error,
+        timeout: policy.timeout,
+    };
+    let mut table = policy.kind.write();
+    table.extend(write_settings(&common));
+    table
+}
