@@ -173,6 +173,8 @@ impl Queue {
             protocol: Protocol::Esmtp,
             tls: None,
             authenticated: None,
+            client_name: None,
+            tags: Vec::new(),
             unix_time: unix_time.expect("a time").as_secs(),
         };
         Queue { spool, folder, files: BTreeMap::new(), now, envelope, arrival }

@@ -31,14 +31,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::{Config, Durability, Listener, Placement, Queue, Transport};
+use crate::config::{Config, Durability, Listener, Placement, Queue, Smtp, Transport};
 use crate::delivery::transport::{Discard, Maildir};
 use crate::delivery::{
     DeadLetters, Delivery, JobSender, Schedule, Upkeep, Workers, job_channel, outcome_channel,
 };
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
-use crate::policy::Policies;
+use crate::policy::{Greetings, Policies};
 use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Progress, Service};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
@@ -305,7 +305,8 @@ fn session_config(config: &Config, policies: &Policies, capabilities: Capabiliti
         content_rate_min: u32::try_from(smtp.content_rate_min).unwrap_or(u32::MAX),
         errors_max: smtp.errors_max,
         idle_commands_max: smtp.idle_commands_max,
-        greeting_delay: smtp.greeting_delay,
+        error_delay: smtp.error_delay,
+        error_delay_after: smtp.error_delay_after,
         capabilities,
         phases: policies.phases() | own,
         ..SessionConfig::new(config.hostname.as_str())
@@ -367,6 +368,8 @@ fn start(
     let services: Vec<_> =
         config.listeners.iter().map(|listener| service(listener, &session, secrets)).collect();
     let normalised: Arc<[_]> = config.smtp.normalise_bare_line_ends_from.clone().into();
+    let Smtp { greeting_delay, greeting_delay_remembered, .. } = config.smtp;
+    let greetings = Arc::new(Greetings::new(greeting_delay, greeting_delay_remembered));
     let (progress, progress_end) = unbounded();
     let (ringing, stop_ringing) = bounded::<()>(0);
     let mut running = Running {
@@ -395,6 +398,7 @@ fn start(
             lookups: lookups.clone(),
             normalised: normalised.clone(),
             sessions_max: config.sessions_max.div_ceil(count),
+            greetings: greetings.clone(),
             logs,
             damaged: config.damaged_dir(),
             segment_size: u32::try_from(config.spool.segment_size_on(count)).expect("limits bound it"),

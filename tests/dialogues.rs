@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dialogue::{Action, Dialogue, Message, NoTls, Step, parse_file};
-use incoming::mail::{MessageId, Refusal, Tls, TlsVersion};
+use incoming::mail::{ForwardPath, MessageId, Refusal, Tls, TlsVersion};
 use incoming::smtp::{Authentication, Effect, NotStored, Session};
 
 /// Random many-way splits of each dialogue.
@@ -161,7 +161,8 @@ fn play(dialogue: &Dialogue, split: Split) -> Result<(), String> {
     for (number, step) in dialogue.steps.iter().enumerate() {
         let failed = |what: String| Err(format!("line {}: {what}", step.line));
         match &step.action {
-            Action::Verdict(refusal) => driver.verdicts.push_back(refusal.clone()),
+            Action::Verdict(refusal) => driver.verdicts.push_back(Err(refusal.clone())),
+            Action::Replace(paths) => driver.verdicts.push_back(Ok(paths.clone())),
             Action::StoreFails(why) => driver.stores.push_back(*why),
             Action::PieceFails(why) => driver.pieces.push_back(*why),
             Action::NoTls(why) => driver.no_tls.push_back(*why),
@@ -201,6 +202,9 @@ fn play(dialogue: &Dialogue, split: Split) -> Result<(), String> {
     if driver.credentials != dialogue.credentials {
         return Err(format!("asked about {:?}\n  expected {:?}", driver.credentials, dialogue.credentials));
     }
+    if driver.pauses != dialogue.pauses {
+        return Err(format!("{} pauses, expected {}", driver.pauses, dialogue.pauses));
+    }
     driver.compare_messages(&dialogue.messages)
 }
 
@@ -229,7 +233,8 @@ fn compare_replies(replies: &[u8], expected: &[String]) -> Result<(), String> {
 struct Driver {
     session: Session,
     replies: Vec<u8>,
-    verdicts: VecDeque<Refusal>,
+    /// A refusal, or the recipients that stand for the one in question.
+    verdicts: VecDeque<Result<Vec<ForwardPath>, Refusal>>,
     stores: VecDeque<NotStored>,
     pieces: VecDeque<NotStored>,
     no_tls: VecDeque<NoTls>,
@@ -238,6 +243,7 @@ struct Driver {
     content: Vec<u8>,
     messages: Vec<Message>,
     credentials: Vec<String>,
+    pauses: usize,
     is_closed: bool,
     /// Octets that come are a handshake's.
     is_shaking_hands: bool,
@@ -260,6 +266,7 @@ impl Driver {
             content: Vec::new(),
             messages: Vec::new(),
             credentials: Vec::new(),
+            pauses: 0,
             is_closed: false,
             is_shaking_hands: false,
             has_read_cleartext: false,
@@ -310,7 +317,14 @@ impl Driver {
         while let Some(effect) = self.session.poll_effect() {
             match effect {
                 Effect::Check(_) => {
-                    let verdict = self.verdicts.pop_front().map_or(Ok(()), Err);
+                    let verdict = match self.verdicts.pop_front() {
+                        Some(Ok(paths)) => {
+                            self.session.handle_replacement(paths);
+                            Ok(())
+                        }
+                        Some(Err(refusal)) => Err(refusal),
+                        None => Ok(()),
+                    };
                     self.session.handle_verdict(verdict, now, &mut self.replies);
                 }
                 Effect::Piece(piece) => match self.pieces.pop_front() {
@@ -341,6 +355,10 @@ impl Driver {
                     self.session.handle_authenticated(outcome, now, &mut self.replies);
                 }
                 Effect::Abandon => self.content.clear(),
+                Effect::Pause(_) => {
+                    self.pauses += 1;
+                    self.session.handle_pause_over(now, &mut self.replies);
+                }
                 Effect::Close => self.is_closed = true,
             }
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use incoming::mail::{
     Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
-    Protocol, RecipientDsn, Ret, ReversePath, Tls, TlsVersion,
+    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion,
 };
 use incoming::spool::format::{
     self, BLOCK_SIZE, EnvelopeOctets, IndexBuilder, IndexPayload, IndexedMessage, Kind, MessageHead,
@@ -107,6 +107,8 @@ fn the_message_record_of_version_1() {
             client: Some(ClientCertificate { name: "client.example".into(), fingerprint: [0xa7; 32] }),
         })),
         authenticated: Some("user".into()),
+        client_name: Some("mail.peer.example".into()),
+        tags: ["list:zen", "seen"].map(|text| Tag::parse(text).unwrap()).to_vec(),
         unix_time: 1_700_000_000,
     };
     let pieces = [PieceRef { epoch: 8, sequence: 11, offset: 8192, size: 16 }];

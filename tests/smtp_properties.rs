@@ -49,7 +49,9 @@ fn played(config: SessionConfig, opening: &[u8], wire: &[u8], cuts: &[usize]) ->
                     }
                     Effect::Abandon => content.clear(),
                     Effect::Close | Effect::Check(_) => {}
-                    Effect::StartTls | Effect::Authenticate(_) => unreachable!("neither is configured"),
+                    Effect::StartTls | Effect::Authenticate(_) | Effect::Pause(_) => {
+                        unreachable!("neither is configured")
+                    }
                 }
             }
         }

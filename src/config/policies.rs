@@ -4,6 +4,9 @@
 //! settings.
 
 mod networks;
+mod recipients_limit;
+mod size_limit;
+mod tls_required;
 
 use std::time::Duration;
 
@@ -16,6 +19,9 @@ use super::value::{Word, duration, flag, word, write_duration, write_word};
 use crate::policy::OnError;
 
 pub use networks::Networks;
+pub use recipients_limit::RecipientsLimit;
+pub use size_limit::SizeLimit;
+pub use tls_required::TlsRequired;
 
 /// Policies at most: each is asked by every session.
 const POLICIES_MAX: usize = 100;
@@ -108,6 +114,12 @@ macro_rules! kinds {
 kinds! {
     /// Sends peers away by their address, and vouches for others.
     Networks "networks",
+    /// Bounds the recipients of strangers' transactions.
+    RecipientsLimit "recipients_limit",
+    /// Bounds the size of strangers' messages.
+    SizeLimit "size_limit",
+    /// Takes no mail of strangers without TLS.
+    TlsRequired "tls_required",
 }
 
 fn read_settings<T: DeserializeOwned>(settings: Table, place: &str) -> Result<T, Fault> {

@@ -63,6 +63,15 @@ pub struct Smtp {
     /// How long the greeting is kept back; who speaks before it is answered 554 and sent away. 0: nobody is listened to before it.
     #[serde(deserialize_with = "duration::<0, 60, _>", serialize_with = "write_duration")]
     pub greeting_delay: Duration,
+    /// How long an address that has waited for its greeting once need not wait again.
+    #[serde(deserialize_with = "duration::<0, 31_536_000, _>", serialize_with = "write_duration")]
+    pub greeting_delay_remembered: Duration,
+    /// How long the reply to a refused command is kept back, after `error_delay_after` of them. 0: none is.
+    #[serde(deserialize_with = "duration::<0, 60, _>", serialize_with = "write_duration")]
+    pub error_delay: Duration,
+    /// Refused commands since the last accepted message that are answered at once.
+    #[serde(deserialize_with = "count::<0, 1_000_000, _, _>")]
+    pub error_delay_after: u32,
     /// What becomes of content with a bare CR or LF.
     pub bare_line_ends: BareLineEnds,
     /// Peers in these networks may send bare line ends: they are made CRLF. Only for senders of one's own.
@@ -85,6 +94,9 @@ impl Default for Smtp {
             hops_max: 100,
             header_size_max: MIB,
             greeting_delay: Duration::ZERO,
+            greeting_delay_remembered: Duration::from_secs(24 * 3600),
+            error_delay: Duration::from_secs(1),
+            error_delay_after: 10,
             bare_line_ends: BareLineEnds::Refuse,
             normalise_bare_line_ends_from: Vec::new(),
         }

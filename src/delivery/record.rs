@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{COMMAND_SIZE_MAX_HIGH, RECIPIENTS_MAX_HIGH};
 use crate::mail::{
-    Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
-    Protocol, RecipientDsn, Ret, ReversePath, Tls, TlsVersion,
+    Arrival, Body, ClientCertificate, Domain, Dsn, Envelope, EnvelopeId, ForwardPath, Notify,
+    OriginalRecipient, Protocol, RecipientDsn, Ret, ReversePath, TAGS_MAX, Tag, Tls, TlsVersion,
 };
 
 /// Why a text is not what it should be: the key, and what is wrong.
@@ -65,6 +65,10 @@ pub struct ArrivalRecord {
     tls: Option<TlsRecord>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     authenticated: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    client_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
     unix_time: u64,
 }
 
@@ -104,6 +108,8 @@ impl From<&Arrival> for ArrivalRecord {
             protocol: protocol_keyword(arrival.protocol).into(),
             tls: arrival.tls.as_deref().map(TlsRecord::from),
             authenticated: arrival.authenticated.as_deref().map(String::from),
+            client_name: arrival.client_name.as_deref().map(String::from),
+            tags: arrival.tags.iter().map(|tag| tag.as_str().into()).collect(),
             unix_time: arrival.unix_time,
         }
     }
@@ -212,6 +218,21 @@ impl ArrivalRecord {
                     return Err(unexpected("arrival.authenticated", &user));
                 }
                 user => user.map(Arc::from),
+            },
+            client_name: match self.client_name {
+                Some(name) if Domain::parse(&name, false).is_err() => {
+                    return Err(unexpected("arrival.client_name", &name));
+                }
+                name => name.map(Box::from),
+            },
+            tags: match self.tags {
+                tags if tags.len() > TAGS_MAX => {
+                    return Err(Malformed(format!("arrival.tags: expected at most {TAGS_MAX}")));
+                }
+                tags => tags
+                    .iter()
+                    .map(|text| Tag::parse(text).ok_or_else(|| unexpected("arrival.tags", text)))
+                    .collect::<Result<_, _>>()?,
             },
             hello: self.hello.into(),
             unix_time: self.unix_time,

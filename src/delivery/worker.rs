@@ -267,6 +267,8 @@ pub(super) mod tests {
                 protocol: Protocol::Esmtp,
                 tls: None,
                 authenticated: None,
+                client_name: None,
+                tags: Vec::new(),
                 unix_time: 1_700_000_000,
             }),
             recipients: (0..3).map(|index| Recipient { index, attempts: u32::from(index == 1) }).collect(),

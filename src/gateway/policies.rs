@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::Error;
 use crate::config::Config;
 use crate::config::policies::{Policy as Configured, PolicyKind};
-use crate::policy::{AcceptedDomains, Lookups, Networks, Policies, Policy, Rule};
+use crate::policy::{
+    AcceptedDomains, Lookups, Networks, Policies, Policy, RecipientsLimit, Rule, SizeLimit, TlsRequired,
+};
 
 /// Who is asked, and who does what they must wait for.
 pub struct Asked {
@@ -54,6 +56,9 @@ impl Context<'_> {
         let name = configured.name.as_str();
         Ok(match &configured.kind {
             PolicyKind::Networks(settings) => Arc::new(Networks::new(name, &settings.allow, &settings.deny)),
+            PolicyKind::RecipientsLimit(settings) => Arc::new(RecipientsLimit::new(name, settings.max)),
+            PolicyKind::SizeLimit(settings) => Arc::new(SizeLimit::new(name, settings.max)),
+            PolicyKind::TlsRequired(settings) => Arc::new(TlsRequired::new(name, settings.min_version)),
         })
     }
 }

@@ -131,6 +131,8 @@ mod tests {
             protocol: Protocol::Esmtp,
             tls: None,
             authenticated: None,
+            client_name: None,
+            tags: Vec::new(),
             unix_time: 1,
         };
         let done =

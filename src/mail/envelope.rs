@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::dsn::{Dsn, RecipientDsn};
 use super::path::{ForwardPath, ReversePath};
+use super::tag::Tag;
 use super::tls::Tls;
 
 /// What kind of content was declared (RFC 6152, RFC 3030). `EightBit` also covers clients that declared nothing but sent 8-bit.
@@ -93,6 +94,10 @@ pub struct Arrival {
     pub tls: Option<Arc<Tls>>,
     /// As whom the peer has authenticated itself (AUTH, RFC 4954), if it has.
     pub authenticated: Option<Arc<str>>,
+    /// The peer's name, where a policy has found and confirmed it in the DNS.
+    pub client_name: Option<Box<str>>,
+    /// What policies have noticed; at most [`TAGS_MAX`](super::TAGS_MAX), each once.
+    pub tags: Vec<Tag>,
     /// When its content had arrived, in seconds since 1970 (wall clock).
     pub unix_time: u64,
 }

@@ -20,10 +20,15 @@
 mod accepted_domains;
 mod credentials;
 mod facts;
+mod greetings;
 mod list;
 mod lookups;
+mod network;
 mod networks;
+mod recipients_limit;
+mod size_limit;
 mod table;
+mod tls_required;
 mod verdict;
 mod verifier;
 
@@ -32,10 +37,14 @@ pub use crate::mail::{Phase, Phases};
 pub use accepted_domains::AcceptedDomains;
 pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
 pub use facts::Facts;
+pub use greetings::Greetings;
 pub use list::{Notes, OnError, Policies, Report, Round, Rule, Said, Step};
 pub use lookups::Lookups;
 pub use networks::Networks;
+pub use recipients_limit::RecipientsLimit;
+pub use size_limit::SizeLimit;
 pub use table::{Kept, Table};
+pub use tls_required::TlsRequired;
 pub use verdict::{Answer, Found, Later, Unavailable, Verdict};
 pub use verifier::{Attempt, Busy, Verifier};
 

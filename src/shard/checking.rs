@@ -71,6 +71,9 @@ impl Served {
         let step = policies.advance(&mut round, &facts, &mut noted.1, |report| {
             telemetry::reported(&report, &facts);
         });
+        if let Some(paths) = noted.1.take_replacement() {
+            self.session.handle_replacement(paths);
+        }
         self.noted.0 = Some(noted);
         match step {
             Step::Wait(later, timeout) => Some(Waiting { round, later, timeout }),

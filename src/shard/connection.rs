@@ -16,7 +16,7 @@ use super::handoff::JustAccepted;
 use super::link::{Input, Link};
 use super::{Ending, Service};
 use crate::limits::PIECE_SIZE_MIN;
-use crate::mail::{Refusal, Status};
+use crate::mail::{Arrival, Refusal, Status, Tag};
 use crate::policy::Attempt;
 use crate::smtp::{Authentication, Credentials, Effect, NotStored, Peer, Session, Submission};
 use crate::spool::{AppendError, Receiving};
@@ -34,6 +34,10 @@ pub fn serve(link: Link, service: Rc<Service>, peer: SocketAddr, input: Vec<u8>)
         address: peer,
         bare_line_ends: link.shard.bare_line_ends(peer.ip()),
         may_xclient: service.may_xclient(peer.ip()),
+        greeting_delay_millis: match service.is_trusted {
+            true => 0,
+            false => link.shard.greetings.delay_millis(peer.ip(), clock::now()),
+        },
     };
     let session = Session::new(service.session.clone(), peer, clock::now(), &mut replies);
     let mut served = Served {
@@ -88,6 +92,10 @@ impl Served {
                     Effect::Store(submission) => Box::pin(self.store(submission)).await?,
                     Effect::StartTls => Box::pin(self.start_tls()).await?,
                     Effect::Authenticate(credentials) => Box::pin(self.authenticate(credentials)).await?,
+                    Effect::Pause(duration) => {
+                        Box::pin(self.link.pause(duration)).await;
+                        self.session.handle_pause_over(clock::now(), &mut self.replies);
+                    }
                     Effect::Close => return Box::pin(self.link.close(&mut self.replies)).await,
                 }
             }
@@ -101,10 +109,19 @@ impl Served {
             match self.receive().await? {
                 Input::Octets(()) => {}
                 Input::End => self.session.handle_end_of_input(&mut self.replies),
-                Input::Time => self.session.handle_timeout(clock::now(), &mut self.replies),
+                Input::Time => self.handle_time(),
                 Input::Ending(Ending::Abort) => self.session.handle_abort(&mut self.replies),
                 Input::Ending(_) => self.session.handle_drain(&mut self.replies),
             }
+        }
+    }
+
+    fn handle_time(&mut self) {
+        let was_silent = self.session.has_said_nothing();
+        self.session.handle_timeout(clock::now(), &mut self.replies);
+        // It has waited for its greeting, and has it now.
+        if was_silent && !self.session.has_said_nothing() && !self.session.is_closed() {
+            self.link.shard.greetings.remember(self.session.peer().ip(), clock::now());
         }
     }
 
@@ -222,21 +239,29 @@ impl Served {
         self.link.send(&mut self.replies).await?;
         let Submission { envelope, tail, content_size } = submission;
         let unix_time = clock::unix_now();
-        let arrival = self.session.arrival(unix_time);
+        let arrival = Arrival {
+            client_name: self.noted.client_name().map(Box::from),
+            tags: self.noted.tags(),
+            ..self.session.arrival(unix_time)
+        };
         let is_logged = tracing::enabled!(tracing::Level::INFO);
-        let log_line = is_logged.then(|| (envelope.reverse_path.clone(), envelope.forward_paths.len()));
+        let log_line = is_logged.then(|| {
+            let tags: Vec<_> = arrival.tags.iter().map(Tag::as_str).collect();
+            (envelope.reverse_path.clone(), envelope.forward_paths.len(), tags.join(" "))
+        });
         let message = JustAccepted { envelope, arrival, trace: Vec::new(), tail };
         let (shard, session) = (&self.link.shard, &self.session);
+        let client_name = self.noted.client_name();
         let write_trace = |id| {
             let mut trace = Vec::with_capacity(TRACE_SIZE);
-            shard.dates.with(unix_time, |date| session.write_received(id, date, &mut trace));
+            shard.dates.with(unix_time, |date| session.write_received(id, client_name, date, &mut trace));
             trace
         };
         let outcome = match shard.disk().store(&mut self.receiving, message, write_trace).await {
             Ok(id) => {
-                if let Some((from, recipients)) = log_line {
+                if let Some((from, recipients, tags)) = log_line {
                     let from = Escaped(from.as_str().as_bytes());
-                    tracing::info!(message_id = %id, peer = %self.session.peer(), %from, recipients, size = content_size, "accepted");
+                    tracing::info!(message_id = %id, peer = %self.session.peer(), %from, recipients, size = content_size, tags, "accepted");
                 }
                 Ok(id)
             }

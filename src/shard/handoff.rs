@@ -423,6 +423,8 @@ mod tests {
                     protocol,
                     tls: None,
                     authenticated: None,
+                    client_name: None,
+                    tags: Vec::new(),
                     unix_time: unix_start,
                 };
                 let message = Incoming { envelope: &envelope, arrival: &arrival, tail: b"x" };

@@ -207,6 +207,8 @@ mod tests {
                 protocol: Protocol::Smtp,
                 tls: None,
                 authenticated: None,
+                client_name: None,
+                tags: Vec::new(),
                 unix_time: 1,
             },
             size,

@@ -327,6 +327,13 @@ impl Link {
         recv(stream, &mut octet, peek).is_ok_and(|(size, _)| size > 0)
     }
 
+    /// Lets so much time pass, unless the shard ends at once.
+    pub async fn pause(&mut self, duration: Duration) {
+        let until = clock::now() + duration;
+        self.connection.deadline.set(until);
+        self.wait(|_| if clock::now() >= until { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
     /// Waits for something else than the peer; false if the shard ends at once instead. `poll` keeps its own waker.
     pub async fn wait(&mut self, mut poll: impl FnMut(&mut Context<'_>) -> Poll<()>) -> bool {
         let Link { shard, connection, .. } = self;

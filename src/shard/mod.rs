@@ -46,7 +46,7 @@ pub use inject::{Injected, Injector, injection};
 use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
 use crate::limits::SCRATCH_SIZE;
 use crate::mail::Refusal;
-use crate::policy::{Lookups, Policies, Verifier};
+use crate::policy::{Greetings, Lookups, Policies, Verifier};
 use crate::smtp::{BareLineEnds, SessionConfig};
 use crate::tls::Acceptor;
 use connection::admission;
@@ -112,6 +112,8 @@ pub struct Plan {
     pub normalised: Arc<[IpNet]>,
     /// Sessions at most.
     pub sessions_max: usize,
+    /// Who waits for the greeting.
+    pub greetings: Arc<Greetings>,
     /// The shard's own log first, then the logs it adopts. Never empty.
     pub logs: Vec<OpenedLog>,
     /// Where damaged octets of the logs are kept.
@@ -163,6 +165,7 @@ struct Shard {
     sessions_count: Cell<u64>,
     normalised: Arc<[IpNet]>,
     sessions_max: usize,
+    greetings: Arc<Greetings>,
     depth_max: usize,
     disks: Vec<Rc<Disk>>,
     connections: RefCell<Slab<Rc<Connection>>>,
@@ -287,6 +290,7 @@ pub async fn run(plan: Plan) -> usize {
         sessions_count: Cell::new(random() << 32),
         normalised: plan.normalised,
         sessions_max: plan.sessions_max,
+        greetings: plan.greetings,
         depth_max: plan.depth_max,
         disks: plan.logs.into_iter().map(open).collect(),
         connections: RefCell::default(),

@@ -51,12 +51,19 @@ pub struct Peer {
     pub bare_line_ends: BareLineEnds,
     /// It may speak for others: XCLIENT.
     pub may_xclient: bool,
+    /// How long its greeting is kept back, in milliseconds; if it speaks before, it is sent away. 0: nobody is listened to before it.
+    pub greeting_delay_millis: u32,
 }
 
 impl Peer {
+    /// See `greeting_delay_millis`.
+    pub(super) fn greeting_delay(&self) -> Duration {
+        Duration::from_millis(self.greeting_delay_millis.into())
+    }
+
     /// A peer that may do nothing out of the ordinary.
     pub fn stranger(address: SocketAddr) -> Self {
-        Peer { address, bare_line_ends: BareLineEnds::Refuse, may_xclient: false }
+        Peer { address, bare_line_ends: BareLineEnds::Refuse, may_xclient: false, greeting_delay_millis: 0 }
     }
 }
 
@@ -96,8 +103,10 @@ pub struct SessionConfig {
     pub small_chunks_max: u32,
     /// Credentials that may be wrong in a session; then it ends.
     pub wrong_credentials_max: u8,
-    /// How long the greeting is kept back; who speaks before it is sent away. Zero: nobody is listened to before it.
-    pub greeting_delay: Duration,
+    /// How long the reply to a refused command is kept back, once `error_delay_after` were refused since the last accepted message.
+    pub error_delay: Duration,
+    /// Refused commands that are answered at once.
+    pub error_delay_after: u32,
     /// What is spoken.
     pub dialect: Dialect,
     /// TLS.
@@ -130,7 +139,8 @@ impl SessionConfig {
             idle_commands_max: 100,
             small_chunks_max: 1000,
             wrong_credentials_max: 3,
-            greeting_delay: Duration::ZERO,
+            error_delay: Duration::ZERO,
+            error_delay_after: 10,
             dialect: Dialect::Smtp,
             tls: TlsMode::Disabled,
             auth: AuthMode::Disabled,

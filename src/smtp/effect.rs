@@ -1,6 +1,7 @@
 //! What a session asks its driver to do.
 
 use std::fmt;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
@@ -23,6 +24,8 @@ pub enum Effect {
     StartTls,
     /// Is this the user's password? Answer with `Session::handle_authenticated`.
     Authenticate(Credentials),
+    /// Wait so long, with the replies unsent and nothing received; then say so with `Session::handle_pause_over`.
+    Pause(Duration),
     /// Write the replies there are and close the connection. Always the last effect.
     Close,
 }

@@ -367,7 +367,8 @@ impl Driver {
                 [usize::from(features >> 2 & 3)],
             dialect: if features & 0x10 == 0 { Dialect::Smtp } else { Dialect::Lmtp },
             capabilities: if features & 0x20 == 0 { Capabilities::default() } else { Capabilities::ALL },
-            greeting_delay: Duration::from_secs((features >> 7).into()),
+            error_delay: Duration::from_secs((features >> 7).into()),
+            error_delay_after: 2,
             phases: phases
                 .into_iter()
                 .filter(|p| choice >> *p as u8 & 1 == 1)
@@ -486,6 +487,7 @@ impl Driver {
                     assert!(self.contents_ended <= self.contents_begun(), "abandoned what was not begun");
                     self.pieces_size = 0;
                 }
+                Effect::Pause(_) => self.session.handle_pause_over(self.now, &mut self.replies),
                 Effect::Close => {
                     self.is_told_to_close = true;
                     assert!(self.session.is_closed());

@@ -256,16 +256,17 @@ pub fn write_queued(id: MessageId, replies: &mut Vec<u8>) {
 /// A refusal that somebody outside decided at `phase`.
 ///
 /// The code follows the status and the phase: a permanent one is 550 for an address or a name, 554 for a
-/// session or a message; a temporary one is 452 for want of room and 451 otherwise; one that ends the session
-/// is 554 or 421.
+/// session or a message, 552 for one that is too large; a temporary one is 452 for want of room or too many recipients and
+/// 451 otherwise; one that ends the session is 554 or 421.
 pub fn write_refusal(refusal: &Refusal, phase: Phase, replies: &mut Vec<u8>) {
     let ends = refusal.disconnect || phase == Phase::Connect;
     let Status { class, subject, detail } = refusal.status;
     let codes: &[u8] = match (class, phase) {
+        (Class::Permanent, _) if !ends && (subject, detail) == (3, 4) => b"552 5.",
         (Class::Permanent, Phase::Hello | Phase::Mail | Phase::Recipient) if !ends => b"550 5.",
         (Class::Permanent, _) => b"554 5.",
         (_, _) if ends => b"421 4.",
-        (_, _) if (subject, detail) == (3, 1) => b"452 4.",
+        (_, _) if matches!((subject, detail), (3, 1) | (5, 3)) => b"452 4.",
         (_, _) => b"451 4.",
     };
     replies.extend_from_slice(codes);

@@ -11,6 +11,8 @@ use super::reply::push_number;
 pub struct Received<'a> {
     /// The argument of HELO or EHLO.
     pub hello: &'a str,
+    /// The peer's name, where it is known.
+    pub client_name: Option<&'a str>,
     /// Whom we know the peer to be.
     pub peer: SocketAddr,
     /// Us.
@@ -34,6 +36,10 @@ impl Received<'_> {
         trace.extend_from_slice(b"Received: from ");
         trace.extend(self.hello.bytes().map(hello_octet));
         trace.extend_from_slice(b" (");
+        if let Some(name) = self.client_name {
+            trace.extend(name.bytes().map(hello_octet));
+            trace.push(b' ');
+        }
         push_address(self.peer.ip().to_canonical(), trace);
         trace.extend_from_slice(b")\r\n\tby ");
         trace.extend_from_slice(self.hostname.as_bytes());
@@ -192,6 +198,7 @@ mod tests {
         let recipient = recipient.map(|r| ForwardPath::parse(r, true).unwrap());
         let received = Received {
             hello,
+            client_name: Some(hello).filter(|_| hello == "named.example"),
             peer: peer.parse().unwrap(),
             hostname: "mx.example.com",
             keyword: "ESMTP",
@@ -216,6 +223,10 @@ mod tests {
             written("c.example", "[2001:db8::1]:25", None),
             "Received: from c.example ([IPv6:2001:db8::1])\r\n\tby mx.example.com with ESMTP id 000000111;\r\n\
              \tThu, 01 Jan 1970 00:00:00 +0000\r\n"
+        );
+        assert!(
+            written("named.example", "192.0.2.1:25", None)
+                .contains("from named.example (named.example [192.0.2.1])\r\n")
         );
         assert!(written("c", "[::ffff:192.0.2.1]:25", None).contains("([192.0.2.1])"));
     }

@@ -48,6 +48,8 @@ pub struct Transaction {
     pub is_recipient_refused: bool,
     /// RCPTs beyond the bound.
     pub excess_recipients_count: usize,
+    /// RCPTs that were accepted: an alias is one, whatever it stands for.
+    pub accepted_count: usize,
     /// What the recipients' DSN takes, in octets as stored.
     dsn_size: usize,
     /// What the recipients' paths take, in octets.
@@ -70,6 +72,7 @@ impl Transaction {
             declared_size: size,
             is_recipient_refused: false,
             excess_recipients_count: 0,
+            accepted_count: 0,
             dsn_size: 0,
             paths_size: 0,
             content: None,
@@ -98,6 +101,27 @@ impl Transaction {
             let dsn = self.envelope.dsn.get_or_insert_default();
             dsn.recipients.push(RecipientDsn { index, notify, original });
         }
+    }
+}
+
+impl Transaction {
+    /// Adds those that an accepted recipient stands for and that are not there yet. False, and nothing added, if they find no room.
+    pub fn add_all(
+        &mut self,
+        mut paths: Vec<ForwardPath>,
+        params: &RecipientParams,
+        config: &SessionConfig,
+    ) -> bool {
+        paths.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        paths.dedup();
+        paths.retain(|path| !self.envelope.forward_paths.contains(path));
+        let count = self.envelope.forward_paths.len() + paths.len();
+        let has_room =
+            count <= config.recipients_max && self.dsn_size + dsn_size(params) * paths.len() <= DSN_SIZE_MAX;
+        if has_room {
+            paths.into_iter().for_each(|path| self.add(path, params.clone()));
+        }
+        has_room
     }
 }
 

@@ -104,6 +104,8 @@ pub fn mail(recipient_count: usize) -> (Envelope, Arrival) {
         protocol: Protocol::Esmtp,
         tls: None,
         authenticated: None,
+        client_name: None,
+        tags: Vec::new(),
         unix_time: 1,
     };
     (envelope, arrival)

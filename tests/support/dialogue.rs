@@ -20,6 +20,7 @@
 //! C*3: NOOP                   the line three times
 //! S: 250 2.0.0                a reply begins so; `S: 250` stands for all lines of a 250
 //! ! verdict 5.1.1 No          the driver's answer to the next check that has none yet; `disconnect` at the end ends the session
+//! ! replace b@e.org c@e.org   the same answer: accepted, and these recipients stand for the one in question
 //! ! store no-room             the driver's answer to the next store: no-room, too-busy, failed
 //! ! piece failed              the same for the next piece
 //! ! tls failed                what becomes of the next handshake: failed, unavailable; otherwise it succeeds
@@ -30,6 +31,7 @@
 //!                             nothing else
 //! = arrival keyword=ESMTPSA user=bob peer=192.0.2.7 hello=c      how it has arrived: as far as it is named
 //! = credentials bob secret    the driver was asked about these, first, then these; those not named must not be
+//! = pauses 3                  so often were replies kept back; otherwise never
 //! = closed                    the session has ended here; or `= open`
 //! ---                         another dialogue in the same file
 //! ```
@@ -39,7 +41,7 @@
 
 use std::time::Duration;
 
-use incoming::mail::{Arrival, Body, Capabilities, Envelope, Phase, Phases, Refusal, Status};
+use incoming::mail::{Arrival, Body, Capabilities, Envelope, ForwardPath, Phase, Phases, Refusal, Status};
 use incoming::smtp::{
     AuthMode, Authentication, BareLineEnds, Dialect, NotStored, Peer, SessionConfig, TlsMode,
 };
@@ -54,6 +56,7 @@ pub struct Dialogue {
     pub messages: Vec<Message>,
     /// User and password of each question.
     pub credentials: Vec<String>,
+    pub pauses: usize,
 }
 
 /// Something that happens, and the replies to it.
@@ -68,6 +71,7 @@ pub enum Action {
     Connect,
     Send { octets: Vec<u8>, is_split: bool },
     Verdict(Refusal),
+    Replace(Vec<ForwardPath>),
     StoreFails(NotStored),
     PieceFails(NotStored),
     NoTls(NoTls),
@@ -181,6 +185,7 @@ pub fn parse_file(text: &str) -> Vec<Dialogue> {
                 Some(("message", message)) => dialogue.messages.push(parse_message(message, number)),
                 Some(("envelope", words)) => dialogue.message(number).envelope = Some(words_of(words)),
                 Some(("arrival", words)) => dialogue.message(number).arrival = words_of(words),
+                Some(("pauses", count)) => dialogue.pauses = count.parse().expect("a number"),
                 Some(("credentials", credentials)) => dialogue.credentials.push(credentials.to_string()),
                 None if rest == "envelope" => dialogue.message(number).envelope = Some(Vec::new()),
                 _ => panic!("line {number}: what is expected? {line}"),
@@ -212,6 +217,7 @@ impl Dialogue {
             steps: vec![connect],
             messages: Vec::new(),
             credentials: Vec::new(),
+            pauses: 0,
         }
     }
 
@@ -255,7 +261,9 @@ impl Dialogue {
             ("content_rate_min", _) => config.content_rate_min = number() as u32,
             ("small_chunks_max", _) => config.small_chunks_max = number() as u32,
             ("wrong_credentials_max", _) => config.wrong_credentials_max = number() as u8,
-            ("greeting_delay", _) => config.greeting_delay = Duration::from_secs(number() as u64),
+            ("greeting_delay", _) => self.peer.greeting_delay_millis = number() as u32 * 1000,
+            ("error_delay", _) => config.error_delay = Duration::from_secs(number() as u64),
+            ("error_delay_after", _) => config.error_delay_after = number() as u32,
             ("tls", "optional") => config.tls = TlsMode::Optional,
             ("tls", "required") => config.tls = TlsMode::Required,
             ("tls", "implicit") => config.tls = TlsMode::Implicit,
@@ -336,6 +344,9 @@ fn answer(text: &str, line: usize) -> Action {
             "unavailable" => Authentication::Unavailable,
             _ => panic!("line {line}: no such answer: {answer}"),
         }),
+        "replace" => Action::Replace(
+            answer.split(' ').map(|path| ForwardPath::parse(path, false).expect("a path")).collect(),
+        ),
         "verdict" => {
             let (status, words) = answer.split_once(' ').expect("a status and words");
             let digits: Vec<u16> = status.split('.').map(|d| d.parse().expect("a digit")).collect();

@@ -172,7 +172,7 @@ pub(super) mod tests {
     use super::*;
     use crate::mail::{
         Body, ClientCertificate, Dsn, EnvelopeId, Notify, OriginalRecipient, Protocol, RecipientDsn, Ret,
-        ReversePath, Tls, TlsVersion,
+        ReversePath, Tag, Tls, TlsVersion,
     };
 
     /// A letter of three recipients, two of them given up.
@@ -216,6 +216,8 @@ pub(super) mod tests {
                     }),
                 })),
                 authenticated: Some("user".into()),
+                client_name: Some("mail.peer.example".into()),
+                tags: ["list:zen", "seen"].map(|text| Tag::parse(text).unwrap()).to_vec(),
                 unix_time: 1_700_000_000,
             },
             recipients: vec![given_up(2, 1_700_000_900), given_up(0, 1_700_000_800)],
@@ -240,6 +242,8 @@ pub(super) mod tests {
                 hello: "".into(),
                 tls: None,
                 authenticated: None,
+                client_name: None,
+                tags: Vec::new(),
                 ..full.arrival.clone()
             },
             ..full.clone()
@@ -264,7 +268,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_not_a_record_is_refused_with_the_key() {
-        let table: [(&str, Value, &str); 25] = [
+        let table: [(&str, Value, &str); 28] = [
             ("/message_id", json!("000000112"), "of another message"),
             ("/message_id", json!(7), "invalid type"),
             ("/size", json!(-1), "invalid value"),
@@ -282,6 +286,9 @@ pub(super) mod tests {
             ("/arrival/tls/version", json!("SSL3"), "arrival.tls.version"),
             ("/arrival/tls/client/fingerprint", json!("+7"), "fingerprint"),
             ("/arrival/authenticated", json!("a\nb"), "arrival.authenticated"),
+            ("/arrival/client_name", json!("a b"), "arrival.client_name"),
+            ("/arrival/tags/0", json!("a b"), "arrival.tags"),
+            ("/arrival/tags", json!(vec!["x"; 17]), "arrival.tags"),
             ("/arrival/peer", json!("192.0.2.1"), "arrival.peer"),
             ("/arrival/hello", json!("x\ny"), "arrival.hello"),
             ("/arrival/hello", json!("x".repeat(65_536)), "arrival.hello"),

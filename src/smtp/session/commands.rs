@@ -2,16 +2,17 @@
 
 use std::time::Instant;
 
-use crate::mail::{Body, ForwardPath, Refusal};
+use crate::mail::{Body, Refusal};
 
 use super::super::command::{self, Verb};
 use super::super::config::{AuthMode, Dialect, TlsMode};
+use super::super::effect::Effect;
 use super::super::line::Taken;
-use super::super::params::{Offered, RecipientParams};
+use super::super::params::Offered;
 use super::super::reply::{self, Offers, Reply};
 use super::super::state::{Event, State};
 use super::super::transaction::{Content, Transaction};
-use super::{Awaits, Hello, Session};
+use super::{Awaits, Hello, InQuestion, Session};
 use crate::mail::Phase;
 
 /// How many times `recipients_max` a peer may come with one recipient more.
@@ -169,9 +170,13 @@ impl Session {
                 self.refuse(why, replies);
             }
             Ok(recipient) if self.config.phases.contains(Phase::Recipient) => {
-                self.asks(Phase::Recipient, Awaits::Recipient(Box::new(recipient)));
+                let (path, params) = recipient;
+                let in_question = InQuestion { path, params, instead: Vec::new() };
+                self.asks(Phase::Recipient, Awaits::Recipient(Box::new(in_question)));
             }
-            Ok(recipient) => self.accept_recipient(recipient, replies),
+            Ok((path, params)) => {
+                self.accept_recipient(InQuestion { path, params, instead: Vec::new() }, replies);
+            }
         }
     }
 
@@ -233,7 +238,7 @@ impl Session {
     pub(super) fn accept_connection(&mut self, replies: &mut Vec<u8>) {
         // Who has shaken hands has waited for our word, and who may speak for others is no stranger.
         let is_met = self.tls.is_some() || self.peer.may_xclient;
-        if self.config.greeting_delay.is_zero() || is_met {
+        if self.peer.greeting_delay_millis == 0 || is_met {
             self.greet(replies);
         }
     }
@@ -270,16 +275,23 @@ impl Session {
         Reply::MailOk.write(replies);
     }
 
-    pub(super) fn accept_recipient(
-        &mut self,
-        (path, params): (ForwardPath, RecipientParams),
-        replies: &mut Vec<u8>,
-    ) {
-        if let Some(transaction) = &mut self.transaction {
-            transaction.add(path, params);
-            self.advance(Event::Recipient);
-            Reply::RecipientOk.write(replies);
+    pub(super) fn accept_recipient(&mut self, recipient: InQuestion, replies: &mut Vec<u8>) {
+        let Some(transaction) = &mut self.transaction else { return };
+        let InQuestion { path, params, instead } = recipient;
+        let is_taken = match instead.is_empty() {
+            true => {
+                transaction.add(path, params);
+                true
+            }
+            false => transaction.add_all(instead, &params, &self.config),
+        };
+        // Those that an alias stands for do not find room: the peer sends to those taken and comes again for this one.
+        if !is_taken {
+            return Reply::TooManyRecipients.write(replies);
         }
+        transaction.accepted_count += 1;
+        self.advance(Event::Recipient);
+        Reply::RecipientOk.write(replies);
     }
 
     pub(super) fn accept_data(&mut self, is_early: bool, now: Instant, replies: &mut Vec<u8>) {
@@ -307,6 +319,17 @@ impl Session {
         }
         self.errors_count += 1;
         reply.write(replies);
+        self.pause();
+    }
+
+    /// Whoever errs often is answered later and later again: for a sender that is broken or guesses, time is what it has least of.
+    fn pause(&mut self) {
+        let is_due = self.errors_count > self.config.error_delay_after && !self.config.error_delay.is_zero();
+        let is_free = self.effect.is_none() && matches!(self.awaits, Awaits::Nothing);
+        if is_due && is_free && self.state != State::Closed {
+            self.effect = Some(Effect::Pause(self.config.error_delay));
+            self.awaits = Awaits::Pause;
+        }
     }
 
     /// Refuses for somebody else, with the same bound; but the reply to content stands, or the peer would
@@ -320,6 +343,7 @@ impl Session {
         }
         self.errors_count = self.errors_count.saturating_add(1);
         reply::write_refusal(why, phase, replies);
+        self.pause();
     }
 
     pub(super) fn refuse_and_end(&mut self, why: &Refusal, phase: Phase, replies: &mut Vec<u8>) {

@@ -88,7 +88,7 @@ enum Awaits {
     Connect,
     Hello(Hello),
     Mail,
-    Recipient(Box<(ForwardPath, RecipientParams)>),
+    Recipient(Box<InQuestion>),
     /// The permission for a message, at its first chunk.
     Chunk(Chunk),
     /// TLS; behind it, unless it is implicit, 220 is owed.
@@ -96,6 +96,8 @@ enum Awaits {
         /// Octets came in clear behind STARTTLS, and were not read.
         is_dropped: bool,
     },
+    /// The end of a pause.
+    Pause,
     /// The user whose password is being looked at.
     Authenticated(Box<str>),
     Data {
@@ -105,6 +107,15 @@ enum Awaits {
     PieceTaken,
     Message,
     Stored(Stored),
+}
+
+/// A recipient that may be refused.
+#[derive(Debug)]
+struct InQuestion {
+    path: ForwardPath,
+    params: RecipientParams,
+    /// Those that stand for it, if it is accepted.
+    instead: Vec<ForwardPath>,
 }
 
 /// What is still to be known of a message when its envelope has gone to be stored.
@@ -252,10 +263,27 @@ impl Session {
         self.leave_if_due(replies);
     }
 
+    /// If the recipient in question is accepted, these stand for it in the envelope: it is an alias. To be said before
+    /// [`Session::handle_verdict`].
+    pub fn handle_replacement(&mut self, paths: Vec<ForwardPath>) {
+        if let Awaits::Recipient(recipient) = &mut self.awaits {
+            recipient.instead = paths;
+        }
+    }
+
     /// Octets came while the answer to [`Effect::Check`] of DATA was waited for: nobody has asked for them yet.
     pub fn handle_early_octets(&mut self) {
         if let Awaits::Data { is_early } = &mut self.awaits {
             *is_early = true;
+        }
+    }
+
+    /// The pause is over.
+    pub fn handle_pause_over(&mut self, now: Instant, replies: &mut Vec<u8>) {
+        if matches!(self.awaits, Awaits::Pause) {
+            self.awaits = Awaits::Nothing;
+            self.latest = now;
+            self.leave_if_due(replies);
         }
     }
 
@@ -325,7 +353,7 @@ impl Session {
         self.ends_at.min(match (&self.skipped, content) {
             (Some(skipped), _) => skipped.pace.deadline(&self.config),
             (_, Some(content)) if self.is_receiving_content() => content.pace.deadline(&self.config),
-            _ if self.state == State::Connected => self.latest + self.config.greeting_delay,
+            _ if self.state == State::Connected => self.latest + self.peer.greeting_delay(),
             _ => self.latest + self.config.command_timeout,
         })
     }
@@ -367,13 +395,16 @@ impl Session {
 
     /// Appends the `Received:` field of the message that is being stored (RFC 5321 §4.4). `date` is as
     /// `format_date` writes it.
-    pub fn write_received(&self, id: MessageId, date: &str, trace: &mut Vec<u8>) {
+    ///
+    /// `client_name` is the peer's name, if it is known.
+    pub fn write_received(&self, id: MessageId, client_name: Option<&str>, date: &str, trace: &mut Vec<u8>) {
         let (recipient, smtputf8) = match &self.awaits {
             Awaits::Stored(stored) => (stored.recipient.as_ref(), stored.smtputf8),
             _ => (None, false),
         };
         let received = Received {
             hello: self.hello().unwrap_or_default(),
+            client_name,
             peer: self.peer.address,
             hostname: &self.config.hostname,
             keyword: self.arrival(0).keyword(smtputf8),
@@ -385,7 +416,7 @@ impl Session {
         received.write(trace);
     }
 
-    /// How the message that is being stored has arrived; `unix_time` is now, in seconds.
+    /// How the message that is being stored has arrived, as far as the session knows; `unix_time` is now, in seconds.
     pub fn arrival(&self, unix_time: u64) -> Arrival {
         Arrival {
             peer: self.peer.address,
@@ -397,6 +428,8 @@ impl Session {
             },
             tls: self.tls.clone(),
             authenticated: self.authenticated.clone(),
+            client_name: None,
+            tags: Vec::new(),
             unix_time,
         }
     }
@@ -488,7 +521,7 @@ impl Session {
     /// The forward-path in question at [`Phase::Recipient`].
     pub fn recipient(&self) -> Option<&ForwardPath> {
         match &self.awaits {
-            Awaits::Recipient(recipient) => Some(&recipient.0),
+            Awaits::Recipient(recipient) => Some(&recipient.path),
             _ => None,
         }
     }

@@ -101,7 +101,7 @@ impl Session {
     /// RFC 2033 §4.2: in LMTP the end of content is answered once for each RCPT that was accepted.
     fn replies_count(&self) -> usize {
         match (self.config.dialect, &self.transaction) {
-            (Dialect::Lmtp, Some(transaction)) => transaction.envelope.forward_paths.len(),
+            (Dialect::Lmtp, Some(transaction)) => transaction.accepted_count,
             _ => 1,
         }
     }

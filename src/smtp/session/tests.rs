@@ -80,7 +80,7 @@ fn an_accepted_message_is_handed_over_once_and_answered_once() {
     assert_eq!(submission.envelope.reverse_path.as_str(), "a@e.org");
     assert_eq!(f.input(b"QUIT\r\n"), 0, "nothing is taken before the message's fate is known");
     let mut trace = Vec::new();
-    f.session.write_received(ID, "now", &mut trace);
+    f.session.write_received(ID, None, "now", &mut trace);
     let trace = String::from_utf8(trace).unwrap();
     assert_eq!(
         trace,
@@ -104,7 +104,7 @@ fn the_trace_names_no_recipient_of_several() {
     f.input(b".\r\n");
     f.store();
     let mut trace = Vec::new();
-    f.session.write_received(ID, "now", &mut trace);
+    f.session.write_received(ID, None, "now", &mut trace);
     assert_eq!(
         String::from_utf8(trace).unwrap(),
         "Received: from c ([192.0.2.1])\r\n\tby mx with SMTP id 000000111;\r\n\tnow\r\n"

@@ -7,7 +7,7 @@ use super::outcomes::{RecipientOutcome, decode_recipients, encode_recipient, rec
 use super::{Fields, PieceRef, size_field};
 use crate::mail::{
     Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
-    Protocol, RecipientDsn, Ret, ReversePath, Tls, TlsVersion,
+    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion,
 };
 
 const FIXED_SIZE: usize = 40;
@@ -139,7 +139,15 @@ fn envelope_size(envelope: &Envelope, arrival: &Arrival) -> usize {
         FIELD + 3 + tls.cipher.len() + server_name + client
     });
     let authenticated = arrival.authenticated.as_ref().map_or(0, |user| FIELD + user.len());
-    paths + others.iter().map(|size| FIELD + size).sum::<usize>() + dsn + tls + authenticated
+    let client_name = arrival.client_name.as_ref().map_or(0, |name| FIELD + name.len());
+    let tags = arrival.tags.iter().map(|tag| FIELD + tag.as_str().len()).sum::<usize>();
+    paths
+        + others.iter().map(|size| FIELD + size).sum::<usize>()
+        + dsn
+        + tls
+        + authenticated
+        + client_name
+        + tags
 }
 
 mod tag {
@@ -153,6 +161,8 @@ mod tag {
     pub const RECIPIENT_DSN: u8 = 8;
     pub const TLS: u8 = 9;
     pub const AUTHENTICATED: u8 = 10;
+    pub const CLIENT_NAME: u8 = 11;
+    pub const TAG: u8 = 12;
 }
 
 mod flag {
@@ -230,6 +240,12 @@ fn encode_envelope(envelope: &Envelope, arrival: &Arrival, out: &mut Vec<u8>) {
     if let Some(user) = &arrival.authenticated {
         field(tag::AUTHENTICATED, user.as_bytes());
     }
+    if let Some(name) = &arrival.client_name {
+        field(tag::CLIENT_NAME, name.as_bytes());
+    }
+    for tag in &arrival.tags {
+        field(tag::TAG, tag.as_str().as_bytes());
+    }
 }
 
 fn encode_tls(tls: &Tls) -> Vec<u8> {
@@ -281,7 +297,8 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
     let mut forward_paths = Vec::new();
     let (mut flags, mut peer, mut hello, mut unix_time) = (0, None, "", 0);
     let mut dsn: Option<Box<Dsn>> = None;
-    let (mut tls, mut authenticated) = (None, None);
+    let (mut tls, mut authenticated, mut client_name) = (None, None, None);
+    let mut tags = Vec::new();
     while !fields.0.is_empty() {
         let tag = fields.u8()?;
         let size = fields.u16()?;
@@ -332,6 +349,8 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
                 dsn.get_or_insert_default().recipients.push(RecipientDsn { index, notify, original });
             }
             tag::TLS => tls = Some(Arc::new(decode_tls(octets)?)),
+            tag::CLIENT_NAME => client_name = Some(Box::from(str::from_utf8(octets).ok()?)),
+            tag::TAG => tags.push(Tag::parse(str::from_utf8(octets).ok()?)?),
             tag::AUTHENTICATED => authenticated = Some(Arc::from(str::from_utf8(octets).ok()?)),
             _ => {}
         }
@@ -359,6 +378,15 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
         1 | 2 => Protocol::Esmtp,
         _ => Protocol::Lmtp,
     };
-    let arrival = Arrival { peer: peer?, hello: hello.into(), protocol, tls, authenticated, unix_time };
+    let arrival = Arrival {
+        peer: peer?,
+        hello: hello.into(),
+        protocol,
+        tls,
+        authenticated,
+        client_name,
+        tags,
+        unix_time,
+    };
     Some((envelope, arrival))
 }

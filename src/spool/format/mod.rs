@@ -71,7 +71,7 @@
 //!                   NEVER; 255 none), ORCPT (empty: none); repeated, ascending by index
 //!                9  TLS: version (1: 2 or 3 of TLS 1.2 or 1.3), size of the cipher's name (1), the name, size of the server's
 //!                   name (1; 0: none was asked for), the name; and of a verified client certificate its SHA-256 (32), its name
-//!               10  the user the peer has authenticated itself as
+//!               10  the user the peer has authenticated itself as  11  the peer's name, confirmed in the DNS  12  tag (repeated)
 //!
 //! Outcomes       entries: sequence of the message id (8), number of recipients (4); 0 recipients: the message is done;
 //!                else per recipient: index (4), state (1: 1 done, 2 deferred), attempts (4), next attempt in seconds

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crate::mail::{
     Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
-    Protocol, RecipientDsn, Ret, ReversePath, Tls, TlsVersion,
+    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion,
 };
 
 fn envelope() -> (Envelope, Arrival) {
@@ -37,6 +37,8 @@ fn envelope() -> (Envelope, Arrival) {
             client: Some(ClientCertificate { name: "client.example".into(), fingerprint: [0xa7; 32] }),
         })),
         authenticated: Some("user".into()),
+        client_name: Some("mail.peer.example".into()),
+        tags: ["list:zen", "seen"].map(|text| Tag::parse(text).unwrap()).to_vec(),
         unix_time: 1_700_000_000,
     };
     (envelope, arrival)

@@ -180,7 +180,9 @@ impl Gateway {
                         let message = JustAccepted { envelope, arrival, trace: Vec::new(), tail };
                         served.doing = Doing::Storing { message, is_small };
                     }
-                    Effect::StartTls | Effect::Authenticate(_) => unreachable!("neither is configured"),
+                    Effect::StartTls | Effect::Authenticate(_) | Effect::Pause(_) => {
+                        unreachable!("neither is configured")
+                    }
                     Effect::Close => {
                         self.write_replies(connection, served);
                         return None;
@@ -262,7 +264,7 @@ impl Gateway {
         let write_trace = |id| {
             let (mut trace, mut date) = (Vec::new(), String::new());
             format_date(clock.unix_now(), &mut date);
-            session.write_received(id, &date, &mut trace);
+            session.write_received(id, None, &date, &mut trace);
             trace
         };
         let appended = self.spool.append_message(&mut served.receiving, incoming, write_trace);
