@@ -64,7 +64,9 @@ impl Peer {
                     }
                     Effect::Abandon => {}
                     Effect::Check(_) | Effect::Close => unreachable!("nothing is checked or refused"),
-                    Effect::StartTls | Effect::Authenticate(_) => unreachable!("neither is configured"),
+                    Effect::StartTls | Effect::Authenticate(_) | Effect::Pause(_) => {
+                        unreachable!("neither is configured")
+                    }
                 }
             }
         }

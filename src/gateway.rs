@@ -17,6 +17,7 @@
 //! and nothing acknowledged is lost by ending. Knows nothing of SMTP and of bytes.
 
 mod policies;
+mod rehearsal;
 mod secrets;
 
 use std::collections::HashSet;
@@ -42,6 +43,8 @@ use crate::policy::{Greetings, Policies};
 use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Progress, Service};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
+pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
+
 use policies::Asked;
 use secrets::Secrets;
 

@@ -4,6 +4,7 @@
 
 mod auth_commands;
 mod dead_letters;
+mod explain_command;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 use auth_commands::AuthCommand;
 use clap::{Args, Parser, Subcommand};
 use dead_letters::DeadCommand;
+use explain_command::ExplainCommand;
 use incoming::config::{Config, Flags, Sources, System};
 use incoming::inspect::SpoolCommand;
 use incoming::{gateway, inspect, telemetry};
@@ -45,6 +47,8 @@ enum Command {
     /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Asks the configured policies about a session that does not take place, and prints what each says, in order.
+    Explain(ExplainCommand),
     /// Prints lines for the file of those who may log in. Needs no configuration.
     #[command(subcommand)]
     Auth(AuthCommand),
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Command::Check => configured(options, check),
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
+        Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
         Command::Auth(command) => auth_commands::run(command),
     }
 }

@@ -399,7 +399,7 @@ impl Gateway {
     /// What a delivery reads of a job's message; `None` where it is damaged.
     pub fn read_job(&self, job: &Job, medium: &Medium) -> Option<Whole> {
         match &job.content {
-            Content::Memory(whole) => Some(whole.clone()),
+            Content::Memory(whole) => Some(Whole::clone(whole)),
             Content::Stored => self.read(job.sequence, medium),
         }
     }

@@ -15,7 +15,7 @@ const UNREADABLE_RETRY: u64 = 3600;
 
 /// Where a job's message is.
 pub enum Content {
-    Memory(Whole),
+    Memory(Box<Whole>),
     Stored,
 }
 
@@ -92,7 +92,7 @@ impl Handoff {
         let JustAccepted { envelope, arrival, trace, tail } = message;
         let recipients = (0..envelope.forward_paths.len() as u32).collect();
         let whole = Whole { envelope: *envelope, arrival, octets: [trace, tail].concat() };
-        if self.try_send(Job { sequence, recipients, content: Content::Memory(whole) }) {
+        if self.try_send(Job { sequence, recipients, content: Content::Memory(Box::new(whole)) }) {
             spool.hand_off(sequence);
             self.costs.insert(sequence, cost);
         } else {
