@@ -39,8 +39,8 @@ use crate::delivery::{
 };
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
-use crate::policy::{Greetings, Policies};
-use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Progress, Service};
+use crate::policy::{Bounds, Greetings, Policies};
+use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Pressure, Progress, Service};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
 pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
@@ -402,6 +402,12 @@ fn start(
             normalised: normalised.clone(),
             sessions_max: config.sessions_max.div_ceil(count),
             greetings: greetings.clone(),
+            pressure: Pressure {
+                bounds: Bounds { busy_at: 0.8, strained_at: 0.95 },
+                greeting_delay_millis: 2000,
+                patience: Duration::from_secs(10),
+                storage_wait_max: Duration::from_secs(5),
+            },
             logs,
             damaged: config.damaged_dir(),
             segment_size: u32::try_from(config.spool.segment_size_on(count)).expect("limits bound it"),

@@ -27,9 +27,15 @@ impl Greetings {
 
     /// How long this peer waits, in milliseconds.
     pub fn delay_millis(&self, peer: IpAddr, now: Instant) -> u32 {
-        match self.delay.is_zero() || self.passed.get(&of_one_host(peer), now).is_some() {
+        self.delay_millis_of_at_least(0, peer, now)
+    }
+
+    /// The same, where there is much to do: strangers wait for at least so long.
+    pub fn delay_millis_of_at_least(&self, least: u32, peer: IpAddr, now: Instant) -> u32 {
+        let delay = u32::try_from(self.delay.as_millis()).unwrap_or(u32::MAX).max(least);
+        match delay == 0 || self.passed.get(&of_one_host(peer), now).is_some() {
             true => 0,
-            false => u32::try_from(self.delay.as_millis()).unwrap_or(u32::MAX),
+            false => delay,
         }
     }
 
@@ -63,6 +69,10 @@ mod tests {
     #[test]
     fn without_a_delay_nobody_waits() {
         let greetings = Greetings::new(Duration::ZERO, Duration::from_secs(1));
-        assert_eq!(greetings.delay_millis("192.0.2.1".parse().unwrap(), Instant::now()), 0);
+        let (peer, now) = ("192.0.2.1".parse().unwrap(), Instant::now());
+        assert_eq!(greetings.delay_millis(peer, now), 0);
+        assert_eq!(greetings.delay_millis_of_at_least(500, peer, now), 500);
+        greetings.remember(peer, now);
+        assert_eq!(greetings.delay_millis_of_at_least(500, peer, now), 0);
     }
 }

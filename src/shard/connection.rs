@@ -36,7 +36,7 @@ pub fn serve(link: Link, service: Rc<Service>, peer: SocketAddr, input: Vec<u8>)
         may_xclient: service.may_xclient(peer.ip()),
         greeting_delay_millis: match service.is_trusted {
             true => 0,
-            false => link.shard.greetings.delay_millis(peer.ip(), clock::now()),
+            false => link.shard.greeting_delay_millis(peer.ip()),
         },
     };
     let session = Session::new(service.session.clone(), peer, clock::now(), &mut replies);
@@ -118,10 +118,16 @@ impl Served {
 
     fn handle_time(&mut self) {
         let was_silent = self.session.has_said_nothing();
-        self.session.handle_timeout(clock::now(), &mut self.replies);
+        let now = clock::now();
+        self.session.handle_timeout(now, &mut self.replies);
+        if let Some(patience) = self.link.shard.patience()
+            && !self.service.is_trusted
+        {
+            self.session.handle_impatience(patience, now, &mut self.replies);
+        }
         // It has waited for its greeting, and has it now.
         if was_silent && !self.session.has_said_nothing() && !self.session.is_closed() {
-            self.link.shard.greetings.remember(self.session.peer().ip(), clock::now());
+            self.link.shard.greetings.remember(self.session.peer().ip(), now);
         }
     }
 

@@ -51,6 +51,8 @@ struct Waiting {
     ticket: Rc<Ticket>,
     /// For its delivery straight from memory.
     message: Option<JustAccepted>,
+    /// Since when, or somewhat before.
+    since: Instant,
 }
 
 /// An I/O, for the log.
@@ -85,6 +87,8 @@ pub struct Disk {
     /// What is tried again and has failed the last time.
     failing: RefCell<Vec<Performed>>,
     was_accepting: Cell<bool>,
+    /// When [`Disk::oldest_wait`] was asked last.
+    looked_at: Cell<Instant>,
     /// The end has come: nothing is read back any more.
     is_ended: Cell<bool>,
     wanted: Event,
@@ -119,6 +123,7 @@ impl Disk {
             waiting: RefCell::default(),
             failing: RefCell::default(),
             was_accepting: Cell::new(true),
+            looked_at: Cell::new(times.0),
             is_ended: Cell::new(false),
             wanted: Event::default(),
             progress: Broadcast::default(),
@@ -139,6 +144,14 @@ impl Disk {
     /// Is there room for a message of `size` octets?
     pub fn has_room(&self, size: u64) -> bool {
         self.spool.borrow().has_room(size)
+    }
+
+    /// How long the message that waits longest to be durable has waited. Too long by up to the time between two calls of this: in between
+    /// nobody asks what time it is.
+    pub fn oldest_wait(&self, now: Instant) -> Duration {
+        self.looked_at.set(now);
+        let waiting = self.waiting.borrow();
+        waiting.front().map_or(Duration::ZERO, |oldest| now.saturating_duration_since(oldest.since))
     }
 
     /// Has the medium not failed for good?
@@ -347,6 +360,7 @@ impl Disk {
             sequence: id.sequence,
             ticket: ticket.clone(),
             message,
+            since: self.looked_at.get(),
         });
         let is_stored = poll_fn(|context| match ticket.outcome.get() {
             Some(outcome) => Poll::Ready(outcome),

@@ -54,6 +54,12 @@ impl Connection {
         }
     }
 
+    /// Wakes it as if its deadline had passed: it looks for itself what is due.
+    pub fn look_at_time(&self) {
+        self.deadline.set(clock::now());
+        self.wake();
+    }
+
     /// Wakes it so that it looks at the shard's [`Ending`].
     pub fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {

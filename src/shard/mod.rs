@@ -21,6 +21,7 @@ mod handoff;
 mod inject;
 mod link;
 pub(crate) mod medium;
+mod pressure;
 mod proxied;
 mod quarantine;
 pub(crate) mod read_back;
@@ -31,7 +32,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glommio::timer::Timer;
 use ipnet::IpNet;
@@ -42,11 +43,12 @@ pub use directory::{
     DataLock, DirectoryError, OpenedLog, count_segments, is_locked, lock, open, open_in_memory,
 };
 pub use inject::{Injected, Injector, injection};
+pub use pressure::Pressure;
 
 use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
 use crate::limits::SCRATCH_SIZE;
 use crate::mail::Refusal;
-use crate::policy::{Greetings, Lookups, Policies, Verifier};
+use crate::policy::{Greetings, Lookups, Overload, Policies, Verifier};
 use crate::smtp::{BareLineEnds, SessionConfig};
 use crate::tls::Acceptor;
 use connection::admission;
@@ -114,6 +116,8 @@ pub struct Plan {
     pub sessions_max: usize,
     /// Who waits for the greeting.
     pub greetings: Arc<Greetings>,
+    /// What is asked of peers when there is much to do.
+    pub pressure: Pressure,
     /// The shard's own log first, then the logs it adopts. Never empty.
     pub logs: Vec<OpenedLog>,
     /// Where damaged octets of the logs are kept.
@@ -166,6 +170,10 @@ struct Shard {
     normalised: Arc<[IpNet]>,
     sessions_max: usize,
     greetings: Arc<Greetings>,
+    pressure: Pressure,
+    overload: RefCell<Overload>,
+    /// When to look next at sessions that keep others waiting.
+    impatient_at: Cell<Instant>,
     depth_max: usize,
     disks: Vec<Rc<Disk>>,
     connections: RefCell<Slab<Rc<Connection>>>,
@@ -291,6 +299,9 @@ pub async fn run(plan: Plan) -> usize {
         normalised: plan.normalised,
         sessions_max: plan.sessions_max,
         greetings: plan.greetings,
+        overload: RefCell::new(Overload::new(plan.pressure.bounds)),
+        pressure: plan.pressure,
+        impatient_at: Cell::new(clock::now()),
         depth_max: plan.depth_max,
         disks: plan.logs.into_iter().map(open).collect(),
         connections: RefCell::default(),
@@ -407,6 +418,7 @@ async fn watch_deadlines(shard: Rc<Shard>, control: Arc<Control>) {
     loop {
         Timer::new(DEADLINES_INTERVAL).await;
         let now = clock::now();
+        shard.measure(now);
         shard.connections.borrow().iter().for_each(|(_, connection)| connection.handle_time(now));
         shard.disks.iter().for_each(|disk| disk.feed());
         control.ring();

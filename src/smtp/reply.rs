@@ -143,6 +143,8 @@ replies! {
     AuthUnavailable = "454 4.7.0 Temporary authentication failure";
     /// Overloaded, or shutting down.
     TryAgainLater = "421 4.3.2 Try again later";
+    /// To a peer that says nothing while others wait for its place.
+    NoRoomForIdle = "421 4.3.2 Too busy to wait for commands, try again later";
     /// The peer was too slow.
     TimedOut = "421 4.4.2 Timeout, closing";
     /// Too much was refused.

@@ -377,6 +377,16 @@ impl Session {
         self.end_with(Reply::TimedOut, replies);
     }
 
+    /// There is no room for peers that keep others waiting: the session ends if it has waited for a command for longer than `patience`.
+    pub fn handle_impatience(&mut self, patience: Duration, now: Instant, replies: &mut Vec<u8>) {
+        let is_idle = matches!(self.awaits, Awaits::Nothing)
+            && !matches!(self.state, State::Connected | State::Content | State::Chunk | State::Closed)
+            && self.skipped.is_none();
+        if is_idle && now.saturating_duration_since(self.latest) >= patience {
+            self.end_with(Reply::NoRoomForIdle, replies);
+        }
+    }
+
     /// We are shutting down: the session ends now, or after the transaction it is in.
     pub fn handle_drain(&mut self, replies: &mut Vec<u8>) {
         if matches!(self.awaits, Awaits::Connect | Awaits::Hello(_)) {
