@@ -4,6 +4,7 @@
 //! settings.
 
 mod networks;
+mod rate_limit;
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::value::{Word, duration, flag, word, write_duration, write_word};
 use crate::policy::OnError;
 
 pub use networks::Networks;
+pub use rate_limit::RateLimit;
 
 /// Policies at most: each is asked by every session.
 const POLICIES_MAX: usize = 100;
@@ -108,6 +110,8 @@ macro_rules! kinds {
 kinds! {
     /// Sends peers away by their address, and vouches for others.
     Networks "networks",
+    /// Lets so much in, in any window of time.
+    RateLimit "rate_limit",
 }
 
 fn read_settings<T: DeserializeOwned>(settings: Table, place: &str) -> Result<T, Fault> {

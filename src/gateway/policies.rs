@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Error;
 use crate::config::Config;
 use crate::config::policies::{Policy as Configured, PolicyKind};
-use crate::policy::{AcceptedDomains, Lookups, Networks, Policies, Policy, Rule};
+use crate::policy::{AcceptedDomains, Lookups, Networks, Policies, Policy, RateLimit, Rule};
 
 /// Who is asked, and who does what they must wait for.
 pub struct Asked {
@@ -54,6 +54,9 @@ impl Context<'_> {
         let name = configured.name.as_str();
         Ok(match &configured.kind {
             PolicyKind::Networks(settings) => Arc::new(Networks::new(name, &settings.allow, &settings.deny)),
+            PolicyKind::RateLimit(settings) => {
+                Arc::new(RateLimit::new(name, settings.limit, settings.entries_max))
+            }
         })
     }
 }
