@@ -18,6 +18,9 @@
 //! Knows nothing of sockets, reply codes or the spool.
 
 mod accepted_domains;
+mod admission;
+mod bans;
+mod connections;
 mod credentials;
 mod facts;
 mod list;
@@ -32,6 +35,9 @@ mod verifier;
 pub use crate::mail::{Phase, Phases};
 
 pub use accepted_domains::AcceptedDomains;
+pub use admission::{Admission, Bounds};
+pub use bans::{Ban, Bans, Terms};
+pub use connections::{Connections, Full, Ticket};
 pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
 pub use facts::Facts;
 pub use list::{Notes, OnError, Policies, Report, Round, Rule, Said, Step};
