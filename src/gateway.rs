@@ -31,14 +31,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::{Config, Durability, Listener, Placement, Queue, Transport};
+use crate::config::{self, Config, Durability, Listener, Placement, Queue, Transport};
 use crate::delivery::transport::{Discard, Maildir};
 use crate::delivery::{
     DeadLetters, Delivery, JobSender, Schedule, Upkeep, Workers, job_channel, outcome_channel,
 };
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
-use crate::policy::Policies;
+use crate::policy::{Admission, Bounds, Policies, Terms};
 use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Progress, Service};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
@@ -275,6 +275,11 @@ fn service(listener: &Listener, session: &SessionConfig, secrets: &Secrets) -> S
         dialect: listener.protocol,
         tls: listener.tls,
         auth: listener.auth,
+        // Whom a front end names is to be admitted before he is greeted.
+        phases: match listener.xclient_from.is_empty() {
+            true => session.phases,
+            false => session.phases | Phases::of(Phase::Connect),
+        },
         ..session.clone()
     };
     Service {
@@ -310,6 +315,16 @@ fn session_config(config: &Config, policies: &Policies, capabilities: Capabiliti
         phases: policies.phases() | own,
         ..SessionConfig::new(config.hostname.as_str())
     }
+}
+
+/// Who may connect.
+fn admission(settings: &config::Admission) -> Admission {
+    Admission::new(Bounds {
+        address_max: settings.max_connections_per_ip,
+        network_max: settings.max_connections_per_network,
+        bans: Terms { after: settings.ban_after, window: settings.ban_window, time: settings.ban_time },
+        exempt: settings.exempt.clone(),
+    })
 }
 
 /// Where each shard's thread runs: on the named cores, or on those this process may use, in order.
@@ -366,6 +381,7 @@ fn start(
     let session = session_config(config, &policies, capabilities);
     let services: Vec<_> =
         config.listeners.iter().map(|listener| service(listener, &session, secrets)).collect();
+    let admission = Arc::new(admission(&config.admission));
     let normalised: Arc<[_]> = config.smtp.normalise_bare_line_ends_from.clone().into();
     let (progress, progress_end) = unbounded();
     let (ringing, stop_ringing) = bounded::<()>(0);
@@ -391,6 +407,7 @@ fn start(
             verifier: secrets.verifier(),
             handshakes_max: config.tls.handshakes_max.div_ceil(count),
             handshake_timeout: config.tls.handshake_timeout,
+            admission: admission.clone(),
             policies: policies.clone(),
             lookups: lookups.clone(),
             normalised: normalised.clone(),

@@ -14,12 +14,12 @@ use ipnet::IpNet;
 
 use super::Prefix;
 use super::bans::{Ban, Bans, Terms};
-use super::connections::{Connections, Ticket};
+use super::{Place, Places};
 use crate::mail::{Refusal, Status};
 
 /// See the module.
 pub struct Admission {
-    connections: Arc<Connections>,
+    connections: Arc<Places>,
     bans: Bans,
     exempt: Vec<IpNet>,
 }
@@ -41,26 +41,27 @@ impl Admission {
     /// Goes by these.
     pub fn new(bounds: Bounds) -> Self {
         let Bounds { address_max, network_max, bans, exempt } = bounds;
-        Admission { connections: Connections::new(address_max, network_max), bans: Bans::new(bans), exempt }
+        Admission { connections: Places::new(address_max, network_max), bans: Bans::new(bans), exempt }
     }
 
-    /// What `ip` is counted as among those who share something; nothing if it is exempt.
-    pub fn prefix(&self, ip: IpAddr) -> Option<Prefix> {
-        let canonical = ip.to_canonical();
-        let is_exempt = self.exempt.iter().any(|network| network.contains(&canonical));
-        (!is_exempt).then(|| Prefix::of_address(ip))
+    /// Whether nothing of this concerns `ip`.
+    pub fn is_exempt(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.exempt.iter().any(|network| network.contains(&ip))
     }
 
-    /// A place among the connections for as long as the ticket is kept; none is needed by who is exempt.
-    pub fn admit(&self, ip: IpAddr, now: Instant) -> Result<Option<Ticket>, Refusal> {
-        let Some(prefix) = self.prefix(ip) else { return Ok(None) };
+    /// A place among the connections; none is needed by who is exempt.
+    pub fn admit(&self, ip: IpAddr, now: Instant) -> Result<Option<Place>, Refusal> {
+        if self.is_exempt(ip) {
+            return Ok(None);
+        }
         if let Some(left) = self.bans.left(ip, now) {
             let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
             let s = if seconds == 1 { "" } else { "s" };
             let text = format!("Too many errors from your address, try again in {seconds} second{s}");
             let refusal =
                 Refusal { text: Cow::Owned(text), ..Refusal::final_one(Status::temporary(7, 0), "") };
-            return Err(refusal.keyed(format!("ban of {prefix}")));
+            return Err(refusal.keyed(format!("ban of {}", Prefix::of_address(ip))));
         }
         self.connections.take(ip).map(Some).map_err(|full| {
             Refusal::final_one(Status::temporary(7, 0), "Too many connections")
@@ -70,7 +71,7 @@ impl Admission {
 
     /// A session with `ip` had to be ended for what the peer did. A ban that begins with it.
     pub fn blame(&self, ip: IpAddr, now: Instant) -> Option<Ban> {
-        self.prefix(ip).and_then(|_| self.bans.blame(ip, now))
+        if self.is_exempt(ip) { None } else { self.bans.blame(ip, now) }
     }
 }
 

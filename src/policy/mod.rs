@@ -20,12 +20,12 @@
 mod accepted_domains;
 mod admission;
 mod bans;
-mod connections;
 mod credentials;
 mod facts;
 mod list;
 mod lookups;
 mod networks;
+mod places;
 mod prefix;
 mod rate_limit;
 mod table;
@@ -37,17 +37,17 @@ pub use crate::mail::{Phase, Phases};
 pub use accepted_domains::AcceptedDomains;
 pub use admission::{Admission, Bounds};
 pub use bans::{Ban, Bans, Terms};
-pub use connections::{Connections, Full, Ticket};
 pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
 pub use facts::Facts;
 pub use list::{Notes, OnError, Policies, Report, Round, Rule, Said, Step};
 pub use lookups::Lookups;
 pub use networks::Networks;
+pub use places::{Full, Place, Places};
 pub use prefix::Prefix;
 pub use rate_limit::{Counted, Limit, NotKnownThen, Per, RateLimit};
 pub use table::{Kept, Table};
 pub use verdict::{Answer, Found, Later, Unavailable, Verdict};
-pub use verifier::{Attempt, Busy, Verifier};
+pub use verifier::{Asker, Attempt, Busy, Verifier};
 
 /// A rule of the operator's, or of whoever embeds the gateway.
 ///

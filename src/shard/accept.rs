@@ -12,9 +12,11 @@ use glommio::timer::Timer;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
+use super::admitted::Admitted;
 use super::link::Link;
 use super::{Ending, Service, Shard, connection, proxied};
-use crate::smtp::TlsMode;
+use crate::mail::Phase;
+use crate::smtp::{TlsMode, refusal_line};
 
 /// Without descriptors accepting pauses for this long: sessions that end give some back.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -56,28 +58,42 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, service: Rc<Se
     }
 }
 
-fn admit(shard: &Rc<Shard>, service: &Rc<Service>, mut stream: TcpStream, peer: SocketAddr) {
+fn admit(shard: &Rc<Shard>, service: &Rc<Service>, stream: TcpStream, peer: SocketAddr) {
     // Replies are small and somebody waits for each: without this the kernel would hold them back.
     let _ = stream.set_nodelay(true);
     let is_full = shard.connections.borrow().len() >= shard.sessions_max;
     if is_full || shard.ending.get() != Ending::No || !shard.disk().is_accepting() {
         tracing::info!(%peer, "refused: no session can be had now");
-        // In clear there is nothing to be said to a peer that expects TLS.
-        if service.session.tls == TlsMode::Implicit {
-            return;
-        }
-        // The socket's buffer is empty, so this is written at once or not at all.
-        let refuse = async move {
-            let _ = stream.write_all(COME_LATER).or(async { Ok(()) }).await;
-        };
-        glommio::spawn_local(refuse).detach();
-        return;
+        return refuse(service, stream, COME_LATER);
     }
+    let admitted = match Admitted::new_or_logged(shard, service, peer) {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            let line = refusal_line(&refusal, Phase::Connect) + "\r\n";
+            return refuse(service, stream, line.into_bytes());
+        }
+    };
     let link = Link::new(shard.clone(), stream);
     match service.is_proxy(peer.ip()) {
         true => glommio::spawn_local(proxied::serve(link, service.clone(), peer)).detach(),
-        false => glommio::spawn_local(connection::serve(link, service.clone(), peer, Vec::new())).detach(),
+        false => {
+            let served = connection::serve(link, service.clone(), peer, admitted, Vec::new());
+            glommio::spawn_local(served).detach()
+        }
     };
+}
+
+/// Says why, and closes.
+fn refuse(service: &Service, mut stream: TcpStream, line: impl AsRef<[u8]> + 'static) {
+    // In clear there is nothing to be said to a peer that expects TLS.
+    if service.session.tls == TlsMode::Implicit {
+        return;
+    }
+    // The socket's buffer is empty, so this is written at once or not at all.
+    let refuse = async move {
+        let _ = stream.write_all(line.as_ref()).or(async { Ok(()) }).await;
+    };
+    glommio::spawn_local(refuse).detach();
 }
 
 /// With the one descriptor that was kept back, tells those who wait to come later: otherwise they would wait in the backlog

@@ -1,10 +1,12 @@
-//! How many connections one address, and the network around it, has at a time.
+//! Places that all share: how many of them one address, and the network around it, has at a time.
+//!
+//! Connections are such places, and so are handshakes and passwords that are being looked at.
 //!
 //! Invariants:
 //! - never more than permitted, on however many shards at once, and not fewer either: whether there is room is decided, and the place
 //!   taken, in one step for the address and its network together;
-//! - a place is given back when its [`Ticket`] is dropped, once;
-//! - there are no more entries than tickets, so what bounds connections bounds this.
+//! - a place is given back when its [`Place`] is dropped, once;
+//! - there are at most two entries for each place that is taken, so what bounds places bounds this.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -16,41 +18,41 @@ use super::Prefix;
 /// Callers are few (shards), and each holds a stripe for less than a microsecond.
 const STRIPES: usize = 64;
 
-/// Connections by address and network. 0 of a bound: there is none.
-pub struct Connections {
+/// Places by address and network.
+pub struct Places {
     address_max: u32,
     network_max: u32,
     stripes: Box<[Mutex<Counts>]>,
     hasher: RandomState,
 }
 
-/// Connections of some networks and of the addresses in them.
+/// Places of some networks and of the addresses in them.
 type Counts = HashMap<Prefix, u32>;
 
-/// A place among the connections of an address, given back when it is dropped.
-pub struct Ticket {
-    connections: Arc<Connections>,
+/// A place of an address, given back when it is dropped.
+pub struct Place {
+    places: Arc<Places>,
     ip: IpAddr,
 }
 
-/// There is no place: this many connections come from there already.
+/// There is no place left for who is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full {
     /// From where.
     pub prefix: Prefix,
-    /// How many, which is as many as may be.
+    /// How many it has, which is as many as it may.
     pub count: u32,
 }
 
-impl Connections {
-    /// So many of one address and of one network at a time.
+impl Places {
+    /// So many for one address and for one network at a time; 0: without a bound.
     pub fn new(address_max: u32, network_max: u32) -> Arc<Self> {
         let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
-        Arc::new(Connections { address_max, network_max, stripes, hasher: RandomState::new() })
+        Arc::new(Places { address_max, network_max, stripes, hasher: RandomState::new() })
     }
 
-    /// A place for a connection of `ip`.
-    pub fn take(self: &Arc<Self>, ip: IpAddr) -> Result<Ticket, Full> {
+    /// A place for `ip`.
+    pub fn take(self: &Arc<Self>, ip: IpAddr) -> Result<Place, Full> {
         let mut counts = self.counts(ip);
         let bounds = self.bounds(ip);
         for (prefix, max) in bounds {
@@ -63,15 +65,15 @@ impl Connections {
             *counts.entry(prefix).or_insert(0) += 1;
         }
         drop(counts);
-        Ok(Ticket { connections: self.clone(), ip })
+        Ok(Place { places: self.clone(), ip })
     }
 
-    /// Addresses and networks that have connections.
+    /// Addresses and networks that have places.
     pub fn len(&self) -> usize {
         self.stripes.iter().map(|stripe| lock(stripe).len()).sum()
     }
 
-    /// Whether nobody has.
+    /// Whether nobody has one.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -91,10 +93,10 @@ fn lock(stripe: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
     stripe.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Drop for Ticket {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.connections.counts(self.ip);
-        for (prefix, _) in self.connections.bounds(self.ip) {
+        let mut counts = self.places.counts(self.ip);
+        for (prefix, _) in self.places.bounds(self.ip) {
             if let Some(count) = counts.get_mut(&prefix) {
                 *count -= 1;
                 if *count == 0 {
@@ -123,10 +125,9 @@ mod tests {
 
     #[test]
     fn an_address_and_its_network_have_so_many_and_no_more() {
-        let connections = Connections::new(2, 3);
-        let take =
-            |from: &str| connections.take(ip(from)).map_err(|full| (full.prefix.to_string(), full.count));
-        let mut tickets = Vec::new();
+        let places = Places::new(2, 3);
+        let take = |from: &str| places.take(ip(from)).map_err(|full| (full.prefix.to_string(), full.count));
+        let mut taken = Vec::new();
         for (from, expected) in [
             ("192.0.2.1", Ok(())),
             ("::ffff:192.0.2.1", Ok(())),
@@ -140,26 +141,26 @@ mod tests {
             ("2001:db8:0:1::", Ok(())),
             ("2001:db8:0:2::", Err(("2001:db8::/48".to_string(), 3))),
         ] {
-            let taken = take(from);
-            assert_eq!(taken.as_ref().map(drop).map_err(Clone::clone), expected, "{from}");
-            tickets.extend(taken);
+            let one = take(from);
+            assert_eq!(one.as_ref().map(drop).map_err(Clone::clone), expected, "{from}");
+            taken.extend(one);
         }
-        tickets.remove(0);
-        tickets.push(take("192.0.2.2").unwrap_or_else(|_| panic!("a place was given back")));
+        taken.remove(0);
+        taken.push(take("192.0.2.2").unwrap_or_else(|_| panic!("a place was given back")));
         assert!(take("192.0.2.2").is_err());
-        tickets.clear();
-        assert!(connections.is_empty());
+        taken.clear();
+        assert!(places.is_empty());
     }
 
     #[test]
     fn without_a_bound_nothing_is_counted() {
         for (address_max, network_max, entries) in [(0, 0, 0), (0, 1000, 1), (1000, 0, 1), (1000, 1000, 2)] {
-            let connections = Connections::new(address_max, network_max);
-            let tickets: Vec<_> = (0..1000).map(|_| connections.take(ip("192.0.2.1")).ok()).collect();
-            assert!(tickets.iter().all(Option::is_some));
-            assert_eq!(connections.len(), entries);
-            drop(tickets);
-            assert!(connections.is_empty());
+            let places = Places::new(address_max, network_max);
+            let taken: Vec<_> = (0..1000).map(|_| places.take(ip("192.0.2.1")).ok()).collect();
+            assert!(taken.iter().all(Option::is_some));
+            assert_eq!(places.len(), entries);
+            drop(taken);
+            assert!(places.is_empty());
         }
     }
 
@@ -167,20 +168,20 @@ mod tests {
     fn the_bounds_are_exact_however_many_threads_ask() {
         const THREADS: usize = 8;
         for round in 0..50 {
-            let (connections, together) = (Connections::new(7, 19), Barrier::new(THREADS));
-            let (connections, together) = (&connections, &together);
-            let tickets = thread::scope(|scope| {
+            let (places, together) = (Places::new(7, 19), Barrier::new(THREADS));
+            let (places, together) = (&places, &together);
+            let taken = thread::scope(|scope| {
                 let ask = |n: usize| {
                     move || {
                         together.wait();
                         // Some come and go meanwhile.
                         let mut kept = Vec::new();
                         for i in 0..40 {
-                            let taken = connections.take(ip(&format!("192.0.2.{}", (n + i) % 4)));
-                            kept.extend(taken.ok().filter(|_| (i + round) % 3 > 0));
+                            let one = places.take(ip(&format!("192.0.2.{}", (n + i) % 4)));
+                            kept.extend(one.ok().filter(|_| (i + round) % 3 > 0));
                         }
                         for i in 0..40 {
-                            kept.extend(connections.take(ip(&format!("192.0.2.{}", i % 4))));
+                            kept.extend(places.take(ip(&format!("192.0.2.{}", i % 4))));
                         }
                         kept
                     }
@@ -188,27 +189,27 @@ mod tests {
                 let threads: Vec<_> = (0..THREADS).map(|n| scope.spawn(ask(n))).collect();
                 threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
             });
-            assert_eq!(tickets.len(), 19, "the network's bound is reached and not passed");
+            assert_eq!(taken.len(), 19, "the network's bound is reached and not passed");
             for n in 0..4 {
-                let of = |ticket: &&Ticket| ticket.ip == ip(&format!("192.0.2.{n}"));
-                assert!(tickets.iter().filter(of).count() <= 7);
+                let of = |place: &&Place| place.ip == ip(&format!("192.0.2.{n}"));
+                assert!(taken.iter().filter(of).count() <= 7);
             }
-            drop(tickets);
-            assert!(connections.is_empty());
+            drop(taken);
+            assert!(places.is_empty());
         }
     }
 
     #[test]
     fn a_million_who_come_and_go_leave_nothing() {
-        let connections = Connections::new(1, 0);
+        let places = Places::new(1, 0);
         for thousand in 0..1000_u32 {
             let from = |n: u32| IpAddr::from((thousand * 1000 + n).to_be_bytes());
-            let tickets: Vec<_> = (0..1000).map(|n| connections.take(from(n)).ok()).collect();
-            assert_eq!(connections.len(), 1000);
-            drop(tickets);
+            let taken: Vec<_> = (0..1000).map(|n| places.take(from(n)).ok()).collect();
+            assert_eq!(places.len(), 1000);
+            drop(taken);
         }
-        assert!(connections.is_empty());
-        let capacity: usize = connections.stripes.iter().map(|stripe| lock(stripe).capacity()).sum();
+        assert!(places.is_empty());
+        let capacity: usize = places.stripes.iter().map(|stripe| lock(stripe).capacity()).sum();
         assert!(capacity <= STRIPES * 64, "{capacity}");
     }
 }
