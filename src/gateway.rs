@@ -32,14 +32,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::{Config, Durability, Listener, Placement, Queue, Smtp, Transport};
+use crate::config::{self, Config, Durability, Listener, Placement, Queue, Smtp, Transport};
 use crate::delivery::transport::{Discard, Maildir};
 use crate::delivery::{
     DeadLetters, Delivery, JobSender, Schedule, Upkeep, Workers, job_channel, outcome_channel,
 };
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
-use crate::policy::{Bounds, Greetings, Policies};
+use crate::policy::{Admission, Bounds, Greetings, Policies, Terms, Thresholds};
 use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Pressure, Progress, Service};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
@@ -278,6 +278,11 @@ fn service(listener: &Listener, session: &SessionConfig, secrets: &Secrets) -> S
         dialect: listener.protocol,
         tls: listener.tls,
         auth: listener.auth,
+        // Whom a front end names is to be admitted before he is greeted.
+        phases: match listener.xclient_from.is_empty() {
+            true => session.phases,
+            false => session.phases | Phases::of(Phase::Connect),
+        },
         ..session.clone()
     };
     Service {
@@ -287,6 +292,19 @@ fn service(listener: &Listener, session: &SessionConfig, secrets: &Secrets) -> S
         xclient_from: listener.xclient_from.clone(),
         address: listener.address,
         is_trusted: listener.trusted,
+    }
+}
+
+/// What is asked of peers when there is much to do.
+fn pressure(admission: &config::Admission) -> Pressure {
+    Pressure {
+        thresholds: Thresholds {
+            busy_at: f32::from(admission.busy_at) / 100.0,
+            strained_at: f32::from(admission.strained_at) / 100.0,
+        },
+        greeting_delay_millis: u32::try_from(admission.busy_greeting_delay.as_millis()).unwrap_or(u32::MAX),
+        patience: admission.strained_patience,
+        storage_wait_max: admission.storage_wait_max,
     }
 }
 
@@ -314,6 +332,16 @@ fn session_config(config: &Config, policies: &Policies, capabilities: Capabiliti
         phases: policies.phases() | own,
         ..SessionConfig::new(config.hostname.as_str())
     }
+}
+
+/// Who may connect.
+fn admission(settings: &config::Admission) -> Admission {
+    Admission::new(Bounds {
+        address_max: settings.max_connections_per_ip,
+        network_max: settings.max_connections_per_network,
+        bans: Terms { after: settings.ban_after, window: settings.ban_window, time: settings.ban_time },
+        exempt: settings.exempt.clone(),
+    })
 }
 
 /// Where each shard's thread runs: on the named cores, or on those this process may use, in order.
@@ -370,6 +398,7 @@ fn start(
     let session = session_config(config, &policies, capabilities);
     let services: Vec<_> =
         config.listeners.iter().map(|listener| service(listener, &session, secrets)).collect();
+    let admission = Arc::new(admission(&config.admission));
     let normalised: Arc<[_]> = config.smtp.normalise_bare_line_ends_from.clone().into();
     let Smtp { greeting_delay, greeting_delay_remembered, .. } = config.smtp;
     let greetings = Arc::new(Greetings::new(greeting_delay, greeting_delay_remembered));
@@ -397,17 +426,13 @@ fn start(
             verifier: secrets.verifier(),
             handshakes_max: config.tls.handshakes_max.div_ceil(count),
             handshake_timeout: config.tls.handshake_timeout,
+            admission: admission.clone(),
             policies: policies.clone(),
             lookups: lookups.clone(),
             normalised: normalised.clone(),
             sessions_max: config.sessions_max.div_ceil(count),
             greetings: greetings.clone(),
-            pressure: Pressure {
-                bounds: Bounds { busy_at: 0.8, strained_at: 0.95 },
-                greeting_delay_millis: 2000,
-                patience: Duration::from_secs(10),
-                storage_wait_max: Duration::from_secs(5),
-            },
+            pressure: pressure(&config.admission),
             logs,
             damaged: config.damaged_dir(),
             segment_size: u32::try_from(config.spool.segment_size_on(count)).expect("limits bound it"),

@@ -15,8 +15,8 @@ use super::value::{
     write_word,
 };
 use super::{
-    Accept, Auth, ClientCertificates, Config, Delivery, Listener, Log, Placement, Queue, Smtp, Spool, System,
-    Tls, Transport,
+    Accept, Admission, Auth, ClientCertificates, Config, Delivery, Listener, Log, Placement, Queue, Smtp,
+    Spool, System, Tls, Transport,
 };
 use crate::delivery::transport::PathTemplate;
 use crate::limits::{
@@ -50,6 +50,7 @@ pub struct File {
     lookups_max: Option<usize>,
     listener: Option<Vec<ListenerFile>>,
     accept: AcceptFile,
+    admission: Admission,
     #[serde(deserialize_with = "policies::tables", skip_serializing_if = "Vec::is_empty")]
     policy: Vec<toml::Table>,
     smtp: Smtp,
@@ -222,6 +223,7 @@ impl File {
             drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT_DEFAULT),
             listeners,
             accept,
+            admission: self.admission,
             policies: policies::resolve(self.policy)?,
             lookups_max: self.lookups_max.unwrap_or(LOOKUPS_MAX_DEFAULT),
             smtp: self.smtp,
@@ -448,6 +450,7 @@ impl From<&Config> for File {
                 domains: config.accept.domains.iter().cloned().map(Text).collect(),
                 any: Some(config.accept.any),
             },
+            admission: config.admission.clone(),
             policy: config.policies.iter().map(policies::write).collect(),
             smtp: config.smtp.clone(),
             tls: config.tls.clone(),

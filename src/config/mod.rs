@@ -33,7 +33,7 @@ pub use crate::telemetry::log::{Format as LogFormat, Level as LogLevel};
 pub use error::ConfigError;
 pub use layers::{Flags, Sources, System};
 pub use sections::{
-    Auth, BareLineEnds, ClientCertificates, Delivery, Durability, Log, Queue, Smtp, Spool, Tls,
+    Admission, Auth, BareLineEnds, ClientCertificates, Delivery, Durability, Log, Queue, Smtp, Spool, Tls,
 };
 
 /// Everything the operator decides.
@@ -53,6 +53,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// For whom.
     pub accept: Accept,
+    /// Who may connect, and how often at a time.
+    pub admission: Admission,
     /// Who else decides about a session, in the order in which they are asked.
     pub policies: Vec<policies::Policy>,
     /// Lookups of policies at a time.

@@ -4,6 +4,7 @@
 //! settings.
 
 mod networks;
+mod rate_limit;
 mod recipients_limit;
 mod size_limit;
 mod tls_required;
@@ -19,6 +20,7 @@ use super::value::{Word, duration, flag, word, write_duration, write_word};
 use crate::policy::OnError;
 
 pub use networks::Networks;
+pub use rate_limit::RateLimit;
 pub use recipients_limit::RecipientsLimit;
 pub use size_limit::SizeLimit;
 pub use tls_required::TlsRequired;
@@ -120,6 +122,8 @@ kinds! {
     SizeLimit "size_limit",
     /// Takes no mail of strangers without TLS.
     TlsRequired "tls_required",
+    /// Lets so much in, in any window of time.
+    RateLimit "rate_limit",
 }
 
 fn read_settings<T: DeserializeOwned>(settings: Table, place: &str) -> Result<T, Fault> {

@@ -165,6 +165,66 @@ impl Default for Auth {
     }
 }
 
+/// `[admission]`: who may connect, and how often at a time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [admission]")]
+pub struct Admission {
+    /// Connections of one address (IPv6: /64) at a time, over all shards; 0: as many as come.
+    #[serde(deserialize_with = "count::<0, SESSIONS_MAX_HIGH, _, _>")]
+    pub max_connections_per_ip: u32,
+    /// Connections of one network (IPv4 /24, IPv6 /48) at a time, over all shards; 0: as many as come.
+    #[serde(deserialize_with = "count::<0, SESSIONS_MAX_HIGH, _, _>")]
+    pub max_connections_per_network: u32,
+    /// Sessions of an address ended for what it did before it is banned; 0: nobody is banned.
+    #[serde(deserialize_with = "count::<0, 1_000_000, _, _>")]
+    pub ban_after: u32,
+    /// Within this.
+    #[serde(deserialize_with = "duration::<1, 86_400, _>", serialize_with = "write_duration")]
+    pub ban_window: Duration,
+    /// For so long, the first time.
+    #[serde(deserialize_with = "duration::<1, 86_400, _>", serialize_with = "write_duration")]
+    pub ban_time: Duration,
+    /// Whom none of this concerns.
+    #[serde(deserialize_with = "list")]
+    pub exempt: Vec<IpNet>,
+    /// Percent of sessions, memory, queue or `storage_wait_max` from which strangers wait for their greeting.
+    #[serde(deserialize_with = "count::<1, 100, _, _>")]
+    pub busy_at: u8,
+    /// Percent of the same from which an address has a quarter of its connections, and sessions that say nothing end.
+    #[serde(deserialize_with = "count::<1, 100, _, _>")]
+    pub strained_at: u8,
+    /// How long strangers wait for their greeting then.
+    #[serde(deserialize_with = "duration::<0, 60, _>", serialize_with = "write_duration")]
+    pub busy_greeting_delay: Duration,
+    /// How long sessions may say nothing then.
+    #[serde(deserialize_with = "duration::<1, 86_400, _>", serialize_with = "write_duration")]
+    pub strained_patience: Duration,
+    /// A message that waits so long to be durable is as bad as no room at all.
+    #[serde(deserialize_with = "duration::<1, 3600, _>", serialize_with = "write_duration")]
+    pub storage_wait_max: Duration,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        let network = |text: &str| text.parse().expect("a network");
+        Admission {
+            // What Postfix has too: the largest senders keep fewer open to one host.
+            max_connections_per_ip: 50,
+            // Of a /48 one customer may have 65,536 /64s. A hundred such networks fill the sessions there are by default.
+            max_connections_per_network: 1000,
+            ban_after: 0,
+            ban_window: Duration::from_secs(10 * 60),
+            ban_time: Duration::from_secs(10 * 60),
+            exempt: vec![network("127.0.0.0/8"), network("::1/128")],
+            busy_at: 80,
+            strained_at: 95,
+            busy_greeting_delay: Duration::from_secs(2),
+            strained_patience: Duration::from_secs(10),
+            storage_wait_max: Duration::from_secs(5),
+        }
+    }
+}
+
 /// `listener.client_certificates`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientCertificates {

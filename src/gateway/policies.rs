@@ -6,7 +6,8 @@ use super::Error;
 use crate::config::Config;
 use crate::config::policies::{Policy as Configured, PolicyKind};
 use crate::policy::{
-    AcceptedDomains, Lookups, Networks, Policies, Policy, RecipientsLimit, Rule, SizeLimit, TlsRequired,
+    AcceptedDomains, Lookups, Networks, Policies, Policy, RateLimit, RecipientsLimit, Rule, SizeLimit,
+    TlsRequired,
 };
 
 /// Who is asked, and who does what they must wait for.
@@ -59,6 +60,9 @@ impl Context<'_> {
             PolicyKind::RecipientsLimit(settings) => Arc::new(RecipientsLimit::new(name, settings.max)),
             PolicyKind::SizeLimit(settings) => Arc::new(SizeLimit::new(name, settings.max)),
             PolicyKind::TlsRequired(settings) => Arc::new(TlsRequired::new(name, settings.min_version)),
+            PolicyKind::RateLimit(settings) => {
+                Arc::new(RateLimit::new(name, settings.limit, settings.entries_max))
+            }
         })
     }
 }

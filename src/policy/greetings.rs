@@ -6,8 +6,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::Table;
-use super::network::of_one_host;
+use super::{Prefix, Table};
 
 /// Addresses that are remembered at most: some 10 MB.
 const REMEMBERED_MAX: usize = 100_000;
@@ -16,7 +15,7 @@ const REMEMBERED_MAX: usize = 100_000;
 pub struct Greetings {
     delay: Duration,
     remembered: Duration,
-    passed: Table<IpAddr, ()>,
+    passed: Table<Prefix, ()>,
 }
 
 impl Greetings {
@@ -33,7 +32,7 @@ impl Greetings {
     /// The same, where there is much to do: strangers wait for at least so long.
     pub fn delay_millis_of_at_least(&self, least: u32, peer: IpAddr, now: Instant) -> u32 {
         let delay = u32::try_from(self.delay.as_millis()).unwrap_or(u32::MAX).max(least);
-        match delay == 0 || self.passed.get(&of_one_host(peer), now).is_some() {
+        match delay == 0 || self.passed.get(&Prefix::of_address(peer), now).is_some() {
             true => 0,
             false => delay,
         }
@@ -42,7 +41,7 @@ impl Greetings {
     /// It has waited for its greeting, and said nothing before.
     pub fn remember(&self, peer: IpAddr, now: Instant) {
         if !self.remembered.is_zero() {
-            self.passed.insert(of_one_host(peer), (), now + self.remembered, now);
+            self.passed.insert(Prefix::of_address(peer), (), now + self.remembered, now);
         }
     }
 }

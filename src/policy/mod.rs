@@ -18,14 +18,18 @@
 //! Knows nothing of sockets, reply codes or the spool.
 
 mod accepted_domains;
+mod admission;
+mod bans;
 mod credentials;
 mod facts;
 mod greetings;
 mod list;
 mod lookups;
-mod network;
 mod networks;
 mod overload;
+mod places;
+mod prefix;
+mod rate_limit;
 mod recipients_limit;
 mod size_limit;
 mod table;
@@ -36,19 +40,24 @@ mod verifier;
 pub use crate::mail::{Phase, Phases};
 
 pub use accepted_domains::AcceptedDomains;
+pub use admission::{Admission, Bounds};
+pub use bans::{Ban, Bans, Terms};
 pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
 pub use facts::Facts;
 pub use greetings::Greetings;
 pub use list::{Notes, OnError, Policies, Report, Round, Rule, Said, Step};
 pub use lookups::Lookups;
 pub use networks::Networks;
-pub use overload::{Bounds, Level, Overload, Resource};
+pub use overload::{Level, Overload, Resource, Thresholds};
+pub use places::{Full, Place, Places};
+pub use prefix::Prefix;
+pub use rate_limit::{Counted, Limit, NotKnownThen, Per, RateLimit};
 pub use recipients_limit::RecipientsLimit;
 pub use size_limit::SizeLimit;
 pub use table::{Kept, Table};
 pub use tls_required::TlsRequired;
 pub use verdict::{Answer, Found, Later, Unavailable, Verdict};
-pub use verifier::{Attempt, Busy, Verifier};
+pub use verifier::{Asker, Attempt, Busy, Verifier};
 
 /// A rule of the operator's, or of whoever embeds the gateway.
 ///

@@ -3,7 +3,9 @@
 //! Invariants:
 //! - [`Verifier::submit`] never waits: with all threads at work and the queue full it says [`Busy`], and what the peer is told is to
 //!   come back later, not that its password is wrong;
-//! - every attempt that was taken is answered once, by one of the threads, or dropped with its answer when the verifier stops;
+//! - one address has at most a quarter of the queue's places, waiting and at work together: however often it asks, others are heard;
+//! - every attempt that was taken is answered once, by one of the threads, or dropped with its asker: when the verifier stops, or where
+//!   nobody waits for the answer any more, which costs no verification;
 //! - passwords are overwritten when they are dropped;
 //! - memory is bounded: each thread has at most one verification's in use, and waiting attempts have their names and passwords only.
 //!
@@ -14,6 +16,7 @@
 //! it.
 
 use std::io;
+use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -21,13 +24,14 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, select};
 use zeroize::Zeroizing;
 
-use super::Credentials;
+use super::{Credentials, Place, Places};
 use crate::scheduling::yield_to_shards;
 
 /// Threads that verify passwords.
 pub struct Verifier {
     credentials: Arc<Mutex<Arc<Credentials>>>,
-    attempts: Sender<Attempt>,
+    attempts: Sender<Queued>,
+    places: Arc<Places>,
     /// Dropped to tell the threads to stop: nothing is ever sent.
     running: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
@@ -39,11 +43,36 @@ pub struct Attempt {
     pub user: Box<str>,
     /// The password that was given.
     pub password: Zeroizing<Vec<u8>>,
-    /// Told whether it is the user's. Called by a thread of the verifier: it must not wait.
-    pub answer: Box<dyn FnOnce(bool) + Send>,
+    /// Who asks; nobody if it is not to be counted.
+    pub from: Option<IpAddr>,
+    /// Who is told.
+    pub asker: Box<dyn Asker>,
 }
 
-/// All threads are at work and the queue is full: try again later.
+/// Who waits for an answer. Called by a thread of the verifier: nothing here may wait.
+pub trait Asker: Send {
+    /// Whether it still does.
+    fn is_waiting(&self) -> bool {
+        true
+    }
+
+    /// Tells whether the password is the user's.
+    fn tell(self: Box<Self>, is_right: bool);
+}
+
+impl<F: FnOnce(bool) + Send> Asker for F {
+    fn tell(self: Box<Self>, is_right: bool) {
+        self(is_right);
+    }
+}
+
+/// An attempt, and its place among its address's.
+struct Queued {
+    attempt: Attempt,
+    place: Option<Place>,
+}
+
+/// All threads are at work and the queue, or the address's part of it, is full: try again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
 
@@ -55,8 +84,14 @@ impl Verifier {
         let (attempts, waiting) = bounded(queue_max);
         let (running, stop) = bounded(0);
         let credentials = Arc::new(Mutex::new(Arc::new(credentials)));
-        let mut verifier =
-            Verifier { credentials, attempts, running: Some(running), threads: Vec::with_capacity(threads) };
+        let places = Places::new(u32::try_from(queue_max / 4).unwrap_or(u32::MAX).max(1), 0);
+        let mut verifier = Verifier {
+            credentials,
+            attempts,
+            places,
+            running: Some(running),
+            threads: Vec::with_capacity(threads),
+        };
         for n in 0..threads {
             let thread = Thread {
                 attempts: waiting.clone(),
@@ -71,7 +106,8 @@ impl Verifier {
 
     /// Has `attempt` verified, against the credentials of the time when a thread takes it up.
     pub fn submit(&self, attempt: Attempt) -> Result<(), Busy> {
-        match self.attempts.try_send(attempt) {
+        let place = attempt.from.map(|ip| self.places.take(ip)).transpose().map_err(|_| Busy)?;
+        match self.attempts.try_send(Queued { attempt, place }) {
             Ok(()) => Ok(()),
             // Every thread ended by a panic, and there was no hook to end the process: nobody can log in.
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(Busy),
@@ -106,7 +142,7 @@ impl Drop for Verifier {
 }
 
 struct Thread {
-    attempts: Receiver<Attempt>,
+    attempts: Receiver<Queued>,
     stop: Receiver<()>,
     credentials: Arc<Mutex<Arc<Credentials>>>,
 }
@@ -114,15 +150,20 @@ struct Thread {
 impl Thread {
     fn run(&self) {
         yield_to_shards();
-        while let Some(Attempt { user, password, answer }) = self.next_attempt() {
+        while let Some(Queued { attempt, place }) = self.next_attempt() {
+            let Attempt { user, password, asker, .. } = attempt;
+            if !asker.is_waiting() {
+                continue;
+            }
             let credentials = self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let is_right = credentials.verify(&user, &password);
-            drop(password);
-            answer(is_right);
+            // Whoever is told finds the place free.
+            drop((password, place));
+            asker.tell(is_right);
         }
     }
 
-    fn next_attempt(&self) -> Option<Attempt> {
+    fn next_attempt(&self) -> Option<Queued> {
         // To stop goes before attempts that wait.
         if let Err(TryRecvError::Disconnected) = self.stop.try_recv() {
             return None;
@@ -151,7 +192,8 @@ mod tests {
         Attempt {
             user: user.into(),
             password: Zeroizing::new(password.as_bytes().to_vec()),
-            answer: Box::new(answer),
+            from: None,
+            asker: Box::new(answer),
         }
     }
 
@@ -200,6 +242,61 @@ mod tests {
             assert_eq!(answers.iter().collect::<Vec<_>>(), vec![true; queue_max]);
             assert!(ask(&verifier, "alice", "a"));
         }
+    }
+
+    #[test]
+    fn one_address_has_a_quarter_of_the_queue() {
+        for (queue_max, share) in [(1, 1), (4, 1), (7, 1), (8, 2), (64, 16)] {
+            let verifier = Verifier::start(credentials(&[("alice", "a")]), 1, queue_max).unwrap();
+            let held = hold(&verifier);
+            let (told, answers) = mpsc::channel();
+            let submit = |from: &str| {
+                let told = told.clone();
+                let attempt = attempt("alice", "a", move |is_right| told.send(is_right).unwrap());
+                verifier.submit(Attempt { from: from.parse().ok(), ..attempt })
+            };
+            for _ in 0..share {
+                assert_eq!(submit("2001:db8::1"), Ok(()));
+            }
+            assert_eq!(submit("2001:db8::2"), Err(Busy), "of the same /64");
+            // The queue itself has room for the others, as far as it goes.
+            let others = (1..=9).map(|n| submit(&format!("192.0.2.{n}"))).filter(Result::is_ok).count();
+            assert_eq!(others, (queue_max - share).min(9));
+            drop(held);
+            for _ in 0..share + others {
+                assert_eq!(answers.recv(), Ok(true));
+            }
+            assert_eq!(submit("2001:db8::2"), Ok(()), "its places are free again");
+            assert_eq!(answers.recv(), Ok(true));
+        }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_not_looked_at() {
+        struct Gone(mpsc::Sender<()>);
+        impl Asker for Gone {
+            fn is_waiting(&self) -> bool {
+                false
+            }
+
+            fn tell(self: Box<Self>, _: bool) {
+                self.0.send(()).unwrap();
+            }
+        }
+        let verifier = Verifier::start(credentials(&[("alice", "a")]), 1, 40).unwrap();
+        let (told, answers) = mpsc::channel();
+        let attempt = |told| Attempt {
+            asker: Box::new(Gone(told)),
+            from: "192.0.2.1".parse().ok(),
+            ..attempt("alice", "a", |_| ())
+        };
+        for _ in 0..10 {
+            verifier.submit(attempt(told.clone())).unwrap();
+        }
+        drop(told);
+        assert_eq!(answers.recv(), Err(mpsc::RecvError), "every asker is dropped without a word");
+        assert!(ask(&verifier, "alice", "a"));
+        assert!(verifier.places.is_empty());
     }
 
     #[test]

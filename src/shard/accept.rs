@@ -12,9 +12,12 @@ use glommio::timer::Timer;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
+use super::admitted::{Admitted, log_refused};
 use super::link::Link;
 use super::{Ending, Service, Shard, connection, proxied};
-use crate::smtp::TlsMode;
+use crate::mail::{Phase, Refusal, Status};
+use crate::policy::Resource;
+use crate::smtp::{TlsMode, refusal_line};
 
 /// Without descriptors accepting pauses for this long: sessions that end give some back.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -56,28 +59,51 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, service: Rc<Se
     }
 }
 
-fn admit(shard: &Rc<Shard>, service: &Rc<Service>, mut stream: TcpStream, peer: SocketAddr) {
+fn admit(shard: &Rc<Shard>, service: &Rc<Service>, stream: TcpStream, peer: SocketAddr) {
     // Replies are small and somebody waits for each: without this the kernel would hold them back.
     let _ = stream.set_nodelay(true);
-    let is_full = shard.connections.borrow().len() >= shard.sessions_max;
-    if is_full || shard.ending.get() != Ending::No || !shard.disk().is_accepting() {
-        tracing::info!(%peer, "refused: no session can be had now");
-        // In clear there is nothing to be said to a peer that expects TLS.
-        if service.session.tls == TlsMode::Implicit {
-            return;
+    let admitted = refusal_of_any(shard).map_or_else(|| Admitted::new(shard, service, peer), Err);
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            log_refused(service, peer, &refusal);
+            let line = refusal_line(&refusal, Phase::Connect) + "\r\n";
+            return refuse(service, stream, line.into_bytes());
         }
-        // The socket's buffer is empty, so this is written at once or not at all.
-        let refuse = async move {
-            let _ = stream.write_all(COME_LATER).or(async { Ok(()) }).await;
-        };
-        glommio::spawn_local(refuse).detach();
-        return;
-    }
+    };
     let link = Link::new(shard.clone(), stream);
     match service.is_proxy(peer.ip()) {
         true => glommio::spawn_local(proxied::serve(link, service.clone(), peer)).detach(),
-        false => glommio::spawn_local(connection::serve(link, service.clone(), peer, Vec::new())).detach(),
+        false => {
+            let served = connection::serve(link, service.clone(), peer, admitted, Vec::new());
+            glommio::spawn_local(served).detach()
+        }
     };
+}
+
+/// Why nobody at all can have a session, if that is so.
+fn refusal_of_any(shard: &Shard) -> Option<Refusal> {
+    let is_full = shard.connections.borrow().len() >= shard.sessions_max;
+    let is_stopping = shard.ending.get() != Ending::No;
+    match (is_stopping || !shard.disk().is_accepting(), is_full) {
+        // RFC 3463 X.3.2: system not accepting network messages.
+        (true, _) => Some(Refusal::final_one(Status::temporary(3, 2), "Try again later")),
+        (_, true) => Some(Resource::Sessions.refusal()),
+        _ => None,
+    }
+}
+
+/// Says why, and closes.
+fn refuse(service: &Service, mut stream: TcpStream, line: impl AsRef<[u8]> + 'static) {
+    // In clear there is nothing to be said to a peer that expects TLS.
+    if service.session.tls == TlsMode::Implicit {
+        return;
+    }
+    // The socket's buffer is empty, so this is written at once or not at all.
+    let refuse = async move {
+        let _ = stream.write_all(line.as_ref()).or(async { Ok(()) }).await;
+    };
+    glommio::spawn_local(refuse).detach();
 }
 
 /// With the one descriptor that was kept back, tells those who wait to come later: otherwise they would wait in the backlog

@@ -42,6 +42,11 @@ impl<T> Answer<T> {
 }
 
 impl<T> Answerer<T> {
+    /// Whether the other end is still there.
+    pub fn is_waited_for(&self) -> bool {
+        Arc::strong_count(&self.state) > 1
+    }
+
     /// Gives it. From any thread.
     pub fn give(mut self, answer: T) {
         self.otherwise = Some(answer);
@@ -75,5 +80,13 @@ mod tests {
         let (waiting, given) = answer(1);
         drop(given);
         assert_eq!(waiting.poll(context), Poll::Ready(1));
+    }
+
+    #[test]
+    fn whoever_answers_can_tell_whether_somebody_waits() {
+        let (waiting, given) = answer(1);
+        assert!(given.is_waited_for());
+        drop(waiting);
+        assert!(!given.is_waited_for());
     }
 }

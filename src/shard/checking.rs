@@ -10,7 +10,7 @@ use super::answer::answer;
 use super::clock;
 use super::connection::Served;
 use crate::mail::{Phase, Refusal, Tag};
-use crate::policy::{Facts, Later, Notes, Round, Step, Unavailable};
+use crate::policy::{Facts, Later, Notes, Round, Step, Unavailable, Verdict};
 use crate::telemetry;
 
 /// What a session remembers for its policies. There is none before one of them is asked.
@@ -40,7 +40,8 @@ impl Served {
     /// Has `phase` decided, or says for whom to wait first.
     pub fn check(&mut self, phase: Phase) -> Option<Waiting> {
         if let Err(refusal) = self.admit(phase) {
-            telemetry::refused(phase, &self.facts(), "admission", "refuse", &refusal, false);
+            let verdict = Verdict::Refuse(refusal.clone());
+            telemetry::refused(phase, &self.facts(), "admission", verdict.word(), &refusal, false);
             self.session.handle_verdict(Err(refusal), clock::now(), &mut self.replies);
             return None;
         }
@@ -112,8 +113,10 @@ impl Served {
     }
 
     /// Has the shard room for what comes?
-    fn admit(&self, phase: Phase) -> Result<(), Refusal> {
+    fn admit(&mut self, phase: Phase) -> Result<(), Refusal> {
         match phase {
+            // XCLIENT may have named another client.
+            Phase::Connect => self.admitted.pass_to(&self.link.shard, &self.service, self.session.peer()),
             Phase::Mail | Phase::Data => {
                 self.link.shard.admit_message(self.session.declared_size().unwrap_or(0))
             }

@@ -5,11 +5,12 @@
 //! nothing is read: back-pressure, not buffering.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::Poll;
 
-use super::answer::answer;
+use super::admitted::Admitted;
+use super::answer::{Answerer, answer};
 use super::checking::Noted;
 use super::clock;
 use super::handoff::JustAccepted;
@@ -17,7 +18,7 @@ use super::link::{Input, Link};
 use super::{Ending, Service};
 use crate::limits::PIECE_SIZE_MIN;
 use crate::mail::{Arrival, Refusal, Status, Tag};
-use crate::policy::Attempt;
+use crate::policy::{Asker, Attempt, Ban};
 use crate::smtp::{Authentication, Credentials, Effect, NotStored, Peer, Session, Submission};
 use crate::spool::{AppendError, Receiving};
 use crate::telemetry::Escaped;
@@ -28,7 +29,13 @@ const TRACE_SIZE: usize = 256;
 /// Serves `peer` over `link` until the session or the connection ends. `input` was received already.
 ///
 /// Not an `async fn`: that would keep room for its arguments beside the state they are moved into, in every idle session.
-pub fn serve(link: Link, service: Rc<Service>, peer: SocketAddr, input: Vec<u8>) -> impl Future<Output = ()> {
+pub fn serve(
+    link: Link,
+    service: Rc<Service>,
+    peer: SocketAddr,
+    admitted: Admitted,
+    input: Vec<u8>,
+) -> impl Future<Output = ()> {
     let mut replies = link.shard.take_buffer();
     let peer = Peer {
         address: peer,
@@ -43,6 +50,7 @@ pub fn serve(link: Link, service: Rc<Service>, peer: SocketAddr, input: Vec<u8>)
     let mut served = Served {
         link,
         service,
+        admitted,
         session,
         noted: Noted::default(),
         receiving: Receiving::default(),
@@ -53,8 +61,11 @@ pub fn serve(link: Link, service: Rc<Service>, peer: SocketAddr, input: Vec<u8>)
         envelope_counted: 0,
     };
     async move {
-        // A connection that breaks is the peer's affair; what it had sent is not mail before its end-of-data.
-        let _ = served.run().await;
+        // A connection that breaks is the peer's affair; what it had sent is not mail before its end-of-data. It does not save it from
+        // what it had coming, though.
+        if served.run().await.is_err() {
+            served.blame();
+        }
     }
 }
 
@@ -62,6 +73,7 @@ pub fn serve(link: Link, service: Rc<Service>, peer: SocketAddr, input: Vec<u8>)
 pub struct Served {
     pub link: Link,
     pub service: Rc<Service>,
+    pub admitted: Admitted,
     pub session: Session,
     pub noted: Noted,
     /// What of the content is in the spool.
@@ -96,7 +108,12 @@ impl Served {
                         Box::pin(self.link.pause(duration)).await;
                         self.session.handle_pause_over(clock::now(), &mut self.replies);
                     }
-                    Effect::Close => return Box::pin(self.link.close(&mut self.replies)).await,
+                    Effect::Close => {
+                        self.blame();
+                        // The peer has had its reply, or does not want it.
+                        let _ = Box::pin(self.link.close(&mut self.replies)).await;
+                        return Ok(());
+                    }
                 }
             }
             if !self.input.is_empty() && self.take_input() {
@@ -131,6 +148,18 @@ impl Served {
         }
     }
 
+    /// Remembers a peer whose session had to be ended for what it did.
+    fn blame(&self) {
+        let (shard, session) = (&self.link.shard, &self.session);
+        let ip = session.peer().ip();
+        if !session.was_sent_away() || session.authenticated().is_some() || !self.service.is_guarded(ip) {
+            return;
+        }
+        if let Some(Ban { prefix, time }) = shard.admission.blame(ip, clock::now()) {
+            tracing::warn!(peer = %session.peer(), address = %prefix, time_seconds = time.as_secs(), "banned: its sessions had to be ended again and again");
+        }
+    }
+
     /// Gives the session what it could not take before. True if it took something now.
     fn take_input(&mut self) -> bool {
         let rest = &self.input[self.taken..];
@@ -162,7 +191,7 @@ impl Served {
         // What is owed is taken before a place among the handshakes is.
         self.link.send(&mut self.replies).await?;
         let shard = self.link.shard.clone();
-        let handshake = self.service.acceptor.as_ref().zip(shard.begin_handshake());
+        let handshake = self.service.acceptor.as_ref().zip(shard.begin_handshake(self.counted()));
         let Some((acceptor, _handshake)) = handshake else {
             tracing::info!(peer = %self.session.peer(), "no TLS: too many handshakes at a time");
             self.session.handle_tls_unavailable(clock::now(), &mut self.replies);
@@ -189,22 +218,18 @@ impl Served {
         Ok(())
     }
 
+    /// Whose share of what all share this connection's part is, if it is counted.
+    fn counted(&self) -> Option<IpAddr> {
+        self.link.shard.counted(&self.service, self.session.peer().ip())
+    }
+
     /// Has a password verified, by a thread that may take its time.
     async fn authenticate(&mut self, credentials: Credentials) -> io::Result<()> {
         self.link.send(&mut self.replies).await?;
         let (outcome, given) = answer(Authentication::Unavailable);
         let Credentials { user, password } = credentials;
         let name = user.clone();
-        let attempt = Attempt {
-            user,
-            password,
-            answer: Box::new(move |is_right| {
-                given.give(match is_right {
-                    true => Authentication::Accepted,
-                    false => Authentication::Refused,
-                })
-            }),
-        };
+        let attempt = Attempt { user, password, from: self.counted(), asker: Box::new(given) };
         // Refused by the queue it is dropped, and so answered.
         if let Some(verifier) = &self.link.shard.verifier {
             let _ = verifier.submit(attempt);
@@ -212,7 +237,7 @@ impl Served {
         let mut outcome_now = Authentication::Unavailable;
         let is_answered = self
             .link
-            .wait(|context| match outcome.poll(context) {
+            .wait_with_peer(|context| match outcome.poll(context) {
                 Poll::Ready(outcome) => {
                     outcome_now = outcome;
                     Poll::Ready(())
@@ -220,9 +245,14 @@ impl Served {
                 Poll::Pending => Poll::Pending,
             })
             .await;
-        if is_answered {
-            let user = Escaped(name.as_bytes());
-            tracing::info!(peer = %self.session.peer(), %user, outcome = ?outcome_now, "authentication");
+        let user = Escaped(name.as_bytes());
+        match is_answered {
+            true => {
+                tracing::info!(peer = %self.session.peer(), %user, outcome = ?outcome_now, "authentication")
+            }
+            false => {
+                tracing::info!(peer = %self.session.peer(), %user, "no authentication: the peer has gone before")
+            }
         }
         self.session.handle_authenticated(outcome_now, clock::now(), &mut self.replies);
         Ok(())
@@ -304,6 +334,16 @@ impl Drop for Served {
         shard.content_memory.set(shard.content_memory.get() - self.counted);
         shard.envelope_memory.set(shard.envelope_memory.get() - self.envelope_counted);
         shard.give_buffer(std::mem::take(&mut self.replies));
+    }
+}
+
+impl Asker for Answerer<Authentication> {
+    fn is_waiting(&self) -> bool {
+        self.is_waited_for()
+    }
+
+    fn tell(self: Box<Self>, is_right: bool) {
+        self.give(if is_right { Authentication::Accepted } else { Authentication::Refused });
     }
 }
 

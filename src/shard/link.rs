@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use glommio::timer::Timer;
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvFlags, recv};
 
 use super::clock;
@@ -32,6 +33,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(300);
 /// After we have ended a session first, the peer has this long to read the last reply: closing with unread octets would
 /// reset the connection and might take the reply with it.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a peer is looked for that waits for something expensive.
+const PRESENCE_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a link may go on receiving before the shard's others have a turn. As long as something is there nothing is waited for, and
 /// a peer that sends faster than it is read would have the shard for itself.
 const TURN_TIME: Duration = Duration::from_millis(1);
@@ -355,6 +358,32 @@ impl Link {
         })
         .await
     }
+
+    /// As [`Link::wait`], and no longer than the peer is there: false too once it sends no more, which is looked for now and then.
+    pub async fn wait_with_peer(&mut self, mut poll: impl FnMut(&mut Context<'_>) -> Poll<()>) -> bool {
+        let connection = self.connection.clone();
+        let descriptor = self.stream.as_raw_fd();
+        let mut is_answered = false;
+        self.wait(|context| {
+            is_answered = poll(context).is_ready();
+            connection.deadline.set(clock::now() + PRESENCE_INTERVAL);
+            match is_answered || has_hung_up(descriptor) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+        is_answered
+    }
+}
+
+/// Whether the peer has said that it sends no more, behind whatever it has sent; or is gone.
+fn has_hung_up(descriptor: RawFd) -> bool {
+    // SAFETY: the caller has the socket open.
+    let socket = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    let no_wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut look = [PollFd::new(&socket, PollFlags::RDHUP)];
+    matches!(rustix::event::poll(&mut look, Some(&no_wait)), Ok(1))
 }
 
 /// Why a handshake came to nothing. What TLS itself had against it was logged.

@@ -9,6 +9,7 @@
 //! - a panic here ends the process: see `gateway`.
 
 mod accept;
+mod admitted;
 mod answer;
 mod checking;
 mod clock;
@@ -48,7 +49,7 @@ pub use pressure::Pressure;
 use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
 use crate::limits::SCRATCH_SIZE;
 use crate::mail::Refusal;
-use crate::policy::{Greetings, Lookups, Overload, Policies, Verifier};
+use crate::policy::{Admission, Greetings, Lookups, Overload, Place, Places, Policies, Verifier};
 use crate::smtp::{BareLineEnds, SessionConfig};
 use crate::tls::Acceptor;
 use connection::admission;
@@ -89,6 +90,11 @@ impl Service {
     fn may_xclient(&self, peer: IpAddr) -> bool {
         is_in(&self.xclient_from, peer)
     }
+
+    /// Whether what one address may have is asked of `peer`: not of who is vouched for, nor of who speaks for others.
+    fn is_guarded(&self, peer: IpAddr) -> bool {
+        !(self.is_trusted || self.is_proxy(peer) || self.may_xclient(peer))
+    }
 }
 
 fn is_in(networks: &[IpNet], peer: IpAddr) -> bool {
@@ -106,6 +112,8 @@ pub struct Plan {
     pub handshakes_max: usize,
     /// How long one may take.
     pub handshake_timeout: Duration,
+    /// Who may connect.
+    pub admission: Arc<Admission>,
     /// Who may send what to whom.
     pub policies: Policies,
     /// Does what they must wait for.
@@ -163,6 +171,9 @@ struct Shard {
     handshakes: Cell<usize>,
     handshakes_max: usize,
     handshake_timeout: Duration,
+    /// Those of one address.
+    handshake_places: Arc<Places>,
+    admission: Arc<Admission>,
     policies: Policies,
     lookups: Arc<Lookups>,
     /// Numbers of sessions given so far, and where they begin.
@@ -225,13 +236,20 @@ impl Shard {
         number
     }
 
-    /// A place among the handshakes, if one is free; given back when it is dropped.
-    fn begin_handshake(self: &Rc<Self>) -> Option<Handshake> {
+    /// A place among the handshakes, if one is free, and one of those that `from` may have, if it is counted; given back when it is
+    /// dropped.
+    fn begin_handshake(self: &Rc<Self>, from: Option<IpAddr>) -> Option<Handshake> {
+        let place = from.map(|ip| self.handshake_places.take(ip)).transpose().ok()?;
         let count = self.handshakes.get();
         (count < self.handshakes_max).then(|| {
             self.handshakes.set(count + 1);
-            Handshake(self.clone())
+            Handshake { shard: self.clone(), _place: place }
         })
+    }
+
+    /// Whose `peer`'s share of what all share is, if it is counted.
+    fn counted(&self, service: &Service, peer: IpAddr) -> Option<IpAddr> {
+        (service.is_guarded(peer) && !self.admission.is_exempt(peer)).then_some(peer)
     }
 
     /// May another recipient be remembered now?
@@ -253,11 +271,14 @@ impl Shard {
 }
 
 /// A handshake that is going on.
-struct Handshake(Rc<Shard>);
+struct Handshake {
+    shard: Rc<Shard>,
+    _place: Option<Place>,
+}
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        self.0.handshakes.set(self.0.handshakes.get() - 1);
+        self.shard.handshakes.set(self.shard.handshakes.get() - 1);
     }
 }
 
@@ -293,13 +314,16 @@ pub async fn run(plan: Plan) -> usize {
         handshakes: Cell::new(0),
         handshakes_max: plan.handshakes_max,
         handshake_timeout: plan.handshake_timeout,
+        // One address has a quarter of them.
+        handshake_places: Places::new(u32::try_from(plan.handshakes_max / 4).unwrap_or(u32::MAX).max(1), 0),
+        admission: plan.admission,
         policies: plan.policies,
         lookups: plan.lookups,
         sessions_count: Cell::new(random() << 32),
         normalised: plan.normalised,
         sessions_max: plan.sessions_max,
         greetings: plan.greetings,
-        overload: RefCell::new(Overload::new(plan.pressure.bounds)),
+        overload: RefCell::new(Overload::new(plan.pressure.thresholds)),
         pressure: plan.pressure,
         impatient_at: Cell::new(clock::now()),
         depth_max: plan.depth_max,

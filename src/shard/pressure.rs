@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::{Shard, clock};
 use crate::mail::Refusal;
-use crate::policy::{Bounds, Level, Resource};
+use crate::policy::{Level, Resource, Thresholds};
 
 /// How often sessions are looked at that keep others waiting.
 const IMPATIENCE_INTERVAL: Duration = Duration::from_secs(1);
+/// See [`Level::Strained`].
+const STRAINED_PARTS: u32 = 4;
 /// Sessions alone never make a shard full: the last place is given away, and that there is none is known exactly when somebody comes.
 const SESSIONS_PART_MAX: f32 = 0.99;
 
@@ -16,7 +18,7 @@ const SESSIONS_PART_MAX: f32 = 0.99;
 #[derive(Clone, Copy, Debug)]
 pub struct Pressure {
     /// Where the levels begin.
-    pub bounds: Bounds,
+    pub thresholds: Thresholds,
     /// How long strangers wait for their greeting from [`Level::Busy`] on, in milliseconds.
     pub greeting_delay_millis: u32,
     /// How long a session may say nothing from [`Level::Strained`] on.
@@ -60,6 +62,11 @@ impl Shard {
     /// How much is asked of peers now.
     pub(super) fn level(&self) -> Level {
         self.overload.borrow().level()
+    }
+
+    /// An address may have one of so many parts of the connections it may have otherwise.
+    pub(super) fn parts(&self) -> u32 {
+        if self.level() >= Level::Strained { STRAINED_PARTS } else { 1 }
     }
 
     /// How long a session may say nothing, if that is less than otherwise.

@@ -5,10 +5,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::Service;
+use super::admitted::Admitted;
 use super::clock;
 use super::connection;
 use super::link::{Input, Link};
+use crate::mail::Phase;
 use crate::proxy::{Header, parse};
+use crate::smtp::{TlsMode, refusal_line};
 
 /// A proxy writes its header before anything else, and in one write: what takes longer is no header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,6 +47,17 @@ pub async fn serve(mut link: Link, service: Rc<Service>, proxy: SocketAddr) {
             }
         }
     };
+    let admitted = match Admitted::new_or_logged(&link.shard, &service, peer) {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            // In clear there is nothing to be said to a peer that expects TLS.
+            if service.session.tls != TlsMode::Implicit {
+                let mut line = (refusal_line(&refusal, Phase::Connect) + "\r\n").into_bytes();
+                let _ = link.close(&mut line).await;
+            }
+            return;
+        }
+    };
     link.tell_again();
-    connection::serve(link, service, peer, received).await;
+    connection::serve(link, service, peer, admitted, received).await;
 }

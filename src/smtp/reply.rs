@@ -160,6 +160,21 @@ impl Reply {
     pub fn write(self, replies: &mut Vec<u8>) {
         replies.extend_from_slice(self.octets());
     }
+
+    /// Whether a session ended with it is ended for what the peer did: what no client does that means to send mail, or so often that none
+    /// does. Not for what may have happened to it, as a timeout, nor for one message.
+    pub fn is_for_misconduct(self) -> bool {
+        matches!(
+            self,
+            Reply::EarlyTalker
+                | Reply::EarlyContent
+                | Reply::NotSmtp
+                | Reply::LineEndless
+                | Reply::TooManyErrors
+                | Reply::TooManyIdle
+                | Reply::TooManyWrong
+        )
+    }
 }
 
 /// Why content is refused at its end-of-data.

@@ -1,12 +1,13 @@
 //! One SMTP session as a client: octets as the test wants them, replies parsed, everything with a deadline. In clear or over TLS.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use socket2::{Domain, Socket, Type};
 
 /// How long a reply may take before a test gives up on it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -51,7 +52,18 @@ impl Client {
 
     /// Connects if the kernel takes the connection within `patience`.
     pub fn connect_within(address: SocketAddr, patience: Duration) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, patience)?;
+        Self::over(TcpStream::connect_timeout(&address, patience)?)
+    }
+
+    /// Connects from `source`, another of this machine's addresses than it would choose, as 127.0.0.2.
+    pub fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+        socket.connect_timeout(&address.into(), REPLY_TIMEOUT)?;
+        Self::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
         stream.set_write_timeout(Some(REPLY_TIMEOUT))?;

@@ -72,6 +72,8 @@ pub struct Session {
     refused: Option<Box<Refused>>,
     /// `Close` is still to be polled.
     owes_close: bool,
+    /// It was ended for what the peer did.
+    is_sent_away: bool,
 }
 
 /// How the peer named itself.
@@ -166,6 +168,7 @@ impl Session {
             leaving: Leaving::No,
             refused: None,
             owes_close: false,
+            is_sent_away: false,
         };
         match session.config.tls {
             TlsMode::Implicit => session.start_tls(),
@@ -454,6 +457,11 @@ impl Session {
         self.state == State::Closed
     }
 
+    /// Whether the session was ended for what the peer did: see [`Reply::is_for_misconduct`].
+    pub fn was_sent_away(&self) -> bool {
+        self.is_sent_away
+    }
+
     /// Contents begun so far. For tests: `Store` and `Abandon` are held against it.
     #[doc(hidden)]
     pub fn contents_begun(&self) -> u32 {
@@ -575,6 +583,7 @@ impl Session {
     fn end_with(&mut self, reply: Reply, replies: &mut Vec<u8>) {
         if self.state != State::Closed {
             reply.write(replies);
+            self.is_sent_away = reply.is_for_misconduct();
             self.close();
         }
     }

@@ -69,6 +69,54 @@ fn an_idle_session_is_small_and_holds_nothing() {
 }
 
 #[test]
+fn who_is_sent_away_for_what_he_did_is_remembered_as_such() {
+    let hello = "EHLO c\r\n";
+    let table: [(&str, &[u8], &str, bool); 9] = [
+        // (what, what is sent, how it ends, is it for what was done)
+        ("a farewell", b"QUIT\r\n", "221", false),
+        ("another protocol", b"GET / HTTP/1.1\r\n", "554 5.5.0", true),
+        ("a handshake in clear", b"\x16\x03\x01\x02\0\x01\0\x01\xfc", "554 5.5.0", true),
+        ("errors", &b"XYZZY\r\n".repeat(21), "421 4.7.0", true),
+        ("commands for nothing", &b"NOOP\r\n".repeat(100), "421 4.7.0", true),
+        ("a line without an end", &[b'x'; 1 << 20], "421 4.5.6", true),
+        ("content before it is asked for", &[TO_DATA, b"x"].concat(), "554 5.5.0", true),
+        ("a chunk of no size", b"BDAT x\r\n", "501 5.5.4", false),
+        ("an error", b"XYZZY\r\n", "500", false),
+    ];
+    for (what, octets, last, expected) in table {
+        let mut f = Fixture::default();
+        f.input(hello.as_bytes());
+        let mut taken = 0;
+        while taken < octets.len() && !f.session.is_closed() {
+            taken += f.input(&octets[taken..]);
+        }
+        assert!(f.last_reply().starts_with(last), "{what}: {}", f.last_reply());
+        assert_eq!(f.session.was_sent_away(), expected, "{what}");
+    }
+    // Our own reasons, and what may have happened to the peer.
+    type End = fn(&mut Fixture);
+    let ends: [(&str, End); 4] = [
+        ("421 4.4.2", |f| f.timeout_at(1000 * SECOND)),
+        ("421 4.3.2", |f| f.session.handle_drain(&mut f.replies)),
+        ("421 4.3.2", |f| f.session.handle_abort(&mut f.replies)),
+        ("250", |f| f.session.handle_end_of_input(&mut f.replies)),
+    ];
+    for (last, end) in ends {
+        let mut f = Fixture::default();
+        f.input(hello.as_bytes());
+        end(&mut f);
+        assert!(f.session.is_closed() && f.last_reply().starts_with(last), "{}", f.last_reply());
+        assert!(!f.session.was_sent_away(), "{last}");
+    }
+    // A policy's refusal is not the peer's misdeed.
+    let mut f =
+        Fixture::new(SessionConfig { phases: Phases::of(Phase::Connect), ..SessionConfig::new("mx") });
+    f.effects();
+    f.session.handle_verdict(Err(REFUSED), f.now, &mut f.replies);
+    assert!(f.session.is_closed() && !f.session.was_sent_away());
+}
+
+#[test]
 fn an_accepted_message_is_handed_over_once_and_answered_once() {
     let mut f = Fixture::default();
     f.input(TO_DATA);
