@@ -15,8 +15,8 @@ use super::value::{
     write_word,
 };
 use super::{
-    Accept, Auth, ClientCertificates, Config, Delivery, Listener, Log, Placement, Queue, Smtp, Spool, System,
-    Tls, Transport,
+    Accept, Auth, ClientCertificates, Config, Delivery, Dns, Listener, Log, Placement, Queue, Smtp, Spool,
+    System, Tls, Transport,
 };
 use crate::delivery::transport::PathTemplate;
 use crate::limits::{
@@ -52,6 +52,7 @@ pub struct File {
     accept: AcceptFile,
     #[serde(deserialize_with = "policies::tables", skip_serializing_if = "Vec::is_empty")]
     policy: Vec<toml::Table>,
+    dns: Dns,
     smtp: Smtp,
     tls: Tls,
     auth: Auth,
@@ -224,6 +225,7 @@ impl File {
             accept,
             policies: policies::resolve(self.policy)?,
             lookups_max: self.lookups_max.unwrap_or(LOOKUPS_MAX_DEFAULT),
+            dns: self.dns,
             smtp: self.smtp,
             tls: self.tls,
             auth: self.auth,
@@ -449,6 +451,7 @@ impl From<&Config> for File {
                 any: Some(config.accept.any),
             },
             policy: config.policies.iter().map(policies::write).collect(),
+            dns: config.dns.clone(),
             smtp: config.smtp.clone(),
             tls: config.tls.clone(),
             auth: config.auth.clone(),

@@ -3,7 +3,11 @@
 //! Each has a type, the settings of that type, and what is said of every policy. A type is one line of `kinds!` and a file with its
 //! settings.
 
+mod at;
+mod dnsbl;
+mod hello;
 mod networks;
+mod reverse_dns;
 
 use std::time::Duration;
 
@@ -15,7 +19,10 @@ use super::error::Fault;
 use super::value::{Word, duration, flag, word, write_duration, write_word};
 use crate::policy::OnError;
 
+pub use dnsbl::Dnsbl;
+pub use hello::Hello;
 pub use networks::Networks;
+pub use reverse_dns::ReverseDns;
 
 /// Policies at most: each is asked by every session.
 const POLICIES_MAX: usize = 100;
@@ -106,8 +113,14 @@ macro_rules! kinds {
 }
 
 kinds! {
+    /// Asks lists in the DNS about peers.
+    Dnsbl "dnsbl",
+    /// Refuses peers by the name in HELO.
+    Hello "hello",
     /// Sends peers away by their address, and vouches for others.
     Networks "networks",
+    /// Finds the name of a peer's address.
+    ReverseDns "reverse_dns",
 }
 
 fn read_settings<T: DeserializeOwned>(settings: Table, place: &str) -> Result<T, Fault> {

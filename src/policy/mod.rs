@@ -19,10 +19,14 @@
 
 mod accepted_domains;
 mod credentials;
+mod dnsbl;
 mod facts;
+mod hello;
 mod list;
 mod lookups;
 mod networks;
+mod resolver;
+mod reverse_dns;
 mod table;
 mod verdict;
 mod verifier;
@@ -31,10 +35,14 @@ pub use crate::mail::{Phase, Phases};
 
 pub use accepted_domains::AcceptedDomains;
 pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
+pub use dnsbl::{Dnsbl, List, Subject, Thresholds};
 pub use facts::Facts;
+pub use hello::{Hello, HelloRules};
 pub use list::{Notes, OnError, Policies, Report, Round, Rule, Said, Step};
 pub use lookups::Lookups;
 pub use networks::Networks;
+pub use resolver::Resolver;
+pub use reverse_dns::{Required, ReverseDns};
 pub use table::{Kept, Table};
 pub use verdict::{Answer, Found, Later, Unavailable, Verdict};
 pub use verifier::{Attempt, Busy, Verifier};
