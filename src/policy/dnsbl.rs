@@ -7,13 +7,14 @@
 //! - only what a list says in 127.0.0.0/8 counts, and nothing there with which the lists of this world say that they do not answer;
 //! - a list that does not answer, or says so, counts as nothing; where none that could be reached is left, nothing is decided;
 //! - a peer is never refused for want of the answer of a list that might have spoken for it;
+//! - a list that has not answered several times in a row is left alone for a while: new peers need not wait for it;
 //! - addresses that mean something only in a network of one's own are not asked about.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::resolver::{Kind, Question, Records, Resolver, all, answer, reversed};
@@ -22,8 +23,11 @@ use crate::mail::{Domain, Refusal, ReversePath, Status, Tag};
 
 /// Answers of these are errors of the lists, whatever is configured.
 const ERRORS: RangeInclusive<Ipv4Addr> = Ipv4Addr::new(127, 255, 255, 0)..=Ipv4Addr::new(127, 255, 255, 255);
-/// Between two warnings about one list, in seconds.
+/// Between two warnings about one zone, in seconds.
 const WARNING_INTERVAL: u64 = 60;
+/// Questions in a row without an answer after which a list is left alone, and for how many seconds.
+const FAILURES_MAX: u32 = 5;
+const PAUSE: u64 = 30;
 /// Lists that a refusal names.
 const NAMED_MAX: usize = 4;
 
@@ -103,8 +107,12 @@ impl List {
 
 struct Asked {
     list: List,
-    /// When it was last warned of, in seconds since 1970.
-    warned_at: AtomicU64,
+    /// When its zone was last warned of, in seconds since 1970.
+    warned_at: Arc<AtomicU64>,
+    /// Questions in a row that it has not answered.
+    failures: AtomicU32,
+    /// Until when it is left alone, in seconds since 1970.
+    paused_until: AtomicU64,
 }
 
 /// See the module.
@@ -134,8 +142,18 @@ impl Dnsbl {
         thresholds: Thresholds,
         resolver: Arc<Resolver>,
     ) -> Self {
-        let lists = lists.into_iter().map(|list| Asked { list, warned_at: AtomicU64::new(0) }).collect();
-        let scale = Scale { lists, thresholds, tag: Tag::parse(name), subject, resolver };
+        let mut asked: Vec<Asked> = Vec::with_capacity(lists.len());
+        for list in lists {
+            let twin = asked.iter().find(|other| other.list.zone == list.zone);
+            let warned_at = twin.map(|other| other.warned_at.clone()).unwrap_or_default();
+            asked.push(Asked {
+                list,
+                warned_at,
+                failures: AtomicU32::new(0),
+                paused_until: AtomicU64::new(0),
+            });
+        }
+        let scale = Scale { lists: asked, thresholds, tag: Tag::parse(name), subject, resolver };
         Dnsbl { name: name.into(), phase, subject, scale: Arc::new(scale) }
     }
 }
@@ -206,15 +224,19 @@ impl Scale {
         unix_time: u64,
         is_remembered: bool,
     ) -> Found {
-        let questions = self.lists.iter().map(|asked| {
-            let question = Question::new(Kind::A, &format!("{about}.{}", asked.list.zone.canonical()));
-            async {
-                match question {
-                    Some(question) => self.resolver.ask(question, now, is_remembered).await,
-                    // What is too long for a name is on no list.
-                    None => Ok(Records::Nothing),
-                }
+        let questions = self.lists.iter().map(async |asked| {
+            let name = format!("{about}.{}", asked.list.zone.canonical());
+            // What is too long for a name is on no list.
+            let Some(question) = Question::new(Kind::A, &name) else { return Ok(Records::Nothing) };
+            if let Some(records) = self.resolver.known(&question, now) {
+                return Ok(records);
             }
+            if asked.is_paused(unix_time) {
+                return Err(Unavailable(format!("{}: left alone, for it did not answer", asked.list.zone)));
+            }
+            let found = self.resolver.ask(question, now, is_remembered).await;
+            asked.note(found.is_ok(), unix_time);
+            found
         });
         let found = all(questions).await;
         let (mut score, mut for_the_peer, mut silent_count, mut is_reached) = (0, 0, 0, true);
@@ -290,6 +312,26 @@ impl Asked {
             }
         }
         says
+    }
+
+    fn is_paused(&self, unix_time: u64) -> bool {
+        unix_time < self.paused_until.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has answered.
+    fn note(&self, has_answered: bool, unix_time: u64) {
+        if has_answered {
+            self.failures.store(0, Ordering::Relaxed);
+            return;
+        }
+        // After a pause one failure more is enough.
+        if self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1) >= FAILURES_MAX {
+            self.failures.store(FAILURES_MAX - 1, Ordering::Relaxed);
+            self.paused_until.store(unix_time + PAUSE, Ordering::Relaxed);
+            if self.is_time_to_warn(unix_time) {
+                tracing::warn!(zone = %self.list.zone, seconds = PAUSE, "a list does not answer and is left alone for a while");
+            }
+        }
     }
 
     fn is_time_to_warn(&self, unix_time: u64) -> bool {
@@ -547,9 +589,42 @@ mod tests {
 
     #[test]
     fn one_list_is_warned_of_once_a_minute() {
-        let asked = Asked { list: list("a.example", 1, &[]), warned_at: AtomicU64::new(0) };
+        let lists = vec![list("a.example", 1, &[]), list("a.example", 2, &[])];
+        let policy = policy(Subject::Address, lists, Resolver::knowing(&[]));
+        let [asked, twin] = &policy.scale.lists[..] else { panic!("two lists") };
         let warned: Vec<_> =
             [1000, 1001, 1059, 1060, 1061, 1120].map(|time| asked.is_time_to_warn(time)).into();
         assert_eq!(warned, [true, false, false, true, false, true]);
+        assert!(!twin.is_time_to_warn(1121), "it is the same zone");
+    }
+
+    #[test]
+    fn a_list_that_does_not_answer_is_left_alone_for_a_while() {
+        let policy = policy(Subject::Address, vec![list("a.example", 1, &[])], Resolver::knowing(&[]));
+        let asked = &policy.scale.lists[0];
+        // At which second it answered or did not; whether it is left alone then.
+        let table = [
+            (100, false, false),
+            (101, false, false),
+            (101, true, false),
+            (102, false, false),
+            (103, false, false),
+            (104, false, false),
+            (105, false, false),
+            (110, false, true),
+            (139, false, true),
+            (200, false, true),
+            (231, true, false),
+            (232, false, false),
+        ];
+        for (time, has_answered, is_paused) in table {
+            asked.note(has_answered, time);
+            assert_eq!(asked.is_paused(time), is_paused, "{time}");
+        }
+        asked.paused_until.store(300, Ordering::Relaxed);
+        let peer = |unix_time| Facts { unix_time, ..Facts::of("192.0.2.1") };
+        let said = words(policy.check(Phase::Recipient, &peer(299)));
+        assert_eq!(said, "unavailable: a.example: left alone, for it did not answer");
+        assert_eq!(words(policy.check(Phase::Recipient, &peer(300))), "later");
     }
 }

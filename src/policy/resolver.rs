@@ -194,6 +194,11 @@ impl Resolver {
         Ok(Resolver { dns, timeout, known: Table::new(entries_max) })
     }
 
+    /// The answer to `question`, if it is remembered.
+    pub fn known(&self, question: &Question, now: Instant) -> Option<Records> {
+        self.known.get(question, now)
+    }
+
     /// The answer to `question`. What is not known is asked, on the thread of the lookups; what is found is remembered where
     /// `is_remembered`.
     pub async fn ask(
@@ -202,7 +207,7 @@ impl Resolver {
         now: Instant,
         is_remembered: bool,
     ) -> Result<Records, Unavailable> {
-        if let Some(records) = self.known.get(&question, now) {
+        if let Some(records) = self.known(&question, now) {
             return Ok(records);
         }
         yield_now().await;
