@@ -39,7 +39,7 @@ use crate::delivery::{
 };
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
-use crate::policy::{Admission, Bounds, Greetings, Policies, Terms, Thresholds};
+use crate::policy::{Admission, Bounds, Greetings, Marks, Policies, Terms};
 use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Pressure, Progress, Service};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
@@ -298,7 +298,7 @@ fn service(listener: &Listener, session: &SessionConfig, secrets: &Secrets) -> S
 /// What is asked of peers when there is much to do.
 fn pressure(admission: &config::Admission) -> Pressure {
     Pressure {
-        thresholds: Thresholds {
+        marks: Marks {
             busy_at: f32::from(admission.busy_at) / 100.0,
             strained_at: f32::from(admission.strained_at) / 100.0,
         },

@@ -15,8 +15,8 @@ use super::value::{
     write_word,
 };
 use super::{
-    Accept, Admission, Auth, ClientCertificates, Config, Delivery, Listener, Log, Placement, Queue, Smtp,
-    Spool, System, Tls, Transport,
+    Accept, Admission, Auth, ClientCertificates, Config, Delivery, Dns, Listener, Log, Placement, Queue,
+    Smtp, Spool, System, Tls, Transport,
 };
 use crate::delivery::transport::PathTemplate;
 use crate::limits::{
@@ -53,6 +53,7 @@ pub struct File {
     admission: Admission,
     #[serde(deserialize_with = "policies::tables", skip_serializing_if = "Vec::is_empty")]
     policy: Vec<toml::Table>,
+    dns: Dns,
     smtp: Smtp,
     tls: Tls,
     auth: Auth,
@@ -226,6 +227,7 @@ impl File {
             admission: self.admission,
             policies: policies::resolve(self.policy)?,
             lookups_max: self.lookups_max.unwrap_or(LOOKUPS_MAX_DEFAULT),
+            dns: self.dns,
             smtp: self.smtp,
             tls: self.tls,
             auth: self.auth,
@@ -452,6 +454,7 @@ impl From<&Config> for File {
             },
             admission: config.admission.clone(),
             policy: config.policies.iter().map(policies::write).collect(),
+            dns: config.dns.clone(),
             smtp: config.smtp.clone(),
             tls: config.tls.clone(),
             auth: config.auth.clone(),

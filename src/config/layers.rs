@@ -17,7 +17,7 @@ use super::error::{ConfigError, Fault};
 use super::file::File;
 
 const PREFIX: &str = "INCOMING_";
-const SECTIONS: [&str; 8] = ["accept", "admission", "smtp", "tls", "auth", "spool", "delivery", "log"];
+const SECTIONS: [&str; 9] = ["accept", "admission", "dns", "smtp", "tls", "auth", "spool", "delivery", "log"];
 const TOP_LEVEL: [&str; 7] =
     ["hostname", "data", "cores", "shards", "sessions_max", "drain_timeout", "lookups_max"];
 /// Longest first: `RETURN_PATH` ends in `PATH`.

@@ -11,6 +11,7 @@
 //!
 //! Knows the types of `mail`, `delivery` and `telemetry` that fields are parsed into, and nothing of how anything runs.
 
+mod dns;
 mod error;
 mod file;
 mod layers;
@@ -30,6 +31,7 @@ use crate::mail::Domain;
 use crate::smtp::{AuthMode, Dialect, TlsMode};
 
 pub use crate::telemetry::log::{Format as LogFormat, Level as LogLevel};
+pub use dns::{Dns, DnsServer};
 pub use error::ConfigError;
 pub use layers::{Flags, Sources, System};
 pub use sections::{
@@ -59,6 +61,8 @@ pub struct Config {
     pub policies: Vec<policies::Policy>,
     /// Lookups of policies at a time.
     pub lookups_max: usize,
+    /// Whom policies ask about names and addresses.
+    pub dns: Dns,
     /// What a session may do.
     pub smtp: Smtp,
     /// What listeners show of themselves.

@@ -3,9 +3,13 @@
 //! Each has a type, the settings of that type, and what is said of every policy. A type is one line of `kinds!` and a file with its
 //! settings.
 
+mod at;
+mod dnsbl;
+mod hello;
 mod networks;
 mod rate_limit;
 mod recipients_limit;
+mod reverse_dns;
 mod size_limit;
 mod tls_required;
 
@@ -19,9 +23,12 @@ use super::error::Fault;
 use super::value::{Word, duration, flag, word, write_duration, write_word};
 use crate::policy::OnError;
 
+pub use dnsbl::Dnsbl;
+pub use hello::Hello;
 pub use networks::Networks;
 pub use rate_limit::RateLimit;
 pub use recipients_limit::RecipientsLimit;
+pub use reverse_dns::ReverseDns;
 pub use size_limit::SizeLimit;
 pub use tls_required::TlsRequired;
 
@@ -114,6 +121,10 @@ macro_rules! kinds {
 }
 
 kinds! {
+    /// Asks lists in the DNS about peers.
+    Dnsbl "dnsbl",
+    /// Refuses peers by the name in HELO.
+    Hello "hello",
     /// Sends peers away by their address, and vouches for others.
     Networks "networks",
     /// Bounds the recipients of strangers' transactions.
@@ -124,6 +135,8 @@ kinds! {
     TlsRequired "tls_required",
     /// Lets so much in, in any window of time.
     RateLimit "rate_limit",
+    /// Finds the name of a peer's address.
+    ReverseDns "reverse_dns",
 }
 
 fn read_settings<T: DeserializeOwned>(settings: Table, place: &str) -> Result<T, Fault> {

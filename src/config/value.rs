@@ -66,6 +66,17 @@ pub fn count<'de, const LOW: u64, const HIGH: u64, T: TryFrom<u64>, D: Deseriali
     )
 }
 
+/// A whole number from `LOW` to `HIGH`, which may be below zero.
+pub fn integer<'de, const LOW: i32, const HIGH: i32, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<i32, D::Error> {
+    scalar(
+        deserializer,
+        || format!("a whole number from {LOW} to {HIGH}"),
+        |text| text.parse().ok().filter(|number| (LOW..=HIGH).contains(number)),
+    )
+}
+
 /// A duration from `LOW` to `HIGH` seconds, with its unit.
 pub fn duration<'de, const LOW: u64, const HIGH: u64, D: Deserializer<'de>>(
     deserializer: D,

@@ -78,7 +78,7 @@ pub enum Level {
 
 /// Where the levels begin, in parts of 1.
 #[derive(Clone, Copy, Debug)]
-pub struct Thresholds {
+pub struct Marks {
     /// Busy from here.
     pub busy_at: f32,
     /// Strained from here; Full is at 1.
@@ -88,7 +88,7 @@ pub struct Thresholds {
 /// See the module. One for each shard.
 #[derive(Debug)]
 pub struct Overload {
-    thresholds: Thresholds,
+    marks: Marks,
     level: Level,
     /// What was nearest to its end the last time.
     resource: Resource,
@@ -98,8 +98,8 @@ pub struct Overload {
 
 impl Overload {
     /// Calm.
-    pub fn new(thresholds: Thresholds) -> Self {
-        Overload { thresholds, level: Level::Calm, resource: Resource::Sessions, better_since: None }
+    pub fn new(marks: Marks) -> Self {
+        Overload { marks, level: Level::Calm, resource: Resource::Sessions, better_since: None }
     }
 
     /// How much is asked now.
@@ -141,7 +141,7 @@ impl Overload {
     }
 
     fn level_of(&self, part: f32) -> Level {
-        let Thresholds { busy_at, strained_at } = self.thresholds;
+        let Marks { busy_at, strained_at } = self.marks;
         match part {
             _ if part >= 1.0 => Level::Full,
             _ if part >= strained_at => Level::Strained,
@@ -155,11 +155,11 @@ impl Overload {
 mod tests {
     use super::*;
 
-    const THRESHOLDS: Thresholds = Thresholds { busy_at: 0.7, strained_at: 0.85 };
+    const MARKS: Marks = Marks { busy_at: 0.7, strained_at: 0.85 };
 
     #[test]
     fn it_rises_at_once_and_falls_level_by_level_when_it_has_been_better_for_a_while() {
-        let mut overload = Overload::new(THRESHOLDS);
+        let mut overload = Overload::new(MARKS);
         let start = Instant::now();
         // Milliseconds, load, level.
         let table = [

@@ -323,7 +323,7 @@ pub async fn run(plan: Plan) -> usize {
         normalised: plan.normalised,
         sessions_max: plan.sessions_max,
         greetings: plan.greetings,
-        overload: RefCell::new(Overload::new(plan.pressure.thresholds)),
+        overload: RefCell::new(Overload::new(plan.pressure.marks)),
         pressure: plan.pressure,
         impatient_at: Cell::new(clock::now()),
         depth_max: plan.depth_max,

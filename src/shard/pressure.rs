@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Shard, clock};
 use crate::mail::Refusal;
-use crate::policy::{Level, Resource, Thresholds};
+use crate::policy::{Level, Marks, Resource};
 
 /// How often sessions are looked at that keep others waiting.
 const IMPATIENCE_INTERVAL: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ const SESSIONS_PART_MAX: f32 = 0.99;
 #[derive(Clone, Copy, Debug)]
 pub struct Pressure {
     /// Where the levels begin.
-    pub thresholds: Thresholds,
+    pub marks: Marks,
     /// How long strangers wait for their greeting from [`Level::Busy`] on, in milliseconds.
     pub greeting_delay_millis: u32,
     /// How long a session may say nothing from [`Level::Strained`] on.
