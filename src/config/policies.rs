@@ -3,7 +3,9 @@
 //! Each has a type, the settings of that type, and what is said of every policy. A type is one line of `kinds!` and a file with its
 //! settings.
 
+mod greylist;
 mod networks;
+mod policy_service;
 
 use std::time::Duration;
 
@@ -15,7 +17,9 @@ use super::error::Fault;
 use super::value::{Word, duration, flag, word, write_duration, write_word};
 use crate::policy::OnError;
 
+pub use greylist::Greylist;
 pub use networks::Networks;
+pub use policy_service::PolicyService;
 
 /// Policies at most: each is asked by every session.
 const POLICIES_MAX: usize = 100;
@@ -108,6 +112,10 @@ macro_rules! kinds {
 kinds! {
     /// Sends peers away by their address, and vouches for others.
     Networks "networks",
+    /// Defers once who is not known yet.
+    Greylist "greylist",
+    /// Asks another daemon.
+    PolicyService "policy_service",
 }
 
 fn read_settings<T: DeserializeOwned>(settings: Table, place: &str) -> Result<T, Fault> {

@@ -18,11 +18,14 @@
 //! Knows nothing of sockets, reply codes or the spool.
 
 mod accepted_domains;
+mod breaker;
 mod credentials;
 mod facts;
+mod greylist;
 mod list;
 mod lookups;
 mod networks;
+mod policy_service;
 mod table;
 mod verdict;
 mod verifier;
@@ -30,11 +33,14 @@ mod verifier;
 pub use crate::mail::{Phase, Phases};
 
 pub use accepted_domains::AcceptedDomains;
+pub use breaker::{Breaker, Change, Turn};
 pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
 pub use facts::Facts;
+pub use greylist::{Greylist, GreylistSettings};
 pub use list::{Notes, OnError, Policies, Report, Round, Rule, Said, Step};
 pub use lookups::Lookups;
 pub use networks::Networks;
+pub use policy_service::{Address as ServiceAddress, PolicyService, ServiceSettings};
 pub use table::{Kept, Table};
 pub use verdict::{Answer, Found, Later, Unavailable, Verdict};
 pub use verifier::{Attempt, Busy, Verifier};
