@@ -34,6 +34,12 @@ fn assert_deferred(server: &Server, from: &str, to: &str) {
     assert!(reply.line().starts_with("451 4.7.1 Greylisted, try again in "), "{reply:?}");
 }
 
+/// The log is written by a thread of its own.
+#[track_caller]
+fn wait_for_log(server: &Server, words: &str) {
+    wait::until(words, || server.log().contains(words));
+}
+
 /// Tries again until it passes.
 #[track_caller]
 fn wait_to_pass(server: &Server, from: &str, to: &str) {
@@ -55,7 +61,7 @@ fn who_comes_back_passes_now_and_after_every_end() {
         assert_deferred(&server, "a@client.test", to);
     }
     wait_to_pass(&server, "a@client.test", "one@mx.test");
-    assert!(server.log().contains("policy=greylist key=127.0.0.0/24 verdict=\"defer\""), "{}", server.log());
+    wait_for_log(&server, "policy=\"greylist\" key=127.0.0.0/24 verdict=\"defer\"");
     // An ordered end writes what happened just before it.
     assert_deferred(&server, "b@client.test", "three@mx.test");
     assert!(server.stop().success());
@@ -89,7 +95,7 @@ fn what_a_kill_or_a_bad_disk_leaves_is_used() {
     octets.extend([1; 7]);
     fs::write(file(&setup), &octets).unwrap();
     let mut server = setup.start();
-    assert!(server.log().contains("is damaged: the rest is used"), "{}", server.log());
+    wait_for_log(&server, "is damaged: the rest is used");
     for to in ["one@mx.test", "three@mx.test"] {
         wait_to_pass(&server, "a@client.test", to);
     }
@@ -118,8 +124,8 @@ fn a_dry_run_defers_nobody_and_says_so() {
     let setup = setup("dry_run = true");
     let server = setup.start();
     assert_eq!(transact(&server, "a@client.test", "one@mx.test").code, 250);
-    wait::until("it is logged", || server.log().contains("dry_run=true"));
-    assert!(server.log().contains("policy=greylist"), "{}", server.log());
+    wait_for_log(&server, "policy=\"greylist\" key=127.0.0.0/24 verdict=\"defer\"");
+    wait_for_log(&server, "dry_run=true");
 }
 
 #[test]
