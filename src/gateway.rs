@@ -39,7 +39,7 @@ use crate::delivery::{
 };
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
-use crate::policy::{Admission, Bounds, Greetings, Marks, Policies, Terms};
+use crate::policy::{Admission, Bounds, Greetings, Greylist, Marks, Policies, Terms};
 use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Pressure, Progress, Service};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
@@ -367,6 +367,7 @@ struct Running {
     progress: Receiver<Progress>,
     workers: Workers,
     upkeep: Upkeep,
+    greylists: Vec<Arc<Greylist>>,
     _jobs: JobSender,
     /// Dropped when the shards have ended: nothing is ever sent.
     _ringing: Sender<()>,
@@ -394,7 +395,7 @@ fn start(
     let mut injected = Some(injected);
     let upkeep = Upkeep::start(dead, Box::new(injector), config.delivery.dead_retention)
         .map_err(|e| failed("the upkeep of dead letters", &e))?;
-    let Asked { policies, lookups } = policies::load(config)?;
+    let Asked { policies, lookups, greylists } = policies::load(config)?;
     let session = session_config(config, &policies, capabilities);
     let services: Vec<_> =
         config.listeners.iter().map(|listener| service(listener, &session, secrets)).collect();
@@ -410,6 +411,7 @@ fn start(
         progress: progress_end,
         workers,
         upkeep,
+        greylists,
         _jobs: jobs.clone(),
         _ringing: ringing,
     };
@@ -549,6 +551,7 @@ impl Running {
         for shard in self.shards {
             left += shard.join().map_err(|e| Error(format!("a shard failed: {e}")))?;
         }
+        self.greylists.iter().for_each(|greylist| greylist.finish());
         Ok(left)
     }
 

@@ -172,6 +172,11 @@ impl Config {
         self.data.join("damaged")
     }
 
+    /// The folder of what greylists remember.
+    pub fn greylist_dir(&self) -> PathBuf {
+        self.data.join("greylist")
+    }
+
     /// The folder of the dead letters.
     pub fn dead_dir(&self) -> PathBuf {
         self.data.join("dead")

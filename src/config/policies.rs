@@ -5,8 +5,10 @@
 
 mod at;
 mod dnsbl;
+mod greylist;
 mod hello;
 mod networks;
+mod policy_service;
 mod rate_limit;
 mod recipients_limit;
 mod reverse_dns;
@@ -24,8 +26,10 @@ use super::value::{Word, duration, flag, word, write_duration, write_word};
 use crate::policy::OnError;
 
 pub use dnsbl::Dnsbl;
+pub use greylist::Greylist;
 pub use hello::Hello;
 pub use networks::Networks;
+pub use policy_service::PolicyService;
 pub use rate_limit::RateLimit;
 pub use recipients_limit::RecipientsLimit;
 pub use reverse_dns::ReverseDns;
@@ -123,20 +127,24 @@ macro_rules! kinds {
 kinds! {
     /// Asks lists in the DNS about peers.
     Dnsbl "dnsbl",
+    /// Defers once who is not known yet.
+    Greylist "greylist",
     /// Refuses peers by the name in HELO.
     Hello "hello",
     /// Sends peers away by their address, and vouches for others.
     Networks "networks",
+    /// Asks another daemon.
+    PolicyService "policy_service",
+    /// Lets so much in, in any window of time.
+    RateLimit "rate_limit",
     /// Bounds the recipients of strangers' transactions.
     RecipientsLimit "recipients_limit",
+    /// Finds the name of a peer's address.
+    ReverseDns "reverse_dns",
     /// Bounds the size of strangers' messages.
     SizeLimit "size_limit",
     /// Takes no mail of strangers without TLS.
     TlsRequired "tls_required",
-    /// Lets so much in, in any window of time.
-    RateLimit "rate_limit",
-    /// Finds the name of a peer's address.
-    ReverseDns "reverse_dns",
 }
 
 fn read_settings<T: DeserializeOwned>(settings: Table, place: &str) -> Result<T, Fault> {

@@ -1,27 +1,34 @@
 //! The policies of a configuration, made ready to be asked.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use super::Error;
 use crate::config::Config;
 use crate::config::policies::{Policy as Configured, PolicyKind};
+use crate::mail::Phases;
 use crate::policy::{
-    AcceptedDomains, Dnsbl, Hello, HelloRules, Lookups, Networks, Policies, Policy, RateLimit,
-    RecipientsLimit, Resolver, ReverseDns, Rule, SizeLimit, TlsRequired,
+    AcceptedDomains, Dnsbl, Greylist, GreylistSettings, Hello, HelloRules, Lookups, Networks, Policies,
+    Policy, PolicyService, RateLimit, RecipientsLimit, Resolver, ReverseDns, Rule, ServiceSettings,
+    SizeLimit, TlsRequired,
 };
+use crate::shard;
 
 /// Who is asked, and who does what they must wait for.
 pub struct Asked {
     pub policies: Policies,
     pub lookups: Arc<Lookups>,
+    /// What they remember is written down at the end: [`Greylist::finish`].
+    pub greylists: Vec<Arc<Greylist>>,
 }
 
 /// Makes every policy of `config`. Whose mail is taken comes first: nothing that another policy says makes a relay of us.
 pub fn load(config: &Config) -> Result<Asked, Error> {
     let lookups = Lookups::start(config.lookups_max)
         .map_err(|e| Error(format!("cannot start the thread that policies wait on: {e}")))?;
-    let context = Context { config, lookups: &lookups, resolver: OnceCell::new() };
+    let context =
+        Context { config, lookups: &lookups, resolver: OnceCell::new(), greylists: RefCell::default() };
     let mut rules = vec![Rule::new(accepted_domains(config))];
     for configured in &config.policies {
         let failed = |words| Error(format!("policy {:?}: {words}", configured.name));
@@ -33,7 +40,8 @@ pub fn load(config: &Config) -> Result<Asked, Error> {
             ..Rule::new(policy)
         });
     }
-    Ok(Asked { policies: Policies::new(rules), lookups: Arc::new(lookups) })
+    let greylists = context.greylists.into_inner();
+    Ok(Asked { policies: Policies::new(rules), lookups: Arc::new(lookups), greylists })
 }
 
 fn accepted_domains(config: &Config) -> Arc<dyn Policy> {
@@ -51,6 +59,7 @@ struct Context<'a> {
     lookups: &'a Lookups,
     /// Of all policies that ask the DNS, if there are any.
     resolver: OnceCell<Arc<Resolver>>,
+    greylists: RefCell<Vec<Arc<Greylist>>>,
 }
 
 impl Context<'_> {
@@ -82,6 +91,36 @@ impl Context<'_> {
             PolicyKind::ReverseDns(settings) => {
                 let resolver = self.resolver()?;
                 Arc::new(ReverseDns::new(name, settings.at.0, resolver, settings.require, settings.refuse.0))
+            }
+            PolicyKind::Greylist(settings) => {
+                let settings = GreylistSettings {
+                    delay: settings.delay,
+                    retry_window: settings.retry_window,
+                    pass_lifetime: settings.pass_lifetime,
+                    network_passes_after: settings.network_passes_after,
+                    entries_max: settings.entries_max,
+                };
+                let file = self.config.greylist_dir().join(name);
+                let unix_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+                let unix_time = unix_time.map_or(0, |since| since.as_secs());
+                let greylist = Greylist::open(name, settings, &file, Instant::now(), unix_time)
+                    .map_err(|e| format!("cannot start the thread that keeps its file: {e}"))?;
+                let greylist = Arc::new(greylist);
+                self.greylists.borrow_mut().push(greylist.clone());
+                greylist
+            }
+            PolicyKind::PolicyService(settings) => {
+                let at = settings.at.iter().map(|at| Phases::of(at.0));
+                let settings = ServiceSettings {
+                    address: settings.address.0.clone(),
+                    phases: at.fold(Phases::NONE, |all, one| all | one),
+                    is_guard: settings.strangers_only,
+                    context: settings.context.0.0.clone(),
+                    connections_max: settings.connections_max,
+                    failures_max: settings.failures_max,
+                    retry_interval: settings.retry_interval,
+                };
+                Arc::new(PolicyService::new(name, settings, shard::random()))
             }
         })
     }
