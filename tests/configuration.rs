@@ -233,6 +233,11 @@ fn what_check_prints_is_the_same_configuration() {
         queue_max = 3
         [accept]
         domains = ['example.com', 'bücher.example', '[192.0.2.1]']
+        [admission]
+        max_connections_per_ip = 7
+        ban_after = 3
+        ban_time = '1h 1s'
+        exempt = ['192.0.2.0/24', '2001:db8::/32']
         [smtp]
         message_size_max = '10MB'
         content_rate_min = 0
