@@ -11,13 +11,15 @@
 //!
 //! Were 2 and 3 swapped, deliveries made meanwhile would be made again after the next start.
 //!
-//! SIGHUP has certificates and credentials read anew; see [`secrets`].
+//! SIGHUP has certificates, credentials and maps read anew; see [`watch`].
 //!
 //! A panic anywhere ends the process at once: a half-alive gateway would keep taking connections for a shard that is gone,
 //! and nothing acknowledged is lost by ending. Knows nothing of SMTP and of bytes.
 
+mod maps;
 mod policies;
 mod secrets;
+mod watch;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -96,8 +98,9 @@ pub fn run(mut config: Config) -> Result<(), Error> {
         }
         Queue::Memory => open_in_memory(&config, count)?,
     };
-    let started = start(&config, sockets, logs, &secrets)?;
-    let reload = secrets::watch(secrets)?;
+    let asked = policies::load(&config)?;
+    let started = start(&config, sockets, logs, &secrets, &asked)?;
+    let reload = watch::start(secrets.watched().into_iter().chain(asked.watched).collect())?;
     drop(blocked);
     if !started.wait_until_ready(&mut signals)? {
         return Ok(());
@@ -345,6 +348,7 @@ fn start(
     sockets: Vec<Vec<TcpListener>>,
     logs: Vec<Vec<OpenedLog>>,
     secrets: &Secrets,
+    asked: &Asked,
 ) -> Result<Running, Error> {
     let count = config.cores.shards_count();
     let failed = |what: &str, error: &dyn fmt::Display| Error(format!("cannot start {what}: {error}"));
@@ -362,8 +366,8 @@ fn start(
     let mut injected = Some(injected);
     let upkeep = Upkeep::start(dead, Box::new(injector), config.delivery.dead_retention)
         .map_err(|e| failed("the upkeep of dead letters", &e))?;
-    let Asked { policies, lookups } = policies::load(config)?;
-    let session = session_config(config, &policies, capabilities);
+    let Asked { policies, lookups, .. } = asked;
+    let session = session_config(config, policies, capabilities);
     let services: Vec<_> =
         config.listeners.iter().map(|listener| service(listener, &session, secrets)).collect();
     let normalised: Arc<[_]> = config.smtp.normalise_bare_line_ends_from.clone().into();

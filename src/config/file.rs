@@ -1,6 +1,7 @@
 //! The shape of the file, and how what is left out gets its value.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -83,13 +84,67 @@ struct ListenerFile {
     trusted: bool,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a section [accept]")]
 struct AcceptFile {
     #[serde(deserialize_with = "domains")]
     domains: Vec<Text<Domain>>,
     #[serde(deserialize_with = "some_flag")]
     any: Option<bool>,
+    #[serde(deserialize_with = "map_files")]
+    maps: Vec<Text<MapFile>>,
+    detail_separator: Text<Separator>,
+}
+
+/// A path that can be printed again.
+#[derive(Clone, Debug)]
+struct MapFile(PathBuf);
+
+impl Parsed for MapFile {
+    const EXPECTED: &'static str = "the path of a file";
+
+    fn parsed(text: &str) -> Option<Self> {
+        (!text.is_empty() && !text.contains('\0')).then(|| MapFile(text.into()))
+    }
+}
+
+impl fmt::Display for MapFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+/// One character, or none.
+#[derive(Clone, Copy, Debug)]
+struct Separator(Option<u8>);
+
+impl Parsed for Separator {
+    const EXPECTED: &'static str = "one of + - _ = . # or nothing";
+
+    fn parsed(text: &str) -> Option<Self> {
+        match text.as_bytes() {
+            [] => Some(Separator(None)),
+            [c] if b"+-_=.#".contains(c) => Some(Separator(Some(*c))),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Separator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |c| fmt::Write::write_char(f, char::from(c)))
+    }
+}
+
+impl Default for AcceptFile {
+    fn default() -> Self {
+        AcceptFile {
+            domains: Vec::new(),
+            any: None,
+            maps: Vec::new(),
+            detail_separator: Text(Separator(Some(b'+'))),
+        }
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -172,6 +227,10 @@ fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Text<IpNet
 }
 
 fn domains<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Text<Domain>>, D::Error> {
+    Ok(list(deserializer)?.into_iter().map(Text).collect())
+}
+
+fn map_files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Text<MapFile>>, D::Error> {
     Ok(list(deserializer)?.into_iter().map(Text).collect())
 }
 
@@ -314,8 +373,11 @@ fn resolve_accept(accept: AcceptFile, listeners: &[Listener]) -> Result<Accept, 
     // Who speaks for others brings strangers, wherever it is itself.
     let brings_strangers = |l: &&Listener| !(l.proxy_from.is_empty() && l.xclient_from.is_empty());
     let public = listeners.iter().find(|l| !l.is_loopback() || brings_strangers(l));
+    let maps: Vec<_> = accept.maps.into_iter().map(|Text(MapFile(path))| path).collect();
+    let Text(Separator(detail_separator)) = accept.detail_separator;
+    let says_nothing = domains.is_empty() && maps.is_empty();
     match (public, accept.any) {
-        (Some(listener), None | Some(false)) if domains.is_empty() => Err(Fault::new(
+        (Some(listener), None | Some(false)) if says_nothing => Err(Fault::new(
             "accept.domains",
             format!(
                 "missing, and {} can be reached from other machines: add accept.domains = [\"example.com\"] with the \
@@ -323,7 +385,7 @@ fn resolve_accept(accept: AcceptFile, listeners: &[Listener]) -> Result<Accept, 
                 listener.address
             ),
         )),
-        (_, any) => Ok(Accept { any: any.unwrap_or(domains.is_empty()), domains }),
+        (_, any) => Ok(Accept { any: any.unwrap_or(says_nothing), domains, maps, detail_separator }),
     }
 }
 
@@ -447,6 +509,8 @@ impl From<&Config> for File {
             accept: AcceptFile {
                 domains: config.accept.domains.iter().cloned().map(Text).collect(),
                 any: Some(config.accept.any),
+                maps: config.accept.maps.iter().cloned().map(|path| Text(MapFile(path))).collect(),
+                detail_separator: Text(Separator(config.accept.detail_separator)),
             },
             policy: config.policies.iter().map(policies::write).collect(),
             smtp: config.smtp.clone(),

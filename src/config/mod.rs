@@ -129,6 +129,10 @@ pub struct Accept {
     pub domains: Vec<Domain>,
     /// Every domain is accepted, listed or not.
     pub any: bool,
+    /// Files that say which addresses there are, and what stands for some of them.
+    pub maps: Vec<PathBuf>,
+    /// What follows it in a local part is a detail.
+    pub detail_separator: Option<u8>,
 }
 
 /// How messages leave.
@@ -174,8 +178,10 @@ impl Config {
     /// What to tell the operator once the listeners listen: where mail is taken, for whom, where it goes, and how to send some.
     pub fn banner(&self) -> String {
         let addresses: Vec<_> = self.listeners.iter().map(|listener| listener.address.to_string()).collect();
+        let maps = self.accept.maps.len();
         let taken = match (self.accept.any, &self.accept.domains[..]) {
             (true, _) => "any recipient".to_string(),
+            (false, []) if maps > 0 => "recipients in its maps".to_string(),
             (false, []) => "postmaster only".to_string(),
             (false, domains) => {
                 let names: Vec<_> = domains.iter().take(3).map(Domain::as_str).collect();

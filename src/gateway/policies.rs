@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use super::Error;
+use super::watch::Watched;
+use super::{Error, maps};
 use crate::config::Config;
 use crate::config::policies::{Policy as Configured, PolicyKind};
-use crate::policy::{AcceptedDomains, Lookups, Networks, Policies, Policy, Rule};
+use crate::policy::{Lookups, Networks, Policies, Policy, Rule};
 
 /// Who is asked, and who does what they must wait for.
 pub struct Asked {
     pub policies: Policies,
     pub lookups: Arc<Lookups>,
+    /// What some of them read from files.
+    pub watched: Vec<Box<dyn Watched>>,
 }
 
 /// Makes every policy of `config`. Whose mail is taken comes first: nothing that another policy says makes a relay of us.
@@ -18,7 +21,8 @@ pub fn load(config: &Config) -> Result<Asked, Error> {
     let lookups = Lookups::start(config.lookups_max)
         .map_err(|e| Error(format!("cannot start the thread that policies wait on: {e}")))?;
     let context = Context { config, lookups: &lookups };
-    let mut rules = vec![Rule::new(accepted_domains(config))];
+    let (recipients, watched) = maps::load(config)?;
+    let mut rules = vec![Rule::new(recipients)];
     for configured in &config.policies {
         let failed = |words| Error(format!("policy {:?}: {words}", configured.name));
         let policy = context.make(configured).map_err(failed)?;
@@ -29,15 +33,7 @@ pub fn load(config: &Config) -> Result<Asked, Error> {
             ..Rule::new(policy)
         });
     }
-    Ok(Asked { policies: Policies::new(rules), lookups: Arc::new(lookups) })
-}
-
-fn accepted_domains(config: &Config) -> Arc<dyn Policy> {
-    let own = config.hostname.clone();
-    Arc::new(match config.accept.any {
-        true => AcceptedDomains::any(own),
-        false => AcceptedDomains::listed(own, config.accept.domains.iter().cloned()),
-    })
+    Ok(Asked { policies: Policies::new(rules), lookups: Arc::new(lookups), watched })
 }
 
 /// What policies are made with.

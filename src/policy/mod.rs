@@ -17,24 +17,24 @@
 //!
 //! Knows nothing of sockets, reply codes or the spool.
 
-mod accepted_domains;
 mod credentials;
 mod facts;
 mod list;
 mod lookups;
 mod networks;
+mod recipients;
 mod table;
 mod verdict;
 mod verifier;
 
 pub use crate::mail::{Phase, Phases};
 
-pub use accepted_domains::AcceptedDomains;
 pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
 pub use facts::Facts;
 pub use list::{Notes, OnError, Policies, Report, Round, Rule, Said, Step};
 pub use lookups::Lookups;
 pub use networks::Networks;
+pub use recipients::{Listing, MapFault, Maps, Recipients};
 pub use table::{Kept, Table};
 pub use verdict::{Answer, Found, Later, Unavailable, Verdict};
 pub use verifier::{Attempt, Busy, Verifier};
