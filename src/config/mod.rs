@@ -27,6 +27,7 @@ use ipnet::IpNet;
 
 use crate::delivery::transport::PathTemplate;
 use crate::mail::Domain;
+use crate::policy::DomainRules;
 use crate::smtp::{AuthMode, Dialect, TlsMode};
 
 pub use crate::telemetry::log::{Format as LogFormat, Level as LogLevel};
@@ -53,6 +54,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// For whom.
     pub accept: Accept,
+    /// What holds in some of our domains only.
+    pub domains: BTreeMap<Domain, DomainSettings>,
     /// Who else decides about a session, in the order in which they are asked.
     pub policies: Vec<policies::Policy>,
     /// Lookups of policies at a time.
@@ -133,6 +136,15 @@ pub struct Accept {
     pub maps: Vec<PathBuf>,
     /// What follows it in a local part is a detail.
     pub detail_separator: Option<u8>,
+}
+
+/// What holds in one domain of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DomainSettings {
+    /// How large a message for it may be, and how it must come.
+    pub rules: DomainRules,
+    /// The names of policies that are not asked about recipients in it.
+    pub skip: Vec<String>,
 }
 
 /// How messages leave.

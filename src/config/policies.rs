@@ -3,6 +3,8 @@
 //! Each has a type, the settings of that type, and what is said of every policy. A type is one line of `kinds!` and a file with its
 //! settings.
 
+mod callout;
+mod http_lookup;
 mod networks;
 
 use std::time::Duration;
@@ -15,6 +17,8 @@ use super::error::Fault;
 use super::value::{Word, duration, flag, word, write_duration, write_word};
 use crate::policy::OnError;
 
+pub use callout::Callout;
+pub use http_lookup::HttpLookup;
 pub use networks::Networks;
 
 /// Policies at most: each is asked by every session.
@@ -65,6 +69,28 @@ impl Word for OnError {
     const WORDS: &'static [(&'static str, Self)] = &[("defer", OnError::Defer), ("ignore", OnError::Ignore)];
 }
 
+// What those have in common who ask somebody about recipients.
+
+fn lookup_connections() -> usize {
+    16
+}
+
+fn lookup_entries() -> usize {
+    100_000
+}
+
+fn positive_ttl() -> Duration {
+    Duration::from_secs(10 * 60)
+}
+
+fn negative_ttl() -> Duration {
+    Duration::from_secs(60)
+}
+
+fn stale() -> Duration {
+    Duration::from_secs(24 * 3600)
+}
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident $word:literal,)*) => {
         /// What a policy does.
@@ -106,6 +132,10 @@ macro_rules! kinds {
 }
 
 kinds! {
+    /// Asks the mail store whether a recipient exists.
+    Callout "callout",
+    /// Asks a service over HTTP whether a recipient exists.
+    HttpLookup "http_lookup",
     /// Sends peers away by their address, and vouches for others.
     Networks "networks",
 }

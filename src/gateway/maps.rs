@@ -18,8 +18,14 @@ struct WatchedMaps {
     seen: Vec<Option<Stamp>>,
 }
 
+/// Whose mail is taken, and what is to be watched for it.
+pub struct Loaded {
+    pub recipients: Arc<Recipients>,
+    pub watched: Option<Box<dyn Watched>>,
+}
+
 /// Whose mail `config` takes, and who looks after its maps.
-pub fn load(config: &Config) -> Result<(Arc<Recipients>, Vec<Box<dyn Watched>>), Error> {
+pub fn load(config: &Config) -> Result<Loaded, Error> {
     let accept = &config.accept;
     let seen = stamps(&accept.maps);
     let maps = Maps::load(&accept.maps, &accept.domains, accept.detail_separator)
@@ -33,7 +39,7 @@ pub fn load(config: &Config) -> Result<(Arc<Recipients>, Vec<Box<dyn Watched>>),
         seen,
     };
     let is_watched = !accept.maps.is_empty();
-    Ok((recipients, is_watched.then(|| Box::new(watched) as Box<dyn Watched>).into_iter().collect()))
+    Ok(Loaded { recipients, watched: is_watched.then(|| Box::new(watched) as Box<dyn Watched>) })
 }
 
 fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {

@@ -15,9 +15,10 @@
 //!
 //! Beside them, who may log in: [`Credentials`] and the [`Verifier`], which takes them off the shards.
 //!
-//! Knows nothing of sockets, reply codes or the spool.
+//! Knows nothing of a session's socket, of the replies it is given, or of the spool. Who asks others does it by [`crate::client`] or HTTP.
 
 mod credentials;
+mod domains;
 mod facts;
 mod list;
 mod lookups;
@@ -30,11 +31,15 @@ mod verifier;
 pub use crate::mail::{Phase, Phases};
 
 pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
+pub use domains::{DomainRules, Domains};
 pub use facts::Facts;
 pub use list::{Notes, OnError, Policies, Report, Round, Rule, Said, Step};
 pub use lookups::Lookups;
 pub use networks::Networks;
-pub use recipients::{Listing, MapFault, Maps, Recipients};
+pub use recipients::{
+    AskingSource, Callout, HttpLookup, HttpService, Inquiry, Listing, MapFault, Maps, Memory, Recipients,
+    Source, UrlTemplate,
+};
 pub use table::{Kept, Table};
 pub use verdict::{Answer, Found, Later, Unavailable, Verdict};
 pub use verifier::{Attempt, Busy, Verifier};

@@ -255,13 +255,14 @@ pub fn write_queued(id: MessageId, replies: &mut Vec<u8>) {
 
 /// A refusal that somebody outside decided at `phase`.
 ///
-/// The code follows the status and the phase: a permanent one is 550 for an address or a name, 554 for a
+/// The code follows the status and the phase: a permanent one is 550 for an address or a name, 552 for a size (RFC 1870 §6), 554 for a
 /// session or a message; a temporary one is 452 for want of room and 451 otherwise; one that ends the session
 /// is 554 or 421.
 pub fn write_refusal(refusal: &Refusal, phase: Phase, replies: &mut Vec<u8>) {
     let ends = refusal.disconnect || phase == Phase::Connect;
     let Status { class, subject, detail } = refusal.status;
     let codes: &[u8] = match (class, phase) {
+        (Class::Permanent, _) if (subject, detail) == (3, 4) && !ends => b"552 5.",
         (Class::Permanent, Phase::Hello | Phase::Mail | Phase::Recipient) if !ends => b"550 5.",
         (Class::Permanent, _) => b"554 5.",
         (_, _) if ends => b"421 4.",
@@ -340,6 +341,8 @@ mod tests {
             (Status::permanent(7, 1), Phase::Data, false, "554 5.7.1 "),
             (Status::permanent(7, 1), Phase::Message, false, "554 5.7.1 "),
             (Status::permanent(7, 1), Phase::Connect, false, "554 5.7.1 "),
+            (Status::permanent(3, 4), Phase::Recipient, false, "552 5.3.4 "),
+            (Status::permanent(3, 4), Phase::Message, false, "552 5.3.4 "),
             (Status::permanent(7, 1), Phase::Recipient, true, "554 5.7.1 "),
             (Status::temporary(3, 1), Phase::Mail, false, "452 4.3.1 "),
             (Status::temporary(7, 1), Phase::Mail, false, "451 4.7.1 "),

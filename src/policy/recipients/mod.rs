@@ -9,6 +9,9 @@
 //! - a local part that asks to be sent on (`x%evil`, `evil!x`, `"x@evil"`) is refused there: nothing here would send it on, but what stands
 //!   behind might. The targets of an alias are the operator's word, and may be anywhere.
 
+mod callout;
+mod http_lookup;
+mod inquiry;
 mod map;
 
 use std::sync::Arc;
@@ -18,6 +21,9 @@ use arc_swap::ArcSwap;
 use super::{Answer, Facts, Phase, Phases, Policy, Verdict};
 use crate::mail::{Domain, ForwardPath, Mailbox, Refusal, Status};
 
+pub use callout::Callout;
+pub use http_lookup::{HttpLookup, HttpService, UrlTemplate};
+pub use inquiry::{Asking as AskingSource, Inquiry, Memory, Source};
 pub use map::{Listing, MapFault, Maps};
 
 /// Accepts recipients in our domains, or in any; of the domains that maps are about, the addresses that are listed. `postmaster` without a
