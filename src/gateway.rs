@@ -11,14 +11,16 @@
 //!
 //! Were 2 and 3 swapped, deliveries made meanwhile would be made again after the next start.
 //!
-//! SIGHUP has certificates and credentials read anew; see [`secrets`].
+//! SIGHUP has certificates, credentials and maps read anew; see [`watch`].
 //!
 //! A panic anywhere ends the process at once: a half-alive gateway would keep taking connections for a shard that is gone,
 //! and nothing acknowledged is lost by ending. Knows nothing of SMTP and of bytes.
 
+mod maps;
 mod policies;
 mod rehearsal;
 mod secrets;
+mod watch;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -99,8 +101,9 @@ pub fn run(mut config: Config) -> Result<(), Error> {
         }
         Queue::Memory => open_in_memory(&config, count)?,
     };
-    let started = start(&config, sockets, logs, &secrets)?;
-    let reload = secrets::watch(secrets)?;
+    let asked = policies::load(&config)?;
+    let started = start(&config, sockets, logs, &secrets, &asked)?;
+    let reload = watch::start(secrets.watched().into_iter().chain(asked.watched).collect())?;
     drop(blocked);
     if !started.wait_until_ready(&mut signals)? {
         return Ok(());
@@ -378,6 +381,7 @@ fn start(
     sockets: Vec<Vec<TcpListener>>,
     logs: Vec<Vec<OpenedLog>>,
     secrets: &Secrets,
+    asked: &Asked,
 ) -> Result<Running, Error> {
     let count = config.cores.shards_count();
     let failed = |what: &str, error: &dyn fmt::Display| Error(format!("cannot start {what}: {error}"));
@@ -395,8 +399,8 @@ fn start(
     let mut injected = Some(injected);
     let upkeep = Upkeep::start(dead, Box::new(injector), config.delivery.dead_retention)
         .map_err(|e| failed("the upkeep of dead letters", &e))?;
-    let Asked { policies, lookups, greylists } = policies::load(config)?;
-    let session = session_config(config, &policies, capabilities);
+    let Asked { policies, lookups, greylists, .. } = asked;
+    let session = session_config(config, policies, capabilities);
     let services: Vec<_> =
         config.listeners.iter().map(|listener| service(listener, &session, secrets)).collect();
     let admission = Arc::new(admission(&config.admission));
@@ -411,7 +415,7 @@ fn start(
         progress: progress_end,
         workers,
         upkeep,
-        greylists,
+        greylists: greylists.clone(),
         _jobs: jobs.clone(),
         _ringing: ringing,
     };

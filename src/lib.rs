@@ -13,9 +13,10 @@
 //!         │                           proxy, below it: what a PROXY protocol header says; knows nobody
 //!     ┌──────┬──────┼──────┬────────┐
 //!   smtp    tls  policy  spool   delivery   strangers: they meet only in shard and gateway
-//!     └──────┴──────┼──────┴────────┘
+//!     └──────┴──────┼──────┴────────┘     client, below policy: the other side of SMTP and LMTP
 //!                 mail              the shared words: paths, envelope, message id
 //! ```
+pub mod client;
 pub mod config;
 pub mod delivery;
 pub mod gateway;

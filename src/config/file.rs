@@ -1,6 +1,7 @@
 //! The shape of the file, and how what is left out gets its value.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,19 +12,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::error::Fault;
 use super::policies;
 use super::value::{
-    Cores, HostName, Parsed, Text, Word, count, duration, flag, list, size_text, word, write_duration,
-    write_word,
+    Cores, HostName, Parsed, Text, Word, count, duration, flag, list, size, size_text, word, write_duration,
+    write_size, write_word,
 };
 use super::{
-    Accept, Admission, Auth, ClientCertificates, Config, Delivery, Dns, Listener, Log, Placement, Queue,
-    Smtp, Spool, System, Tls, Transport,
+    Accept, Admission, Auth, ClientCertificates, Config, Delivery, Dns, DomainSettings, Listener, Log,
+    Placement, Queue, Smtp, Spool, System, Tls, Transport,
 };
 use crate::delivery::transport::PathTemplate;
 use crate::limits::{
-    LISTENERS_MAX, LOOKUPS_MAX_DEFAULT, LOOKUPS_MAX_HIGH, MEMORY_MESSAGES_MIN, MEMORY_SEGMENTS_MIN, MIB,
-    SEGMENT_SIZE_LOW, SEGMENT_SIZE_STEP, SESSIONS_MAX_HIGH, SHARDS_MAX, sessions_max_for,
+    GIB, KIB, LISTENERS_MAX, LOOKUPS_MAX_DEFAULT, LOOKUPS_MAX_HIGH, MEMORY_MESSAGES_MIN, MEMORY_SEGMENTS_MIN,
+    MIB, SEGMENT_SIZE_LOW, SEGMENT_SIZE_STEP, SESSIONS_MAX_HIGH, SHARDS_MAX, sessions_max_for,
 };
 use crate::mail::Domain;
+use crate::policy::DomainRules;
 use crate::smtp::{AuthMode, Dialect, TlsMode};
 
 const DATA_DEFAULT: &str = "incoming-data";
@@ -51,6 +53,8 @@ pub struct File {
     listener: Option<Vec<ListenerFile>>,
     accept: AcceptFile,
     admission: Admission,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    domain: BTreeMap<String, DomainFile>,
     #[serde(deserialize_with = "policies::tables", skip_serializing_if = "Vec::is_empty")]
     policy: Vec<toml::Table>,
     dns: Dns,
@@ -85,13 +89,94 @@ struct ListenerFile {
     trusted: bool,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a section [accept]")]
 struct AcceptFile {
     #[serde(deserialize_with = "domains")]
     domains: Vec<Text<Domain>>,
     #[serde(deserialize_with = "some_flag")]
     any: Option<bool>,
+    #[serde(deserialize_with = "map_files")]
+    maps: Vec<Text<MapFile>>,
+    detail_separator: Text<Separator>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [domain.\"<name>\"]")]
+struct DomainFile {
+    #[serde(
+        deserialize_with = "some_message_size",
+        serialize_with = "write_some_size",
+        skip_serializing_if = "Option::is_none"
+    )]
+    message_size_max: Option<u64>,
+    #[serde(deserialize_with = "flag")]
+    tls_required: bool,
+    #[serde(deserialize_with = "list")]
+    skip: Vec<PolicyName>,
+}
+
+/// The name of a policy, which is looked up later.
+#[derive(Clone, Debug, Serialize)]
+struct PolicyName(String);
+
+impl Parsed for PolicyName {
+    const EXPECTED: &'static str = "the name of a policy";
+
+    fn parsed(text: &str) -> Option<Self> {
+        Some(PolicyName(text.into()))
+    }
+}
+
+/// A path that can be printed again.
+#[derive(Clone, Debug)]
+struct MapFile(PathBuf);
+
+impl Parsed for MapFile {
+    const EXPECTED: &'static str = "the path of a file";
+
+    fn parsed(text: &str) -> Option<Self> {
+        (!text.is_empty() && !text.contains('\0')).then(|| MapFile(text.into()))
+    }
+}
+
+impl fmt::Display for MapFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+/// One character, or none.
+#[derive(Clone, Copy, Debug)]
+struct Separator(Option<u8>);
+
+impl Parsed for Separator {
+    const EXPECTED: &'static str = "one of + - _ = . # or nothing";
+
+    fn parsed(text: &str) -> Option<Self> {
+        match text.as_bytes() {
+            [] => Some(Separator(None)),
+            [c] if b"+-_=.#".contains(c) => Some(Separator(Some(*c))),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Separator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |c| fmt::Write::write_char(f, char::from(c)))
+    }
+}
+
+impl Default for AcceptFile {
+    fn default() -> Self {
+        AcceptFile {
+            domains: Vec::new(),
+            any: None,
+            maps: Vec::new(),
+            detail_separator: Text(Separator(Some(b'+'))),
+        }
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -177,6 +262,21 @@ fn domains<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Text<Domain
     Ok(list(deserializer)?.into_iter().map(Text).collect())
 }
 
+fn some_message_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size::<{ 64 * KIB }, GIB, _, _>(deserializer).map(Some)
+}
+
+fn write_some_size<S: Serializer>(size: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match size {
+        Some(size) => write_size(size, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn map_files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Text<MapFile>>, D::Error> {
+    Ok(list(deserializer)?.into_iter().map(Text).collect())
+}
+
 impl File {
     /// The configuration, with what `system` says where the file says nothing.
     pub fn resolve(self, system: &System) -> Result<Config, Fault> {
@@ -208,6 +308,8 @@ impl File {
         let listeners = resolve_listeners(self.listener, &self.tls)?;
         check_listeners(&listeners, &self.tls, &self.auth)?;
         let accept = resolve_accept(self.accept, &listeners)?;
+        let policies = policies::resolve(self.policy)?;
+        let domains = resolve_domains(self.domain, &accept, &policies, self.smtp.message_size_max)?;
         check_spool(&self.spool)?;
         check_memory_queue(&self.spool, self.smtp.message_size_max, cores.shards_count())?;
         let transports = resolve_transports(self.transport, &data)?;
@@ -225,7 +327,8 @@ impl File {
             listeners,
             accept,
             admission: self.admission,
-            policies: policies::resolve(self.policy)?,
+            domains,
+            policies,
             lookups_max: self.lookups_max.unwrap_or(LOOKUPS_MAX_DEFAULT),
             dns: self.dns,
             smtp: self.smtp,
@@ -318,8 +421,11 @@ fn resolve_accept(accept: AcceptFile, listeners: &[Listener]) -> Result<Accept, 
     // Who speaks for others brings strangers, wherever it is itself.
     let brings_strangers = |l: &&Listener| !(l.proxy_from.is_empty() && l.xclient_from.is_empty());
     let public = listeners.iter().find(|l| !l.is_loopback() || brings_strangers(l));
+    let maps: Vec<_> = accept.maps.into_iter().map(|Text(MapFile(path))| path).collect();
+    let Text(Separator(detail_separator)) = accept.detail_separator;
+    let says_nothing = domains.is_empty() && maps.is_empty();
     match (public, accept.any) {
-        (Some(listener), None | Some(false)) if domains.is_empty() => Err(Fault::new(
+        (Some(listener), None | Some(false)) if says_nothing => Err(Fault::new(
             "accept.domains",
             format!(
                 "missing, and {} can be reached from other machines: add accept.domains = [\"example.com\"] with the \
@@ -327,8 +433,42 @@ fn resolve_accept(accept: AcceptFile, listeners: &[Listener]) -> Result<Accept, 
                 listener.address
             ),
         )),
-        (_, any) => Ok(Accept { any: any.unwrap_or(domains.is_empty()), domains }),
+        (_, any) => Ok(Accept { any: any.unwrap_or(says_nothing), domains, maps, detail_separator }),
     }
+}
+
+/// Each is ours, as far as can be told without the maps, and names policies that there are.
+fn resolve_domains(
+    domains: BTreeMap<String, DomainFile>,
+    accept: &Accept,
+    policies: &[policies::Policy],
+    message_size_max: u64,
+) -> Result<BTreeMap<Domain, DomainSettings>, Fault> {
+    let mut resolved = BTreeMap::new();
+    for (name, DomainFile { message_size_max: size_max, tls_required, skip }) in domains {
+        let place = format!("domain.\"{name}\"");
+        let fault = |key: &str, words: String| Err(Fault::new(format!("{place}{key}"), words));
+        let Some(domain) = Domain::parsed(&name) else {
+            return fault("", format!("expected {}, not {name:?}", Domain::EXPECTED));
+        };
+        if !accept.any && accept.maps.is_empty() && !accept.domains.contains(&domain) {
+            return fault("", format!("its mail is not taken: add {name:?} to accept.domains"));
+        }
+        if let Some(size) = size_max.filter(|size| *size > message_size_max) {
+            let max = size_text(message_size_max);
+            let words = format!("expected at most smtp.message_size_max, {max}, not {}", size_text(size));
+            return fault(".message_size_max", words);
+        }
+        let skip: Vec<_> = skip.into_iter().map(|PolicyName(name)| name).collect();
+        if let Some(unknown) = skip.iter().find(|name| !policies.iter().any(|policy| policy.name == **name)) {
+            return fault(".skip", format!("there is no policy of the name {unknown:?}"));
+        }
+        let rules = DomainRules { message_size_max: size_max, tls_required };
+        if resolved.insert(domain, DomainSettings { rules, skip }).is_some() {
+            return fault("", "the domain has two sections, in two spellings".into());
+        }
+    }
+    Ok(resolved)
 }
 
 fn check_spool(spool: &Spool) -> Result<(), Fault> {
@@ -451,8 +591,11 @@ impl From<&Config> for File {
             accept: AcceptFile {
                 domains: config.accept.domains.iter().cloned().map(Text).collect(),
                 any: Some(config.accept.any),
+                maps: config.accept.maps.iter().cloned().map(|path| Text(MapFile(path))).collect(),
+                detail_separator: Text(Separator(config.accept.detail_separator)),
             },
             admission: config.admission.clone(),
+            domain: config.domains.iter().map(|(domain, d)| (domain.to_string(), d.into())).collect(),
             policy: config.policies.iter().map(policies::write).collect(),
             dns: config.dns.clone(),
             smtp: config.smtp.clone(),
@@ -462,6 +605,17 @@ impl From<&Config> for File {
             delivery: config.delivery.clone(),
             transport: config.transports.iter().map(|(name, t)| (name.clone(), t.into())).collect(),
             log: config.log.clone(),
+        }
+    }
+}
+
+impl From<&DomainSettings> for DomainFile {
+    fn from(settings: &DomainSettings) -> Self {
+        let DomainRules { message_size_max, tls_required } = settings.rules;
+        DomainFile {
+            message_size_max,
+            tls_required,
+            skip: settings.skip.iter().cloned().map(PolicyName).collect(),
         }
     }
 }

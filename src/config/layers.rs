@@ -264,12 +264,22 @@ fn line_at(text: &str, offset: usize) -> usize {
     1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|c| **c == b'\n').count()
 }
 
+/// The parts of a key, between dots that are not in quotes; without the quotes.
+fn parts(key: &str) -> Vec<&str> {
+    let mut is_quoted = false;
+    let is_dot = |c: char| {
+        is_quoted ^= c == '"';
+        c == '.' && !is_quoted
+    };
+    key.split(is_dot).map(|part| part.trim_matches('"')).collect()
+}
+
 /// The line of a key, or of the section it belongs to. `listener[1].tls` is a key of the second listener.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let root = DeTable::parse(text).ok()?;
     let mut table = root.get_ref();
     let mut line = None;
-    for part in key.split('.') {
+    for part in parts(key) {
         let (name, index) = part.split_once('[').unwrap_or((part, ""));
         let Some((name, value)) = table.iter().find(|(key, _)| key.get_ref().as_ref() == name) else {
             break;

@@ -28,6 +28,7 @@ use ipnet::IpNet;
 
 use crate::delivery::transport::PathTemplate;
 use crate::mail::Domain;
+use crate::policy::DomainRules;
 use crate::smtp::{AuthMode, Dialect, TlsMode};
 
 pub use crate::telemetry::log::{Format as LogFormat, Level as LogLevel};
@@ -57,6 +58,8 @@ pub struct Config {
     pub accept: Accept,
     /// Who may connect, and how often at a time.
     pub admission: Admission,
+    /// What holds in some of our domains only.
+    pub domains: BTreeMap<Domain, DomainSettings>,
     /// Who else decides about a session, in the order in which they are asked.
     pub policies: Vec<policies::Policy>,
     /// Lookups of policies at a time.
@@ -135,6 +138,19 @@ pub struct Accept {
     pub domains: Vec<Domain>,
     /// Every domain is accepted, listed or not.
     pub any: bool,
+    /// Files that say which addresses there are, and what stands for some of them.
+    pub maps: Vec<PathBuf>,
+    /// What follows it in a local part is a detail.
+    pub detail_separator: Option<u8>,
+}
+
+/// What holds in one domain of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DomainSettings {
+    /// How large a message for it may be, and how it must come.
+    pub rules: DomainRules,
+    /// The names of policies that are not asked about recipients in it.
+    pub skip: Vec<String>,
 }
 
 /// How messages leave.
@@ -185,8 +201,10 @@ impl Config {
     /// What to tell the operator once the listeners listen: where mail is taken, for whom, where it goes, and how to send some.
     pub fn banner(&self) -> String {
         let addresses: Vec<_> = self.listeners.iter().map(|listener| listener.address.to_string()).collect();
+        let maps = self.accept.maps.len();
         let taken = match (self.accept.any, &self.accept.domains[..]) {
             (true, _) => "any recipient".to_string(),
+            (false, []) if maps > 0 => "recipients in its maps".to_string(),
             (false, []) => "postmaster only".to_string(),
             (false, domains) => {
                 let names: Vec<_> = domains.iter().take(3).map(Domain::as_str).collect();

@@ -4,9 +4,11 @@
 //! settings.
 
 mod at;
+mod callout;
 mod dnsbl;
 mod greylist;
 mod hello;
+mod http_lookup;
 mod networks;
 mod policy_service;
 mod rate_limit;
@@ -25,9 +27,11 @@ use super::error::Fault;
 use super::value::{Word, duration, flag, word, write_duration, write_word};
 use crate::policy::OnError;
 
+pub use callout::Callout;
 pub use dnsbl::Dnsbl;
 pub use greylist::Greylist;
 pub use hello::Hello;
+pub use http_lookup::HttpLookup;
 pub use networks::Networks;
 pub use policy_service::PolicyService;
 pub use rate_limit::RateLimit;
@@ -84,6 +88,28 @@ impl Word for OnError {
     const WORDS: &'static [(&'static str, Self)] = &[("defer", OnError::Defer), ("ignore", OnError::Ignore)];
 }
 
+// What those have in common who ask somebody about recipients.
+
+fn lookup_connections() -> usize {
+    16
+}
+
+fn lookup_entries() -> usize {
+    100_000
+}
+
+fn positive_ttl() -> Duration {
+    Duration::from_secs(10 * 60)
+}
+
+fn negative_ttl() -> Duration {
+    Duration::from_secs(60)
+}
+
+fn stale() -> Duration {
+    Duration::from_secs(24 * 3600)
+}
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident $word:literal,)*) => {
         /// What a policy does.
@@ -125,12 +151,16 @@ macro_rules! kinds {
 }
 
 kinds! {
+    /// Asks the mail store whether a recipient exists.
+    Callout "callout",
     /// Asks lists in the DNS about peers.
     Dnsbl "dnsbl",
     /// Defers once who is not known yet.
     Greylist "greylist",
     /// Refuses peers by the name in HELO.
     Hello "hello",
+    /// Asks a service over HTTP whether a recipient exists.
+    HttpLookup "http_lookup",
     /// Sends peers away by their address, and vouches for others.
     Networks "networks",
     /// Asks another daemon.

@@ -15,8 +15,10 @@ use ipnet::IpNet;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::client::{Endpoint, Protocol};
 use crate::limits::{CORE_MAX, GIB, KIB, MIB, SHARDS_MAX};
 use crate::mail::{Domain, TlsVersion};
+use crate::policy::UrlTemplate;
 use crate::smtp::{AuthMode, Dialect, TlsMode};
 use crate::tls::CertificateFiles;
 
@@ -150,6 +152,10 @@ impl Word for Dialect {
     const WORDS: &'static [(&'static str, Self)] = &[("smtp", Dialect::Smtp), ("lmtp", Dialect::Lmtp)];
 }
 
+impl Word for Protocol {
+    const WORDS: &'static [(&'static str, Self)] = &[("smtp", Protocol::Smtp), ("lmtp", Protocol::Lmtp)];
+}
+
 impl Word for TlsVersion {
     const WORDS: &'static [(&'static str, Self)] = &[("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
 }
@@ -207,6 +213,22 @@ impl Parsed for HostName {
 impl Display for HostName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl Parsed for Endpoint {
+    const EXPECTED: &'static str = Endpoint::EXPECTED;
+
+    fn parsed(text: &str) -> Option<Self> {
+        Endpoint::parse(text)
+    }
+}
+
+impl Parsed for UrlTemplate {
+    const EXPECTED: &'static str = UrlTemplate::EXPECTED;
+
+    fn parsed(text: &str) -> Option<Self> {
+        UrlTemplate::parse(text)
     }
 }
 
@@ -294,6 +316,11 @@ pub fn list<'de, T: Parsed, D: Deserializer<'de>>(deserializer: D) -> Result<Vec
     }
 
     deserializer.deserialize_any(ListVisitor(PhantomData))
+}
+
+/// Writes what [`list`] reads.
+pub fn write_list<T: Display, S: Serializer>(items: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(items.iter().map(ToString::to_string))
 }
 
 /// Pairs of PEM files: an array of tables, or one string `chain:key` with commas between.

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::Error;
-use crate::config::Config;
+use super::maps::{self, Loaded};
+use super::watch::Watched;
+use crate::client::{Introduction, Pool, Timeouts};
 use crate::config::policies::{Policy as Configured, PolicyKind};
-use crate::mail::Phases;
+use crate::config::{Config, DomainSettings};
+use crate::mail::{Domain, Phases};
 use crate::policy::{
-    AcceptedDomains, Dnsbl, Greylist, GreylistSettings, Hello, HelloRules, Lookups, Networks, Policies,
-    Policy, PolicyService, RateLimit, RecipientsLimit, Resolver, ReverseDns, Rule, ServiceSettings,
-    SizeLimit, TlsRequired,
+    Callout, Dnsbl, DomainRules, Domains, Greylist, GreylistSettings, Hello, HelloRules, HttpLookup, Inquiry,
+    Lookups, Memory, Networks, Policies, Policy, PolicyService, RateLimit, Recipients, RecipientsLimit,
+    Resolver, ReverseDns, Rule, ServiceSettings, SizeLimit, Source, TlsRequired,
 };
 use crate::shard;
 
@@ -21,45 +24,56 @@ pub struct Asked {
     pub lookups: Arc<Lookups>,
     /// What they remember is written down at the end: [`Greylist::finish`].
     pub greylists: Vec<Arc<Greylist>>,
+    /// What some of them read from files.
+    pub watched: Vec<Box<dyn Watched>>,
 }
 
 /// Makes every policy of `config`. Whose mail is taken comes first: nothing that another policy says makes a relay of us.
 pub fn load(config: &Config) -> Result<Asked, Error> {
     let lookups = Lookups::start(config.lookups_max)
         .map_err(|e| Error(format!("cannot start the thread that policies wait on: {e}")))?;
+    let Loaded { recipients, watched } = maps::load(config)?;
+    if let Some(domain) = config.domains.keys().find(|domain| !recipients.has_domain(domain)) {
+        let words = format!("domain.\"{domain}\": its mail is not taken: add it to accept.domains or a map");
+        return Err(Error(words));
+    }
     let context =
-        Context { config, lookups: &lookups, resolver: OnceCell::new(), greylists: RefCell::default() };
-    let mut rules = vec![Rule::new(accepted_domains(config))];
+        Context { config, recipients: &recipients, resolver: OnceCell::new(), greylists: RefCell::default() };
+    let mut rules = vec![Rule::new(recipients.clone())];
+    let domain_rules = config.domains.iter().map(|(domain, settings)| (domain.clone(), settings.rules));
+    let domain_rules: Vec<_> = domain_rules.filter(|(_, rules)| *rules != DomainRules::default()).collect();
+    if !domain_rules.is_empty() {
+        rules.push(Rule::new(Arc::new(Domains::new(domain_rules))));
+    }
     for configured in &config.policies {
         let failed = |words| Error(format!("policy {:?}: {words}", configured.name));
         let policy = context.make(configured).map_err(failed)?;
+        let skips = |settings: &DomainSettings| settings.skip.contains(&configured.name);
+        let skipped = config.domains.iter().filter(|(_, settings)| skips(settings));
         rules.push(Rule {
             is_dry: configured.dry_run,
             on_error: configured.on_error,
             timeout: configured.timeout,
+            skipped_domains: skipped.map(|(domain, _)| domain.clone()).collect(),
             ..Rule::new(policy)
         });
     }
     let greylists = context.greylists.into_inner();
-    Ok(Asked { policies: Policies::new(rules), lookups: Arc::new(lookups), greylists })
-}
-
-fn accepted_domains(config: &Config) -> Arc<dyn Policy> {
-    let own = config.hostname.clone();
-    Arc::new(match config.accept.any {
-        true => AcceptedDomains::any(own),
-        false => AcceptedDomains::listed(own, config.accept.domains.iter().cloned()),
+    Ok(Asked {
+        policies: Policies::new(rules),
+        lookups: Arc::new(lookups),
+        greylists,
+        watched: watched.into_iter().collect(),
     })
 }
 
 /// What policies are made with.
 struct Context<'a> {
     config: &'a Config,
-    #[allow(dead_code)]
-    lookups: &'a Lookups,
     /// Of all policies that ask the DNS, if there are any.
     resolver: OnceCell<Arc<Resolver>>,
     greylists: RefCell<Vec<Arc<Greylist>>>,
+    recipients: &'a Arc<Recipients>,
 }
 
 impl Context<'_> {
@@ -67,6 +81,18 @@ impl Context<'_> {
     fn make(&self, configured: &Configured) -> Result<Arc<dyn Policy>, String> {
         let name = configured.name.as_str();
         Ok(match &configured.kind {
+            PolicyKind::Callout(settings) => {
+                let name = self.config.hostname.as_str().into();
+                let introduction = Introduction { protocol: settings.protocol, name };
+                let endpoint = settings.address.0.clone();
+                let timeouts = Timeouts::all(configured.timeout);
+                let pool = Pool::new(endpoint, introduction, timeouts, settings.connections_max);
+                self.inquiry(configured, Callout::new(pool), &settings.domains, settings.memory())
+            }
+            PolicyKind::HttpLookup(settings) => {
+                let lookup = HttpLookup::new(&settings.service())?;
+                self.inquiry(configured, lookup, &settings.domains, settings.memory())
+            }
             PolicyKind::Dnsbl(settings) => {
                 let (lists, thresholds) = (settings.lists(), settings.thresholds());
                 Arc::new(Dnsbl::new(name, settings.at.0, settings.query, lists, thresholds, self.resolver()?))
@@ -123,6 +149,17 @@ impl Context<'_> {
                 Arc::new(PolicyService::new(name, settings, shard::random()))
             }
         })
+    }
+
+    fn inquiry<S: Source>(
+        &self,
+        configured: &Configured,
+        source: S,
+        domains: &[Domain],
+        memory: Memory,
+    ) -> Arc<dyn Policy> {
+        let (name, recipients) = (configured.name.as_str(), self.recipients.clone());
+        Arc::new(Inquiry::new(name, source, domains, recipients, memory, configured.timeout))
     }
 
     fn resolver(&self) -> Result<Arc<Resolver>, String> {

@@ -1,26 +1,18 @@
-//! What listeners need of files that change while the gateway runs: certificates with their keys, and the credentials of users.
+//! What listeners need of files: certificates with their keys, and the credentials of users.
 //!
-//! Read and checked before anything listens. Then a thread looks at the files every few seconds, and at once when told (SIGHUP): what
-//! is good replaces what there was, for new handshakes and attempts, on all shards; what is not leaves everything as it was, and the
-//! log says so.
+//! Read and checked before anything listens, and watched from then on: see [`watch`](super::watch).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
-
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::time::SystemTime;
 
 use super::Error;
+use super::watch::{Stamp, Watched};
 use crate::config::{ClientCertificates, Config, Listener};
 use crate::policy::{Credentials, Verifier};
 use crate::smtp::{AuthMode, TlsMode};
 use crate::tls::{self, Acceptor, Settings, Validity};
 
-/// How often files are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// How often a certificate that is about to expire is warned of.
-const WARN_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Days before its end from which a certificate is warned of: those of 90 days are renewed 30 days before.
 const WARN_DAYS: i64 = 14;
 
@@ -92,10 +84,27 @@ impl Secrets {
         self.verifier.clone()
     }
 
+    /// Says which certificates are shown, and gives what is to be watched.
+    pub fn watched(self) -> Vec<Box<dyn Watched>> {
+        let certificates =
+            ShownCertificates(self.acceptors.into_iter().map(|(_, acceptor)| acceptor).collect());
+        certificates.log(false);
+        let mut watched: Vec<Box<dyn Watched>> = vec![Box::new(certificates)];
+        if let (Some(path), Some(verifier)) = (self.credentials, self.verifier) {
+            watched.push(Box::new(KnownUsers { path, verifier, seen: self.seen }));
+        }
+        watched
+    }
+}
+
+/// The certificates of all acceptors.
+struct ShownCertificates(Vec<Arc<Acceptor>>);
+
+impl ShownCertificates {
     /// Says which certificates are shown, and what is wrong with their time. All acceptors show the same.
-    fn log_certificates(&self, warnings_only: bool) {
+    fn log(&self, warnings_only: bool) {
         let now = SystemTime::now();
-        let certificates = self.acceptors.first().map(|(_, acceptor)| acceptor.certificates());
+        let certificates = self.0.first().map(|acceptor| acceptor.certificates());
         for certificate in certificates.unwrap_or_default() {
             let (names, days_left) = (certificate.names.join(" "), certificate.days_left(now));
             let chain = certificate.chain.display();
@@ -114,15 +123,11 @@ impl Secrets {
             }
         }
     }
+}
 
-    /// Looks for what has changed, at once.
+impl Watched for ShownCertificates {
     fn look(&mut self, is_told: bool) {
-        let changed: Vec<_> = self
-            .acceptors
-            .iter()
-            .map(|(_, acceptor)| acceptor)
-            .filter(|acceptor| is_told || acceptor.has_changed())
-            .collect();
+        let changed: Vec<_> = self.0.iter().filter(|acceptor| is_told || acceptor.has_changed()).collect();
         let mut is_replaced = false;
         for acceptor in changed {
             match acceptor.reload(SystemTime::now()) {
@@ -132,18 +137,34 @@ impl Secrets {
         }
         if is_replaced {
             tracing::info!("certificates were read anew");
-            self.log_certificates(false);
+            self.log(false);
         }
-        let (Some(path), Some(verifier)) = (&self.credentials, &self.verifier) else { return };
-        let stamp = Stamp::of(path);
+    }
+
+    fn remind(&mut self) {
+        self.log(true);
+    }
+}
+
+/// The credentials of users.
+struct KnownUsers {
+    path: PathBuf,
+    verifier: Arc<Verifier>,
+    /// When it was last read.
+    seen: Option<Stamp>,
+}
+
+impl Watched for KnownUsers {
+    fn look(&mut self, is_told: bool) {
+        let stamp = Stamp::of(&self.path);
         if !is_told && stamp == self.seen {
             return;
         }
         self.seen = stamp;
-        match read_credentials(path) {
+        match read_credentials(&self.path) {
             Ok(credentials) => {
                 tracing::info!(users = credentials.users_count(), "credentials were read anew");
-                verifier.replace(credentials);
+                self.verifier.replace(credentials);
             }
             Err(words) => tracing::warn!("credentials were not replaced, the old ones are used on: {words}"),
         }
@@ -155,47 +176,4 @@ fn read_credentials(path: &Path) -> Result<Credentials, String> {
     let credentials = Credentials::load(path).map_err(|e| e.to_string())?;
     credentials.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok(credentials)
-}
-
-/// What tells one state of a file from another.
-#[derive(PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: Option<SystemTime>,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Stamp> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = path.metadata().ok()?;
-        Some(Stamp { inode: metadata.ino(), size: metadata.len(), modified: metadata.modified().ok() })
-    }
-}
-
-/// Starts looking after what was loaded, to the end of the process. What is sent has it look at once, whatever it knows; more than
-/// one order at a time is one.
-pub fn watch(secrets: Secrets) -> Result<Sender<()>, Error> {
-    let (told, tells) = bounded(1);
-    secrets.log_certificates(false);
-    thread::Builder::new()
-        .name("secrets".into())
-        .spawn(move || run(secrets, &tells))
-        .map_err(|e| Error(format!("cannot watch certificates and credentials: {e}")))?;
-    Ok(told)
-}
-
-fn run(mut secrets: Secrets, tells: &Receiver<()>) {
-    let mut warned = Instant::now();
-    loop {
-        match tells.recv_timeout(LOOK_INTERVAL) {
-            Ok(()) => secrets.look(true),
-            Err(RecvTimeoutError::Timeout) => secrets.look(false),
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-        if warned.elapsed() >= WARN_INTERVAL {
-            warned = Instant::now();
-            secrets.log_certificates(true);
-        }
-    }
 }

@@ -15,14 +15,14 @@
 //!
 //! Beside them, who may log in: [`Credentials`] and the [`Verifier`], which takes them off the shards.
 //!
-//! Knows nothing of sockets, reply codes or the spool.
+//! Knows nothing of a session's socket, of the replies it is given, or of the spool. Who asks others does it by [`crate::client`] or HTTP.
 
-mod accepted_domains;
 mod admission;
 mod bans;
 mod breaker;
 mod credentials;
 mod dnsbl;
+mod domains;
 mod facts;
 mod greetings;
 mod greylist;
@@ -35,6 +35,7 @@ mod places;
 mod policy_service;
 mod prefix;
 mod rate_limit;
+mod recipients;
 mod recipients_limit;
 mod resolver;
 mod reverse_dns;
@@ -46,12 +47,12 @@ mod verifier;
 
 pub use crate::mail::{Phase, Phases};
 
-pub use accepted_domains::AcceptedDomains;
 pub use admission::{Admission, Bounds};
 pub use bans::{Ban, Bans, Terms};
 pub use breaker::{Breaker, Change, Turn};
 pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
 pub use dnsbl::{Dnsbl, List, Subject, Thresholds};
+pub use domains::{DomainRules, Domains};
 pub use facts::Facts;
 pub use greetings::Greetings;
 pub use greylist::{Greylist, GreylistSettings};
@@ -64,6 +65,10 @@ pub use places::{Full, Place, Places};
 pub use policy_service::{Address as ServiceAddress, PolicyService, ServiceSettings};
 pub use prefix::Prefix;
 pub use rate_limit::{Counted, Limit, NotKnownThen, Per, RateLimit};
+pub use recipients::{
+    AskingSource, Callout, HttpLookup, HttpService, Inquiry, Listing, MapFault, Maps, Memory, Recipients,
+    Source, UrlTemplate,
+};
 pub use recipients_limit::RecipientsLimit;
 pub use resolver::Resolver;
 pub use reverse_dns::{Required, ReverseDns};

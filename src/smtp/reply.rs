@@ -358,6 +358,8 @@ mod tests {
             (Status::permanent(7, 1), Phase::Data, false, "554 5.7.1 "),
             (Status::permanent(7, 1), Phase::Message, false, "554 5.7.1 "),
             (Status::permanent(7, 1), Phase::Connect, false, "554 5.7.1 "),
+            (Status::permanent(3, 4), Phase::Recipient, false, "552 5.3.4 "),
+            (Status::permanent(3, 4), Phase::Message, false, "552 5.3.4 "),
             (Status::permanent(7, 1), Phase::Recipient, true, "554 5.7.1 "),
             (Status::temporary(3, 1), Phase::Mail, false, "452 4.3.1 "),
             (Status::temporary(7, 1), Phase::Mail, false, "451 4.7.1 "),

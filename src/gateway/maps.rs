@@ -1,0 +1,70 @@
+//! The maps of recipients, read and watched.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Error;
+use super::watch::{Stamp, Watched};
+use crate::config::Config;
+use crate::mail::Domain;
+use crate::policy::{MapFault, Maps, Recipients};
+
+/// What the maps are read from and whom they are for.
+struct WatchedMaps {
+    recipients: Arc<Recipients>,
+    files: Vec<PathBuf>,
+    domains: Vec<Domain>,
+    separator: Option<u8>,
+    seen: Vec<Option<Stamp>>,
+}
+
+/// Whose mail is taken, and what is to be watched for it.
+pub struct Loaded {
+    pub recipients: Arc<Recipients>,
+    pub watched: Option<Box<dyn Watched>>,
+}
+
+/// Whose mail `config` takes, and who looks after its maps.
+pub fn load(config: &Config) -> Result<Loaded, Error> {
+    let accept = &config.accept;
+    let seen = stamps(&accept.maps);
+    let maps = Maps::load(&accept.maps, &accept.domains, accept.detail_separator)
+        .map_err(|fault| Error(format!("accept.maps: {fault}")))?;
+    let recipients = Arc::new(Recipients::new(config.hostname.clone(), accept.any, maps));
+    let watched = WatchedMaps {
+        recipients: recipients.clone(),
+        files: accept.maps.clone(),
+        domains: accept.domains.clone(),
+        separator: accept.detail_separator,
+        seen,
+    };
+    let is_watched = !accept.maps.is_empty();
+    Ok(Loaded { recipients, watched: is_watched.then(|| Box::new(watched) as Box<dyn Watched>) })
+}
+
+fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
+    files.iter().map(|file| Stamp::of(file)).collect()
+}
+
+impl WatchedMaps {
+    fn read(&self) -> Result<Maps, MapFault> {
+        Maps::load(&self.files, &self.domains, self.separator)
+    }
+}
+
+impl Watched for WatchedMaps {
+    fn look(&mut self, is_told: bool) {
+        let seen = stamps(&self.files);
+        if !is_told && seen == self.seen {
+            return;
+        }
+        self.seen = seen;
+        match self.read() {
+            Ok(maps) => {
+                tracing::info!(addresses = maps.addresses_count(), "maps of recipients were read anew");
+                self.recipients.replace(maps);
+            }
+            Err(fault) => tracing::warn!("maps were not replaced, the old ones are used on: {fault}"),
+        }
+    }
+}

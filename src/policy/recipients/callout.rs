@@ -1,0 +1,126 @@
+//! Asking the mail store itself, in LMTP or SMTP: MAIL of nobody, RCPT, and no mail after it.
+//!
+//! A refusal of RCPT says that there is no such recipient, unless it says that we are not wanted: 550, 551, 553 and 554 do (RFC 5321 §4.2.3),
+//! but for those with an enhanced status code of security or policy (X.7.X, RFC 3463 §3.8), which are about us. Everything else
+//! that is not class 2 leaves it open.
+
+use super::inquiry::{Asking, Source, unknown};
+use crate::client::{Connection, Failure, Pool, Reply, Why};
+use crate::mail::{Mailbox, Refusal};
+use crate::policy::{Facts, Found, Unavailable, Verdict};
+
+/// Refusals on one connection at most: servers slow down those who collect them (Postfix from the tenth on).
+const REFUSALS_MAX: u32 = 8;
+/// The subject of status codes that are about security and policy.
+const POLICY_SUBJECT: u16 = 7;
+
+/// Asks a mail store.
+pub struct Callout {
+    pool: Pool,
+}
+
+impl Callout {
+    /// Asks over connections of `pool`.
+    pub fn new(pool: Pool) -> Self {
+        Callout { pool }
+    }
+
+    async fn find(&self, question: &str) -> Found {
+        let mailbox = Mailbox::parse_stored(question).expect("it was made of a mailbox");
+        match self.converse(&mailbox).await {
+            Ok(found) => found,
+            Err(failure) => Err(Unavailable(format!("{}: {failure}", self.pool.endpoint()))),
+        }
+    }
+
+    async fn converse(&self, mailbox: &Mailbox) -> Result<Found, Failure> {
+        let mut leased = self.pool.take().await?;
+        let mut asked = ask(&mut leased.connection, mailbox).await;
+        // One that was idle may have been closed at the other end, which says nothing about the server.
+        if leased.is_used() && matches!(&asked, Err(Failure { why: Why::Gone(_) | Why::Refused(_), .. })) {
+            leased = self.pool.renew(leased).await?;
+            asked = ask(&mut leased.connection, mailbox).await;
+        }
+        let (found, is_refusal) = asked?;
+        leased.refusals += u32::from(is_refusal);
+        if leased.refusals >= REFUSALS_MAX {
+            leased.connection.quit().await;
+        } else if leased.connection.reset().await.is_ok() {
+            self.pool.give_back(leased).await;
+        }
+        Ok(found)
+    }
+}
+
+/// What is found, and whether the server has refused something.
+async fn ask(connection: &mut Connection, mailbox: &Mailbox) -> Result<(Found, bool), Failure> {
+    let needs_utf8 = !mailbox.local_part().is_ascii();
+    if needs_utf8 && !connection.offers("SMTPUTF8") {
+        // Nobody of that name can be delivered to there.
+        return Ok((Ok(unknown()), false));
+    }
+    let reply = connection.mail_of_nobody(needs_utf8).await?;
+    if !reply.is_positive() {
+        return Ok((Err(Unavailable(format!("MAIL: {reply}"))), true));
+    }
+    let reply = connection.recipient(mailbox).await?;
+    Ok((judge(&reply), !reply.is_positive()))
+}
+
+fn judge(reply: &Reply) -> Found {
+    let is_about_us = reply.status().is_some_and(|status| status.subject == POLICY_SUBJECT);
+    match reply.code {
+        _ if reply.is_positive() => Ok(Verdict::Accept),
+        550 | 551 | 553 | 554 if !is_about_us => {
+            let Verdict::Refuse(refusal) = unknown() else { unreachable!("it is a refusal") };
+            Ok(Verdict::Refuse(Refusal::keyed(refusal, reply.to_string())))
+        }
+        _ => Err(Unavailable(format!("RCPT: {reply}"))),
+    }
+}
+
+impl Source for Callout {
+    /// The address, its domain in one spelling. The local part is the store's business, and may differ in case.
+    fn question(&self, mailbox: &Mailbox, _: &Facts<'_>) -> String {
+        format!("{}@{}", mailbox.local_part(), mailbox.canonical_domain())
+    }
+
+    fn ask<'a>(&'a self, question: &'a str) -> Asking<'a> {
+        Box::pin(self.find(question))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_of_the_recipient_says_that_there_is_none() {
+        let table = [
+            (250, "2.1.5 Ok", "exists"),
+            (251, "will forward", "exists"),
+            (550, "5.1.1 <a@x.example> User doesn't exist", "unknown"),
+            (550, "no", "unknown"),
+            (551, "5.1.6 moved", "unknown"),
+            (553, "5.1.3 what?", "unknown"),
+            (554, "5.4.1 no such recipient", "unknown"),
+            (554, "5.7.1 Relay access denied", "open"),
+            (550, "5.7.1 Service unavailable, client host blocked", "open"),
+            (552, "5.2.2 Mailbox full", "open"),
+            (503, "5.5.1 need MAIL", "open"),
+            (530, "5.7.0 Must issue a STARTTLS command first", "open"),
+            (450, "4.2.1 Mailbox busy", "open"),
+            (451, "4.3.0 no database", "open"),
+            (354, "go ahead", "open"),
+        ];
+        for (code, text, expected) in table {
+            let said = match judge(&Reply { code, text: text.into() }) {
+                Ok(Verdict::Accept) => "exists",
+                Ok(Verdict::Refuse(refusal)) if refusal.status.to_string() == "5.1.1" => "unknown",
+                Ok(_) => "something else",
+                Err(_) => "open",
+            };
+            assert_eq!(said, expected, "{code} {text}");
+        }
+    }
+}
