@@ -8,7 +8,7 @@ use crate::config::value::{Word, count, duration, size, word, write_duration, wr
 use crate::limits::GIB;
 use crate::policy::{Counted, Limit, Per};
 
-/// A hundred thousand addresses at a time are some 15 MiB.
+/// A hundred thousand addresses at a time are some 13 MiB, and 65 MiB where each comes again and again.
 const ENTRIES_MAX_DEFAULT: usize = 100_000;
 
 /// So much in any window of time.
