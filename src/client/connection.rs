@@ -336,7 +336,8 @@ mod tests {
 
     #[test]
     fn what_is_not_as_it_should_be_ends_the_connection() {
-        let table: [(&[u8], &'static [&'static [u8]], Timeouts, &str); 9] = [
+        type Case = (&'static [u8], &'static [&'static [u8]], Timeouts, &'static str);
+        let table: [Case; 9] = [
             (b"554 no\r\n", &[], Timeouts::all(LONG), "the greeting: 554 no"),
             (b"421 busy\r\n", &[], Timeouts::all(LONG), "the greeting: 421 busy"),
             (b"SSH-2.0\r\n", &[], Timeouts::all(LONG), "the greeting: a line without a reply code"),

@@ -16,6 +16,9 @@ const LINE_SIZE_MAX: usize = 1024;
 /// The longest replies list extensions, a line each.
 const LINES_MAX: usize = 128;
 
+/// What is shown of a reply in logs, octets of its text.
+const SHOWN_SIZE_MAX: usize = 300;
+
 /// Why octets are no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadReply(&'static str);
@@ -68,10 +71,11 @@ impl Reply {
     }
 }
 
-/// As it stood on the wire, in one line.
+/// As it stood on the wire, in one line, and not all of a long one.
 impl fmt::Display for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.code, self.text.replace('\n', " "))
+        let shown = &self.text[..self.text.len().min(SHOWN_SIZE_MAX)];
+        write!(f, "{} {}", self.code, shown.replace('\n', " "))
     }
 }
 
@@ -220,9 +224,16 @@ mod tests {
             let mut taken = 0;
             while reader.handle_input(piece.as_bytes()).is_ok_and(|(n, _)| n > 0) {
                 taken += piece.len();
-                assert!(taken < 1 << 20 && reader.line.capacity() + reader.text.capacity() < 256 << 10);
+                assert!(taken < 1 << 20);
+                assert!(reader.line.capacity() + reader.text.capacity() < 256 << 10);
             }
         }
+    }
+
+    #[test]
+    fn little_of_a_long_reply_is_shown() {
+        assert_eq!(reply(550, "a\nb").to_string(), "550 a b");
+        assert_eq!(reply(550, &"x".repeat(100_000)).to_string().len(), 304);
     }
 
     #[test]

@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn a_size_declared_is_judged_for_each_recipient_and_a_real_one_for_the_message() {
-        let table: [(Phase, &[&str], Option<u64>, u64, &str); 8] = [
+        type Case = (Phase, &'static [&'static str], Option<u64>, u64, &'static str);
+        let table: [Case; 8] = [
             (Phase::Recipient, &["a@small.example"], Some(1000), 0, "accept"),
             (Phase::Recipient, &["a@Small.example"], Some(1001), 0, "5.3.4 small.example"),
             (Phase::Recipient, &["a@large.example"], Some(1001), 0, "accept"),

@@ -4,6 +4,10 @@
 //! but for those with an enhanced status code of security or policy (X.7.X, RFC 3463 §3.8), which are about us. Everything else
 //! that is not class 2 leaves it open.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use super::inquiry::{Asking, Source, unknown};
 use crate::client::{Connection, Failure, Pool, Reply, Why};
 use crate::mail::{Mailbox, Refusal};
@@ -11,6 +15,8 @@ use crate::policy::{Facts, Found, Unavailable, Verdict};
 
 /// Refusals on one connection at most: servers slow down those who collect them (Postfix from the tenth on).
 const REFUSALS_MAX: u32 = 8;
+/// How long RSET may take: nobody waits for it, and who takes longer is asked over another connection next time.
+const RESET_TIMEOUT: Duration = Duration::from_millis(200);
 /// The subject of status codes that are about security and policy.
 const POLICY_SUBJECT: u16 = 7;
 
@@ -45,7 +51,7 @@ impl Callout {
         leased.refusals += u32::from(is_refusal);
         if leased.refusals >= REFUSALS_MAX {
             leased.connection.quit().await;
-        } else if leased.connection.reset().await.is_ok() {
+        } else if matches!(timeout(RESET_TIMEOUT, leased.connection.reset()).await, Ok(Ok(()))) {
             self.pool.give_back(leased).await;
         }
         Ok(found)

@@ -15,6 +15,7 @@
 //! - a failure is never remembered, and nothing is remembered of a rehearsal.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -78,7 +79,9 @@ struct Desk<S> {
     source: S,
     memory: Memory,
     timeout: Duration,
-    answers: Table<Question, Known>,
+    /// By hashes of questions with keys of our own: peers choose the questions, and long ones are to take no more memory than others.
+    answers: Table<[u64; 2], Known>,
+    hashers: [RandomState; 2],
     flights: Mutex<HashMap<Question, watch::Receiver<Option<Found>>>>,
 }
 
@@ -99,7 +102,14 @@ impl<S: Source> Inquiry<S> {
             name: name.into(),
             domains: (!domains.is_empty()).then(|| domains.iter().cloned().collect()),
             recipients,
-            desk: Arc::new(Desk { source, memory, timeout, answers, flights: Mutex::default() }),
+            desk: Arc::new(Desk {
+                source,
+                memory,
+                timeout,
+                answers,
+                hashers: Default::default(),
+                flights: Mutex::default(),
+            }),
         }
     }
 
@@ -140,9 +150,13 @@ impl<S: Source> Policy for Inquiry<S> {
 }
 
 impl<S: Source> Desk<S> {
-    fn fresh(&self, question: &Question, now: Instant) -> Option<Verdict> {
-        let known = self.answers.get(question, now)?;
+    fn fresh(&self, question: &str, now: Instant) -> Option<Verdict> {
+        let known = self.answers.get(&self.key(question), now)?;
         (now < known.fresh_until).then_some(known.verdict)
+    }
+
+    fn key(&self, question: &str) -> [u64; 2] {
+        self.hashers.each_ref().map(|hasher| hasher.hash_one(question))
     }
 
     /// What is found by the flight of this question: by that on its way, or by a new one.
@@ -183,10 +197,10 @@ impl<S: Source> Desk<S> {
                     _ => positive,
                 };
                 let known = Known { verdict: verdict.clone(), fresh_until: now + fresh };
-                self.answers.insert(question.into(), known, now + fresh + stale, now);
+                self.answers.insert(self.key(question), known, now + fresh + stale, now);
                 Ok(verdict)
             }
-            Err(why) => self.answers.update(question.into(), now, |kept| match kept {
+            Err(why) => self.answers.update(self.key(question), now, |kept| match kept {
                 Some(kept) => {
                     kept.value.fresh_until = now + RETRY_INTERVAL;
                     tracing::warn!(%why, "nobody could be asked about a recipient: what was known of it is used on");
@@ -360,8 +374,8 @@ mod tests {
         desk.settle(question, Ok(unknown()), now).unwrap();
         // It is stale, and the source is down: it is used, and nobody is asked again for a while.
         assert_eq!(desk.settle(question, down(), after(20)), Ok(unknown()));
-        assert_eq!(desk.fresh(&question.into(), after(29)), Some(unknown()));
-        assert_eq!(desk.fresh(&question.into(), after(31)), None);
+        assert_eq!(desk.fresh(question, after(29)), Some(unknown()));
+        assert_eq!(desk.fresh(question, after(31)), None);
         assert_eq!(desk.settle(question, Ok(Verdict::Accept), after(31)), Ok(Verdict::Accept));
         assert_eq!(desk.settle(question, down(), after(500)), Ok(Verdict::Accept));
         assert_eq!(desk.settle(question, down(), after(31 + 1100)), down(), "too old");

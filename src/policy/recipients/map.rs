@@ -580,6 +580,7 @@ mod tests {
             ("xsales-12@example.com", "unknown"),
             ("help-me@example.com", "alice@example.com"),
             ("help-me@open.example", "alice@example.com"),
+            ("a-help-me@example.com", "unknown"),
             ("help-me@open.example.org", "foreign"),
             ("a@all.example", "foreign"),
             ("anybody@open.example", "listed"),
