@@ -41,7 +41,7 @@ use crate::delivery::{
 };
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
-use crate::policy::{Admission, Bounds, Greetings, Greylist, Marks, Policies, Terms};
+use crate::policy::{Admission, Bounds, Greetings, Greylist, Marks, Policies, Said, Terms};
 use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Pressure, Progress, Service};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
@@ -370,6 +370,7 @@ struct Running {
     progress: Receiver<Progress>,
     workers: Workers,
     upkeep: Upkeep,
+    policies: Policies,
     greylists: Vec<Arc<Greylist>>,
     _jobs: JobSender,
     /// Dropped when the shards have ended: nothing is ever sent.
@@ -415,6 +416,7 @@ fn start(
         progress: progress_end,
         workers,
         upkeep,
+        policies: policies.clone(),
         greylists: greylists.clone(),
         _jobs: jobs.clone(),
         _ringing: ringing,
@@ -556,6 +558,10 @@ impl Running {
             left += shard.join().map_err(|e| Error(format!("a shard failed: {e}")))?;
         }
         self.greylists.iter().for_each(|greylist| greylist.finish());
+        for (policy, said) in self.policies.said().filter(|(_, said)| *said != Said::default()) {
+            let Said { rejected, deferred, tagged, unavailable } = said;
+            tracing::info!(policy, rejected, deferred, tagged, unavailable, "what a policy had to say");
+        }
         Ok(left)
     }
 
