@@ -16,6 +16,8 @@ struct WatchedMaps {
     domains: Vec<Domain>,
     separator: Option<u8>,
     seen: Vec<Option<Stamp>>,
+    /// Of files that have changed since and may be changing still.
+    changing: Option<Vec<Option<Stamp>>>,
 }
 
 /// Whose mail is taken, and what is to be watched for it.
@@ -37,6 +39,7 @@ pub fn load(config: &Config) -> Result<Loaded, Error> {
         domains: accept.domains.clone(),
         separator: accept.detail_separator,
         seen,
+        changing: None,
     };
     let is_watched = !accept.maps.is_empty();
     Ok(Loaded { recipients, watched: is_watched.then(|| Box::new(watched) as Box<dyn Watched>) })
@@ -54,12 +57,23 @@ impl WatchedMaps {
 
 impl Watched for WatchedMaps {
     fn look(&mut self, is_told: bool) {
-        let seen = stamps(&self.files);
-        if !is_told && seen == self.seen {
+        let now = stamps(&self.files);
+        if !is_told && now == self.seen {
+            self.changing = None;
             return;
         }
-        self.seen = seen;
-        match self.read() {
+        // A file that is being written is not read in the middle: what is missing from it would be refused.
+        if !is_told && self.changing.as_ref() != Some(&now) {
+            self.changing = Some(now);
+            return;
+        }
+        let read = self.read();
+        if !is_told && stamps(&self.files) != now {
+            return;
+        }
+        self.changing = None;
+        self.seen = now;
+        match read {
             Ok(maps) => {
                 tracing::info!(addresses = maps.addresses_count(), "maps of recipients were read anew");
                 self.recipients.replace(maps);

@@ -152,7 +152,7 @@ impl Stage<'_> {
             match step {
                 Step::Wait(later, timeout) => {
                     let (told, found) = mpsc::channel();
-                    self.asked.lookups.submit(later, timeout, move |found| drop(told.send(found)));
+                    self.asked.lookups.submit(later, None, timeout, move |found| drop(told.send(found)));
                     round.resume(
                         found.recv().unwrap_or_else(|_| Err(Unavailable::new("nobody has answered"))),
                     );

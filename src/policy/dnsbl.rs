@@ -111,8 +111,9 @@ struct Asked {
     warned_at: Arc<AtomicU64>,
     /// Questions in a row that it has not answered.
     failures: AtomicU32,
-    /// Until when it is left alone, in seconds since 1970.
+    /// Until when it is left alone, in seconds since `since`.
     paused_until: AtomicU64,
+    since: Instant,
 }
 
 /// See the module.
@@ -151,6 +152,7 @@ impl Dnsbl {
                 warned_at,
                 failures: AtomicU32::new(0),
                 paused_until: AtomicU64::new(0),
+                since: Instant::now(),
             });
         }
         let scale = Scale { lists: asked, thresholds, tag: Tag::parse(name), subject, resolver };
@@ -231,11 +233,11 @@ impl Scale {
             if let Some(records) = self.resolver.known(&question, now) {
                 return Ok(records);
             }
-            if asked.is_paused(unix_time) {
+            if asked.is_paused(now) {
                 return Err(Unavailable(format!("{}: left alone, for it did not answer", asked.list.zone)));
             }
             let found = self.resolver.ask(question, now, is_remembered).await;
-            asked.note(found.is_ok(), unix_time);
+            asked.note(found.is_ok(), now, unix_time);
             found
         });
         let found = all(questions).await;
@@ -314,12 +316,17 @@ impl Asked {
         says
     }
 
-    fn is_paused(&self, unix_time: u64) -> bool {
-        unix_time < self.paused_until.load(Ordering::Relaxed)
+    fn is_paused(&self, now: Instant) -> bool {
+        self.seconds(now) < self.paused_until.load(Ordering::Relaxed)
+    }
+
+    /// On the monotonic clock: a wall clock that is set back must not leave a list alone for days.
+    fn seconds(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.since).as_secs()
     }
 
     /// Whether it has answered.
-    fn note(&self, has_answered: bool, unix_time: u64) {
+    fn note(&self, has_answered: bool, now: Instant, unix_time: u64) {
         if has_answered {
             self.failures.store(0, Ordering::Relaxed);
             return;
@@ -327,7 +334,7 @@ impl Asked {
         // After a pause one failure more is enough.
         if self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1) >= FAILURES_MAX {
             self.failures.store(FAILURES_MAX - 1, Ordering::Relaxed);
-            self.paused_until.store(unix_time + PAUSE, Ordering::Relaxed);
+            self.paused_until.store(self.seconds(now) + PAUSE, Ordering::Relaxed);
             if self.is_time_to_warn(unix_time) {
                 tracing::warn!(zone = %self.list.zone, seconds = PAUSE, "a list does not answer and is left alone for a while");
             }
@@ -565,7 +572,8 @@ mod tests {
         let Answer::Later(later) = policy.check(Phase::Recipient, &Facts::of("192.0.2.1")) else { panic!() };
         let (told, answers) = std::sync::mpsc::channel();
         let lookups = Lookups::start(1).unwrap();
-        lookups.submit(later, std::time::Duration::from_secs(60), move |found| told.send(found).unwrap());
+        lookups
+            .submit(later, None, std::time::Duration::from_secs(60), move |found| told.send(found).unwrap());
         assert!(answers.recv().unwrap().is_err());
     }
 
@@ -618,11 +626,14 @@ mod tests {
             (232, false, false),
         ];
         for (time, has_answered, is_paused) in table {
-            asked.note(has_answered, time);
-            assert_eq!(asked.is_paused(time), is_paused, "{time}");
+            let now = asked.since + std::time::Duration::from_secs(time);
+            asked.note(has_answered, now, 1_800_000_000);
+            assert_eq!(asked.is_paused(now), is_paused, "{time}");
         }
         asked.paused_until.store(300, Ordering::Relaxed);
-        let peer = |unix_time| Facts { unix_time, ..Facts::of("192.0.2.1") };
+        let since = asked.since;
+        let peer =
+            |time| Facts { now: since + std::time::Duration::from_secs(time), ..Facts::of("192.0.2.1") };
         let said = words(policy.check(Phase::Recipient, &peer(299)));
         assert_eq!(said, "unavailable: a.example: left alone, for it did not answer");
         assert_eq!(words(policy.check(Phase::Recipient, &peer(300))), "later");

@@ -1,6 +1,6 @@
 //! What holds in some of our domains only: how large a message may be, and that it must come over TLS.
 //!
-//! Asked about each recipient, of whom alone a refusal is then; and about the whole message when its size is known, if it was not
+//! Asked about each recipient and those who stand for it, of whom alone a refusal is then; and about the whole message when its size is known, if it was not
 //! declared or not truly.
 
 use std::collections::HashMap;
@@ -63,7 +63,8 @@ impl Policy for Domains {
             Phase::Recipient => {
                 let is_in_clear = facts.tls.is_none();
                 let size = facts.declared_size.unwrap_or(0);
-                facts.recipient.and_then(|recipient| self.refusal(recipient, is_in_clear, size))
+                let mut concerned = facts.recipient.into_iter().chain(facts.instead);
+                concerned.find_map(|recipient| self.refusal(recipient, is_in_clear, size))
             }
             // Nobody is a recipient who may be one only over TLS.
             _ => facts.recipients.iter().find_map(|recipient| self.refusal(recipient, false, facts.size)),

@@ -30,6 +30,8 @@ pub struct Facts<'a> {
     pub reverse_path: Option<&'a ReversePath>,
     /// The recipient in question, at [`Phase::Recipient`](super::Phase::Recipient) only.
     pub recipient: Option<&'a ForwardPath>,
+    /// Those that stand for it if it is accepted, where a policy before has said so.
+    pub instead: &'a [ForwardPath],
     /// Recipients accepted so far in this transaction.
     pub recipients: &'a [ForwardPath],
     /// SIZE= of MAIL, in octets (RFC 1870).
@@ -61,6 +63,7 @@ impl<'a> Facts<'a> {
             is_extended: true,
             reverse_path: None,
             recipient: None,
+            instead: &[],
             recipients: &[],
             declared_size: None,
             size: 0,

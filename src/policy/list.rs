@@ -83,11 +83,11 @@ pub struct Said {
 /// What a session remembers of its verdicts. Small, and empty where nobody has said anything.
 #[derive(Clone, Debug, Default)]
 pub struct Notes {
-    /// Somebody vouches for the peer.
-    pub is_trusted: bool,
+    /// When somebody has vouched for the peer: in the phase that is named, and for what that phase is about.
+    trusted_at: Option<Phase>,
     /// The peer's name, found and confirmed.
     pub client_name: Option<Box<str>>,
-    session_tags: Vec<Tag>,
+    session_tags: Vec<(Phase, Tag)>,
     transaction_tags: Vec<Tag>,
     /// Transactions begun.
     pub transaction: u32,
@@ -98,13 +98,28 @@ impl Notes {
     /// A transaction begins: what was noted of the one before does not concern it.
     pub fn begin_transaction(&mut self) {
         self.transaction = self.transaction.saturating_add(1);
+        self.trusted_at = self.trusted_at.filter(|phase| *phase < Phase::Mail);
         self.transaction_tags.clear();
         self.replacement = None;
     }
 
+    /// The peer names itself, perhaps anew: what was noted of its former name, or of a session in clear, does not concern it.
+    pub fn begin_hello(&mut self) {
+        self.trusted_at = self.trusted_at.filter(|phase| *phase < Phase::Hello);
+        self.session_tags.retain(|(phase, _)| *phase < Phase::Hello);
+        self.transaction_tags.clear();
+        self.replacement = None;
+    }
+
+    /// Whether somebody vouches for the peer.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted_at.is_some()
+    }
+
     /// The tags of a message accepted now; each once, in the order in which they were given.
     pub fn tags(&self) -> Vec<Tag> {
-        self.session_tags.iter().chain(&self.transaction_tags).take(TAGS_MAX).cloned().collect()
+        let session_tags = self.session_tags.iter().map(|(_, tag)| tag);
+        session_tags.chain(&self.transaction_tags).take(TAGS_MAX).cloned().collect()
     }
 
     /// The recipients that stand for the one that was accepted, if others do.
@@ -113,13 +128,16 @@ impl Notes {
     }
 
     fn add_tag(&mut self, tag: Tag, phase: Phase) {
-        let is_known = self.session_tags.contains(&tag) || self.transaction_tags.contains(&tag);
-        let tags = match phase {
-            Phase::Connect | Phase::Hello => &mut self.session_tags,
-            _ => &mut self.transaction_tags,
-        };
-        if !is_known && tags.len() < TAGS_MAX {
-            tags.push(tag);
+        let is_known =
+            self.session_tags.iter().any(|(_, other)| *other == tag) || self.transaction_tags.contains(&tag);
+        match phase {
+            _ if is_known => {}
+            Phase::Connect | Phase::Hello if self.session_tags.len() < TAGS_MAX => {
+                self.session_tags.push((phase, tag));
+            }
+            Phase::Connect | Phase::Hello => {}
+            _ if self.transaction_tags.len() < TAGS_MAX => self.transaction_tags.push(tag),
+            _ => {}
         }
     }
 }
@@ -227,7 +245,7 @@ impl Policies {
             let found = match round.found.take() {
                 Some(found) => found,
                 None => {
-                    let is_trusted = notes.is_trusted || facts.is_trusted || facts.authenticated.is_some();
+                    let is_trusted = notes.is_trusted() || facts.is_trusted || facts.authenticated.is_some();
                     if !listed.is_asked(round.phase, facts, is_trusted) {
                         round.at += 1;
                         continue;
@@ -235,6 +253,7 @@ impl Policies {
                     let facts = Facts {
                         is_trusted,
                         client_name: notes.client_name.as_deref(),
+                        instead: notes.replacement.as_deref().unwrap_or_default(),
                         transaction: notes.transaction,
                         ..*facts
                     };
@@ -263,7 +282,9 @@ impl Policies {
             }
             match found {
                 Ok(Verdict::Tag(tag)) => notes.add_tag(tag, round.phase),
-                Ok(Verdict::Trust) => notes.is_trusted = true,
+                Ok(Verdict::Trust) => {
+                    notes.trusted_at = notes.trusted_at.or(Some(round.phase));
+                }
                 Ok(Verdict::Name(name)) => notes.client_name = Some(name),
                 Ok(Verdict::Replace(paths)) if round.phase == Phase::Recipient => {
                     notes.replacement = Some(paths);
@@ -420,7 +441,7 @@ mod tests {
         );
         assert_eq!(asked.outcome, Ok(()));
         assert_eq!(asked.reported, ["a reject dry", "b trust dry", "c tag dry", "d unavailable dry"]);
-        assert!(!asked.notes.is_trusted && asked.notes.tags().is_empty());
+        assert!(!asked.notes.is_trusted() && asked.notes.tags().is_empty());
         assert_eq!(asked.said[0].rejected + asked.said[2].tagged + asked.said[3].unavailable, 3);
     }
 
@@ -468,6 +489,30 @@ mod tests {
         assert_eq!(notes.tags(), ["a"].map(tag));
         (0..100).for_each(|n| notes.add_tag(tag(&n.to_string()), Phase::Mail));
         assert_eq!(notes.tags().len(), TAGS_MAX);
+    }
+
+    #[test]
+    fn what_was_vouched_for_or_noted_goes_with_what_it_was_about() {
+        let noted_at = |phase| {
+            let mut notes = Notes { trusted_at: Some(phase), ..Notes::default() };
+            notes.add_tag(Tag::parse("a").unwrap(), phase);
+            notes
+        };
+        // Whether it is still so after another HELO, and after another MAIL.
+        for (phase, after_hello, after_mail) in [
+            (Phase::Connect, true, true),
+            (Phase::Hello, false, true),
+            (Phase::Mail, false, false),
+            (Phase::Recipient, false, false),
+        ] {
+            let is_noted = |notes: &Notes| (notes.is_trusted(), !notes.tags().is_empty());
+            let mut notes = noted_at(phase);
+            notes.begin_hello();
+            assert_eq!(is_noted(&notes), (after_hello, after_hello), "{phase:?}");
+            let mut notes = noted_at(phase);
+            notes.begin_transaction();
+            assert_eq!(is_noted(&notes), (after_mail, after_mail), "{phase:?}");
+        }
     }
 
     #[test]
@@ -519,6 +564,6 @@ mod tests {
             round.resume(found);
         }
         let step = policies.advance(&mut round, &facts, &mut notes, |_| ());
-        assert!(matches!(step, Step::Decided(Err(_))) && notes.is_trusted);
+        assert!(matches!(step, Step::Decided(Err(_))) && notes.is_trusted());
     }
 }

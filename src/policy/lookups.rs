@@ -9,6 +9,7 @@
 //! The threads never pre-empt a shard that has the same core. Signals must be blocked in the thread that starts them.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -16,11 +17,13 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Found, Later, Unavailable};
+use super::{Found, Later, Places, Unavailable};
 use crate::scheduling::yield_to_shards;
 
 /// Threads that block at most.
 const BLOCKING_THREADS_MAX: usize = 64;
+/// One address has one of so many parts of all lookups.
+const SHARE: usize = 4;
 /// How long the end waits for those that block.
 const END_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -28,6 +31,8 @@ const END_TIMEOUT: Duration = Duration::from_millis(100);
 pub struct Lookups {
     handle: Handle,
     places: Arc<Semaphore>,
+    /// Of one address.
+    shares: Arc<Places>,
     /// Dropped to end the thread.
     running: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -50,7 +55,14 @@ impl Lookups {
             runtime.shutdown_timeout(END_TIMEOUT);
         })?;
         let places = Arc::new(Semaphore::new(concurrency_max));
-        Ok(Lookups { handle, places, running: Some(running), thread: Some(thread) })
+        let share = u32::try_from(concurrency_max / SHARE).unwrap_or(u32::MAX).max(1);
+        Ok(Lookups {
+            handle,
+            places,
+            shares: Places::new(share, 0),
+            running: Some(running),
+            thread: Some(thread),
+        })
     }
 
     /// What else is to run there, as what a resolver needs.
@@ -59,11 +71,20 @@ impl Lookups {
     }
 
     /// Has `later` done within `timeout`. `answer` is called by another thread, and must not wait; it is dropped uncalled only
-    /// where the lookups end before.
-    pub fn submit(&self, later: Later, timeout: Duration, answer: impl FnOnce(Found) + Send + 'static) {
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
+    /// where the lookups end before. `from` is for whose session it is: one address has a quarter of all lookups at most; `None`: it is
+    /// not counted.
+    pub fn submit(
+        &self,
+        later: Later,
+        from: Option<IpAddr>,
+        timeout: Duration,
+        answer: impl FnOnce(Found) + Send + 'static,
+    ) {
+        let share = from.map(|ip| self.shares.take(ip)).transpose();
+        let (Ok(share), Ok(place)) = (share, self.places.clone().try_acquire_owned()) else {
             return answer(Err(Unavailable::new("too many lookups are under way")));
         };
+        let place = (place, share);
         let overdue = move || Unavailable(format!("no answer within {timeout:?}"));
         self.handle.spawn(async move {
             let found = match later {
@@ -117,7 +138,7 @@ mod tests {
 
     fn ask(lookups: &Lookups, answer: Answer, timeout: Duration) -> mpsc::Receiver<Found> {
         let (told, answers) = mpsc::channel();
-        lookups.submit(later(answer), timeout, move |found| told.send(found).unwrap());
+        lookups.submit(later(answer), None, timeout, move |found| told.send(found).unwrap());
         answers
     }
 
@@ -128,6 +149,21 @@ mod tests {
         assert_eq!(ask(&lookups, waits, LONG).recv().unwrap(), Ok(Verdict::Trust));
         let blocks = Answer::block(|| Err(Unavailable::new("no")));
         assert_eq!(ask(&lookups, blocks, LONG).recv().unwrap(), Err(Unavailable::new("no")));
+    }
+
+    #[test]
+    fn one_address_has_a_quarter_and_others_the_rest() {
+        let lookups = Lookups::start(8).unwrap();
+        let from = |ip: &str| {
+            let (told, answers) = mpsc::channel();
+            let hangs = later(Answer::wait(std::future::pending()));
+            lookups.submit(hangs, Some(ip.parse().unwrap()), LONG, move |found| told.send(found).unwrap());
+            answers
+        };
+        let held: Vec<_> = ["192.0.2.1", "192.0.2.1", "192.0.2.2"].map(from).into();
+        assert!(from("192.0.2.1").recv().unwrap().is_err());
+        let other = from("192.0.2.3");
+        assert!(other.try_recv().is_err() && held.iter().all(|answers| answers.try_recv().is_err()));
     }
 
     #[test]

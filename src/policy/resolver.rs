@@ -397,7 +397,7 @@ mod tests {
         for (name, now) in [("unknown.example", now), ("known.example", now + TTL_HIGH)] {
             let Answer::Later(later) = ask(name, now) else { panic!("{name} is not known") };
             let (told, answers) = std::sync::mpsc::channel();
-            lookups.submit(later, Duration::from_secs(60), move |found| told.send(found).unwrap());
+            lookups.submit(later, None, Duration::from_secs(60), move |found| told.send(found).unwrap());
             // Nobody serves there.
             let Err(Unavailable(why)) = answers.recv().unwrap() else { panic!("nobody can have answered") };
             assert!(why.starts_with(&format!("{name} A: ")), "{why}");

@@ -15,8 +15,8 @@ pub enum Verdict {
     /// Go on, and remember this. Said at CONNECT or HELO it is of the session, and goes with every message of it; said later it
     /// is of the transaction.
     Tag(Tag),
-    /// Go on, and do not ask those who only guard against strangers ([`Policy::is_guard`](super::Policy::is_guard)) in the rest of
-    /// the session.
+    /// Go on, and do not ask those who only guard against strangers ([`Policy::is_guard`](super::Policy::is_guard)) from here on: in the
+    /// rest of the session if it is said at CONNECT, until the next HELO if it is said there, and otherwise in this transaction.
     Trust,
     /// Go on; this is the peer's name, found and confirmed in the DNS.
     Name(Box<str>),

@@ -49,8 +49,10 @@ impl Served {
         if phase == Phase::Connect {
             self.noted = Noted::default();
         }
-        if let (Phase::Mail, Some(noted)) = (phase, &mut self.noted.0) {
-            noted.1.begin_transaction();
+        match (phase, &mut self.noted.0) {
+            (Phase::Hello, Some(noted)) => noted.1.begin_hello(),
+            (Phase::Mail, Some(noted)) => noted.1.begin_transaction(),
+            _ => {}
         }
         self.advance(Round::new(phase))
     }
@@ -63,11 +65,13 @@ impl Served {
             self.session.handle_verdict(Ok(()), clock::now(), &mut self.replies);
             return None;
         }
-        let mut noted = self
-            .noted
-            .0
-            .take()
-            .unwrap_or_else(|| Box::new((self.link.shard.next_session(), Notes::default())));
+        let mut noted = self.noted.0.take().unwrap_or_else(|| {
+            let mut notes = Notes::default();
+            if phase >= Phase::Mail {
+                notes.begin_transaction();
+            }
+            Box::new((self.link.shard.next_session(), notes))
+        });
         let facts = Facts { session: noted.0, ..self.facts() };
         let step = policies.advance(&mut round, &facts, &mut noted.1, |report| {
             telemetry::reported(&report, &facts);
@@ -91,7 +95,9 @@ impl Served {
         while let Some(Waiting { mut round, later, timeout }) = waiting {
             self.link.send(&mut self.replies).await?;
             let (found, given) = answer(Err(Unavailable::new("the gateway is stopping")));
-            self.link.shard.lookups.submit(later, timeout, |found| given.give(found));
+            let from = self.service.is_guarded(self.session.peer().ip()).then(|| self.session.peer().ip());
+            let from = from.filter(|ip| !self.link.shard.admission.is_exempt(*ip));
+            self.link.shard.lookups.submit(later, from, timeout, |found| given.give(found));
             let mut found_now = Err(Unavailable::new("the gateway is stopping"));
             self.link
                 .wait(|context| match found.poll(context) {

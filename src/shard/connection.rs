@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use super::admitted::Admitted;
 use super::answer::{Answerer, answer};
@@ -16,13 +17,15 @@ use super::clock;
 use super::handoff::JustAccepted;
 use super::link::{Input, Link};
 use super::{Ending, Service};
-use crate::limits::PIECE_SIZE_MIN;
+use crate::limits::{PIECE_SIZE_MIN, SCRATCH_SIZE};
 use crate::mail::{Arrival, Refusal, Status, Tag};
 use crate::policy::{Asker, Attempt, Ban};
 use crate::smtp::{Authentication, Credentials, Effect, NotStored, Peer, Session, Submission};
 use crate::spool::{AppendError, Receiving};
 use crate::telemetry::Escaped;
 
+/// What has come is there already: this long it is waited for at most.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a trace field usually fits in, octets.
 const TRACE_SIZE: usize = 256;
 
@@ -96,6 +99,7 @@ impl Served {
                     Effect::Check(phase) => {
                         if let Some(waiting) = self.check(phase) {
                             Box::pin(self.wait_for(waiting)).await?;
+                            Box::pin(self.catch_up()).await?;
                         }
                     }
                     Effect::Abandon => self.link.shard.disk().abandon(&mut self.receiving),
@@ -103,9 +107,13 @@ impl Served {
                     Effect::Piece(piece) => Box::pin(self.append(piece)).await?,
                     Effect::Store(submission) => Box::pin(self.store(submission)).await?,
                     Effect::StartTls => Box::pin(self.start_tls()).await?,
-                    Effect::Authenticate(credentials) => Box::pin(self.authenticate(credentials)).await?,
+                    Effect::Authenticate(credentials) => {
+                        Box::pin(self.authenticate(credentials)).await?;
+                        Box::pin(self.catch_up()).await?;
+                    }
                     Effect::Pause(duration) => {
                         Box::pin(self.link.pause(duration)).await;
+                        Box::pin(self.catch_up()).await?;
                         self.session.handle_pause_over(clock::now(), &mut self.replies);
                     }
                     Effect::Close => {
@@ -158,6 +166,24 @@ impl Served {
         if let Some(Ban { prefix, time }) = shard.admission.blame(ip, clock::now()) {
             tracing::warn!(peer = %session.peer(), address = %prefix, time_seconds = time.as_secs(), "banned: its sessions had to be ended again and again");
         }
+    }
+
+    /// After somebody else than the peer was waited for: what has come meanwhile is taken together with what was there before. The peer
+    /// has sent it without having seen a reply, and whether content follows a DATA that is here already is to be known when it is read.
+    pub async fn catch_up(&mut self) -> io::Result<()> {
+        let is_short = self.input.len() - self.taken < SCRATCH_SIZE;
+        if self.input.is_empty() || !is_short || !self.link.has_octets_waiting() {
+            return Ok(());
+        }
+        let input = &mut self.input;
+        let received = self
+            .link
+            .receive(clock::now() + CATCH_UP_TIMEOUT, |octets| input.extend_from_slice(octets))
+            .await?;
+        if let Input::Ending(_) = received {
+            self.link.tell_again();
+        }
+        Ok(())
     }
 
     /// Gives the session what it could not take before. True if it took something now.

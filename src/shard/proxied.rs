@@ -25,6 +25,8 @@ pub async fn serve(mut link: Link, service: Rc<Service>, proxy: SocketAddr) {
         match link.receive(deadline, |octets| received.extend_from_slice(octets)).await {
             Ok(Input::Octets(())) => {}
             Ok(Input::Ending(ending)) if ending < super::Ending::Abort => {}
+            // It was only to look what time it is.
+            Ok(Input::Time) if clock::now() < deadline => {}
             Ok(Input::End | Input::Time | Input::Ending(_)) => {
                 tracing::info!(%proxy, "closed: no PROXY header came");
                 return;

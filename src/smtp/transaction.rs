@@ -8,6 +8,7 @@
 //! Which bound is passed first is decided by position in the content, so it does not depend on how the input
 //! is split.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use crate::limits::DSN_SIZE_MAX;
@@ -25,6 +26,9 @@ const BUFFER_SIZE_MIN: usize = 4 << 10;
 
 /// What a stored recipient's DSN takes beside the text of ORCPT, in octets.
 const RECIPIENT_DSN_SIZE: usize = 8;
+
+/// How many times `recipients_max` a peer may come with one recipient more.
+const EXCESS_RECIPIENTS_FACTOR: usize = 10;
 
 /// Refused content is read to its end, so that the session stays in step; but only if that end comes: content of twice the size
 /// permitted, with room for the dots that were stuffed, has had its chance.
@@ -79,9 +83,16 @@ impl Transaction {
         }
     }
 
+    /// One recipient more than finds room. True if the peer has come with so many that it does not mean to send any more.
+    pub fn note_excess(&mut self, config: &SessionConfig) -> bool {
+        self.excess_recipients_count += 1;
+        self.excess_recipients_count > config.recipients_max.saturating_mul(EXCESS_RECIPIENTS_FACTOR)
+    }
+
     /// Whether what is said of one more recipient finds room.
     pub fn has_room(&self, params: &RecipientParams, config: &SessionConfig) -> bool {
-        let is_one_too_many = self.envelope.forward_paths.len() >= config.recipients_max;
+        let count = self.envelope.forward_paths.len().max(self.accepted_count);
+        let is_one_too_many = count >= config.recipients_max;
         !is_one_too_many && self.dsn_size + dsn_size(params) <= DSN_SIZE_MAX
     }
 
@@ -112,9 +123,10 @@ impl Transaction {
         params: &RecipientParams,
         config: &SessionConfig,
     ) -> bool {
-        paths.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
-        paths.dedup();
-        paths.retain(|path| !self.envelope.forward_paths.contains(path));
+        let mut known: HashSet<&ForwardPath> = self.envelope.forward_paths.iter().collect();
+        let is_new: Vec<bool> = paths.iter().map(|path| known.insert(path)).collect();
+        let mut is_new = is_new.into_iter();
+        paths.retain(|_| is_new.next().expect("as many as there are paths"));
         let count = self.envelope.forward_paths.len() + paths.len();
         let has_room =
             count <= config.recipients_max && self.dsn_size + dsn_size(params) * paths.len() <= DSN_SIZE_MAX;

@@ -12,6 +12,7 @@ pub fn reported(report: &Report<'_>, facts: &Facts<'_>) {
         (Err(why), _) => {
             let outcome = refusal.map_or("ignore", |_| "defer");
             let session = facts.session;
+            let why = Escaped(why.0.as_bytes());
             tracing::warn!(peer = %facts.peer, session, ?phase, policy, verdict = outcome, %why, dry_run = is_dry, "policy could not decide");
         }
         (Ok(verdict), Some(refusal)) => refused(phase, facts, policy, verdict.word(), refusal, is_dry),

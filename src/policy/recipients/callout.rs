@@ -1,8 +1,8 @@
 //! Asking the mail store itself, in LMTP or SMTP: MAIL of nobody, RCPT, and no mail after it.
 //!
-//! A refusal of RCPT says that there is no such recipient, unless it says that we are not wanted: 550, 551, 553 and 554 do (RFC 5321 §4.2.3),
-//! but for those with an enhanced status code of security or policy (X.7.X, RFC 3463 §3.8), which are about us. Everything else
-//! that is not class 2 leaves it open.
+//! A refusal of RCPT (550, 551, 553, 554) says that there is no such recipient if its enhanced status code is about the address (RFC 3463
+//! §3.2), or it has none and the code is about the mailbox (RFC 5321 §4.2.3). Everything else that is not class 2, as what is about us or
+//! the store's own state, leaves it open.
 
 use std::time::Duration;
 
@@ -17,8 +17,10 @@ use crate::policy::{Facts, Found, Unavailable, Verdict};
 const REFUSALS_MAX: u32 = 8;
 /// How long RSET may take: nobody waits for it, and who takes longer is asked over another connection next time.
 const RESET_TIMEOUT: Duration = Duration::from_millis(200);
-/// The subject of status codes that are about security and policy.
-const POLICY_SUBJECT: u16 = 7;
+/// The subject of status codes that are about addresses (RFC 3463 §3.2).
+const ADDRESS_SUBJECT: u16 = 1;
+/// Subject and detail of others that say so: a mailbox is disabled (RFC 3463 §3.3), and what Exchange says of addresses it does not have.
+const OTHERS: [(u16, u16); 2] = [(2, 1), (4, 1)];
 
 /// Asks a mail store.
 pub struct Callout {
@@ -32,7 +34,8 @@ impl Callout {
     }
 
     async fn find(&self, question: &str) -> Found {
-        let mailbox = Mailbox::parse_stored(question).expect("it was made of a mailbox");
+        // In A-labels it may be longer than a path may be (RFC 5321 §4.5.3.1.3): nobody could deliver to it there.
+        let Ok(mailbox) = Mailbox::parse_stored(question) else { return Ok(unknown()) };
         match self.converse(&mailbox).await {
             Ok(found) => found,
             Err(failure) => Err(Unavailable(format!("{}: {failure}", self.pool.endpoint()))),
@@ -74,10 +77,17 @@ async fn ask(connection: &mut Connection, mailbox: &Mailbox) -> Result<(Found, b
 }
 
 fn judge(reply: &Reply) -> Found {
-    let is_about_us = reply.status().is_some_and(|status| status.subject == POLICY_SUBJECT);
+    // What is said of anything else, of us or of the store's own state, says nothing of the recipient; and without a status code 554 is
+    // said of a transaction.
+    let is_about_recipient = match reply.status() {
+        None => matches!(reply.code, 550 | 551 | 553),
+        Some(status) => {
+            status.subject == ADDRESS_SUBJECT || OTHERS.contains(&(status.subject, status.detail))
+        }
+    };
     match reply.code {
         _ if reply.is_positive() => Ok(Verdict::Accept),
-        550 | 551 | 553 | 554 if !is_about_us => {
+        550 | 551 | 553 | 554 if is_about_recipient => {
             let Verdict::Refuse(refusal) = unknown() else { unreachable!("it is a refusal") };
             Ok(Verdict::Refuse(Refusal::keyed(refusal, reply.to_string())))
         }
@@ -99,6 +109,7 @@ impl Source for Callout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::{Endpoint, Introduction, Protocol, Timeouts};
 
     #[test]
     fn only_a_refusal_of_the_recipient_says_that_there_is_none() {
@@ -110,6 +121,10 @@ mod tests {
             (551, "5.1.6 moved", "unknown"),
             (553, "5.1.3 what?", "unknown"),
             (554, "5.4.1 no such recipient", "unknown"),
+            (550, "5.2.1 Mailbox disabled", "unknown"),
+            (554, "transaction failed", "open"),
+            (550, "5.3.0 no database", "open"),
+            (554, "5.4.6 routing loop", "open"),
             (554, "5.7.1 Relay access denied", "open"),
             (550, "5.7.1 Service unavailable, client host blocked", "open"),
             (552, "5.2.2 Mailbox full", "open"),
@@ -128,5 +143,19 @@ mod tests {
             };
             assert_eq!(said, expected, "{code} {text}");
         }
+    }
+
+    /// A domain may be longer in A-labels than the path it came in.
+    #[test]
+    fn what_is_too_long_for_a_path_is_nobody() {
+        let labels = vec!["\u{e9}"; 32].join(".");
+        let mailbox = Mailbox::parse(&format!("x@{labels}"), true).unwrap();
+        let endpoint = Endpoint::parse("127.0.0.1:1").unwrap();
+        let introduction = Introduction { protocol: Protocol::Lmtp, name: "mx.example".into() };
+        let callout = Callout::new(Pool::new(endpoint, introduction, Timeouts::all(RESET_TIMEOUT), 1));
+        let question = callout.question(&mailbox, &Facts::of("192.0.2.1"));
+        assert!(question.len() > 254);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        assert_eq!(runtime.block_on(callout.ask(&question)), Ok(unknown()));
     }
 }

@@ -1,7 +1,6 @@
 //! Asking a service over HTTP(S) whether a recipient exists.
 //!
-//! The status of the answer says it: 200 and 204 that there is one, 404 and 410 that there is none, 403 that mail for them is not taken;
-//! everything else leaves it open. With 200, a body in JSON may say more: see [`Said`].
+//! The status of the answer says it: 200 and 204 that there is one, 404 and 410 that there is none; everything else leaves it open. With 200, a body in JSON may say more: see [`Said`].
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,7 +13,6 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use super::inquiry::{Asking, Source, unknown};
-use super::refuse;
 use crate::mail::{ForwardPath, Mailbox, Refusal, Status, Tag};
 use crate::policy::{Facts, Found, Unavailable, Verdict};
 
@@ -174,9 +172,6 @@ impl HttpLookup {
             StatusCode::OK if is_json(&response) => judge(&read_body(response).await?),
             StatusCode::OK | StatusCode::NO_CONTENT => Ok(Verdict::Accept),
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(unknown()),
-            StatusCode::FORBIDDEN => {
-                Ok(refuse(Status::permanent(7, 1), "Recipient does not accept this mail"))
-            }
             status => Err(Unavailable(format!("HTTP: the service answered {}", status.as_u16()))),
         }
     }

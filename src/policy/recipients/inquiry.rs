@@ -192,7 +192,9 @@ impl<S: Source> Desk<S> {
             Ok(verdict) => {
                 let fresh = match &verdict {
                     // It is for now.
-                    Verdict::Refuse(refusal) if refusal.status.class == Class::Temporary => return Ok(verdict),
+                    Verdict::Refuse(refusal) if refusal.status.class == Class::Temporary => {
+                        return Ok(verdict);
+                    }
                     Verdict::Refuse(_) => negative,
                     _ => positive,
                 };
@@ -200,14 +202,21 @@ impl<S: Source> Desk<S> {
                 self.answers.insert(self.key(question), known, now + fresh + stale, now);
                 Ok(verdict)
             }
-            Err(why) => self.answers.update(self.key(question), now, |kept| match kept {
-                Some(kept) => {
-                    kept.value.fresh_until = now + RETRY_INTERVAL;
+            Err(why) => {
+                // A refusal does not outlive its time: whoever is new since would be refused because nobody can be asked.
+                let known = self.answers.update(self.key(question), now, |kept| {
+                    let known = kept.as_mut().map(|kept| &mut kept.value)?;
+                    let is_refusal = matches!(known.verdict, Verdict::Refuse(_));
+                    (!is_refusal || now < known.fresh_until).then(|| {
+                        known.fresh_until = known.fresh_until.max(now + RETRY_INTERVAL);
+                        known.verdict.clone()
+                    })
+                });
+                if known.is_some() {
                     tracing::warn!(%why, "nobody could be asked about a recipient: what was known of it is used on");
-                    Ok(kept.value.verdict.clone())
                 }
-                None => Err(why),
-            }),
+                known.ok_or(why)
+            }
         }
     }
 
@@ -372,12 +381,13 @@ mod tests {
         let now = Instant::now();
         let after = |seconds| now + Duration::from_secs(seconds);
         desk.settle(question, Ok(unknown()), now).unwrap();
-        // It is stale, and the source is down: it is used, and nobody is asked again for a while.
-        assert_eq!(desk.settle(question, down(), after(20)), Ok(unknown()));
-        assert_eq!(desk.fresh(question, after(29)), Some(unknown()));
-        assert_eq!(desk.fresh(question, after(31)), None);
+        // A refusal does not outlive its time.
+        assert_eq!(desk.settle(question, down(), after(20)), down());
         assert_eq!(desk.settle(question, Ok(Verdict::Accept), after(31)), Ok(Verdict::Accept));
+        // It is stale, and the source is down: it is used, and nobody is asked again for a while.
         assert_eq!(desk.settle(question, down(), after(500)), Ok(Verdict::Accept));
+        assert_eq!(desk.fresh(question, after(509)), Some(Verdict::Accept));
+        assert_eq!(desk.fresh(question, after(511)), None);
         assert_eq!(desk.settle(question, down(), after(31 + 1100)), down(), "too old");
         // One that hangs is down, too: who waits has the stale answer before its time is over.
         let lab = Lab::new(Oracle::default(), &[]);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::mail::{Body, Refusal};
+use crate::mail::{Body, Class, Refusal};
 
 use super::super::command::{self, Verb};
 use super::super::config::{AuthMode, Dialect, TlsMode};
@@ -14,9 +14,6 @@ use super::super::state::{Event, State};
 use super::super::transaction::{Content, Transaction};
 use super::{Awaits, Hello, InQuestion, Session};
 use crate::mail::Phase;
-
-/// How many times `recipients_max` a peer may come with one recipient more.
-const EXCESS_RECIPIENTS_FACTOR: usize = 10;
 
 /// RFC 4954 §4: responses have their own bound, whatever that of commands is; this one is thought sufficient.
 const RESPONSE_SIZE_MAX: usize = 12288;
@@ -158,12 +155,7 @@ impl Session {
             // RFC 5321 §4.5.3.1.10: the peer sends to those taken and comes again for the rest, so this is no error of its. Once it
             // has come with ten times as many it does not mean to send.
             Ok((_, params)) if !transaction.has_room(&params, &self.config) => {
-                transaction.excess_recipients_count += 1;
-                let bound = self.config.recipients_max.saturating_mul(EXCESS_RECIPIENTS_FACTOR);
-                match transaction.excess_recipients_count > bound {
-                    true => self.end_with(Reply::TooManyErrors, replies),
-                    false => Reply::TooManyRecipients.write(replies),
-                }
+                self.refuse_excess_recipient(replies);
             }
             Err(why) => {
                 self.note_refused_recipient();
@@ -287,11 +279,18 @@ impl Session {
         };
         // Those that an alias stands for do not find room: the peer sends to those taken and comes again for this one.
         if !is_taken {
-            return Reply::TooManyRecipients.write(replies);
+            return self.refuse_excess_recipient(replies);
         }
         transaction.accepted_count += 1;
         self.advance(Event::Recipient);
         Reply::RecipientOk.write(replies);
+    }
+
+    fn refuse_excess_recipient(&mut self, replies: &mut Vec<u8>) {
+        match self.transaction.as_mut().is_some_and(|transaction| transaction.note_excess(&self.config)) {
+            true => self.end_with(Reply::TooManyErrors, replies),
+            false => Reply::TooManyRecipients.write(replies),
+        }
     }
 
     pub(super) fn accept_data(&mut self, is_early: bool, now: Instant, replies: &mut Vec<u8>) {
@@ -338,12 +337,27 @@ impl Session {
         if why.disconnect {
             return self.refuse_and_end(why, phase, replies);
         }
+        // Deferred is not at fault: the peer is to come again, now with the next recipient, and later with this one.
+        if why.status.class == Class::Temporary {
+            self.deferrals_count = self.deferrals_count.saturating_add(1);
+            let bound = self.deferrals_max();
+            if self.deferrals_count > bound && phase != Phase::Message {
+                return self.end_with(Reply::TryAgainLater, replies);
+            }
+            return reply::write_refusal(why, phase, replies);
+        }
         if self.errors_count >= self.config.errors_max && phase != Phase::Message {
             return self.end_with(Reply::TooManyErrors, replies);
         }
         self.errors_count = self.errors_count.saturating_add(1);
         reply::write_refusal(why, phase, replies);
         self.pause();
+    }
+
+    /// Commands that may be deferred since the last accepted message: one for each recipient there may be, and as many again as may err.
+    fn deferrals_max(&self) -> u32 {
+        let recipients = u32::try_from(self.config.recipients_max).unwrap_or(u32::MAX);
+        recipients.saturating_add(self.config.errors_max)
     }
 
     pub(super) fn refuse_and_end(&mut self, why: &Refusal, phase: Phase, replies: &mut Vec<u8>) {

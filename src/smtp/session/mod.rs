@@ -62,6 +62,8 @@ pub struct Session {
     effect: Option<Effect>,
     awaits: Awaits,
     errors_count: u32,
+    /// Commands deferred since the last accepted message.
+    deferrals_count: u32,
     idle_count: u32,
     wrong_credentials_count: u8,
     /// Contents begun: as many are stored or abandoned in the end.
@@ -161,6 +163,7 @@ impl Session {
             effect: None,
             awaits: Awaits::Nothing,
             errors_count: 0,
+            deferrals_count: 0,
             idle_count: 0,
             wrong_credentials_count: 0,
             contents_count: 0,
@@ -246,6 +249,8 @@ impl Session {
                 self.refuse_by_policy(&why, Phase::Recipient, replies);
             }
             (Awaits::Chunk(chunk), Err(why)) => self.refuse_first_chunk(chunk, why, now, replies),
+            // The content that nobody has asked for would be read as commands.
+            (Awaits::Data { is_early: true }, Err(_)) => self.end_with(Reply::EarlyContent, replies),
             (Awaits::Data { .. }, Err(why)) => {
                 self.transaction = None;
                 self.advance(Event::Reset);
@@ -339,6 +344,7 @@ impl Session {
             Ok(id) => {
                 (0..replies_count).for_each(|_| reply::write_queued(id, replies));
                 self.errors_count = 0;
+                self.deferrals_count = 0;
                 self.idle_count = 0;
             }
             Err(why) => self.reply_not_stored(why, replies_count, replies),
