@@ -179,7 +179,7 @@ fn octets_are_refused_before_they_are_sent_or_when_they_have_come() {
     assert!(reply.line().starts_with("451 4.7.1 Too much mail"), "{reply:?}");
     client.expect("MAIL FROM:<a@client.test> SIZE=400", 250);
     client.expect("RSET", 250);
-    client.expect("MAIL FROM:<a@client.test> SIZE=1001", 550);
+    client.expect("MAIL FROM:<a@client.test> SIZE=1001", 552);
 }
 
 #[test]

@@ -61,7 +61,8 @@ fn asks_at(phase: &str) -> (Setup, Server, Service) {
 fn content_sent_while_data_is_decided_ends_the_session() {
     let (setup, server, service) = asks_at("data");
     let mut client = Client::greet(server.address());
-    client.envelope("a@client.test", &["inbox@mx.test"]).expect("an envelope");
+    client.expect("MAIL FROM:<a@client.test>", 250);
+    client.expect("RCPT TO:<inbox@mx.test>", 250);
     client.send(b"DATA\r\n").expect("sent");
     let question = service.question();
     client.send(b"Subject: early\r\n\r\nearly\r\n.\r\n").expect("sent");
@@ -72,7 +73,8 @@ fn content_sent_while_data_is_decided_ends_the_session() {
     assert!(client.is_closed());
     // And who waits is served.
     let mut client = Client::greet(server.address());
-    client.envelope("a@client.test", &["inbox@mx.test"]).expect("an envelope");
+    client.expect("MAIL FROM:<a@client.test>", 250);
+    client.expect("RCPT TO:<inbox@mx.test>", 250);
     client.send(b"DATA\r\n").expect("sent");
     service.question().answer("DUNNO");
     assert_eq!(client.reply().expect("a reply").code, 354);
@@ -81,6 +83,43 @@ fn content_sent_while_data_is_decided_ends_the_session() {
     let messages = maildir::read(setup.maildir());
     assert_eq!(messages.len(), 1);
     assert!(String::from_utf8_lossy(&messages[0].content).contains("in time"));
+}
+
+/// It would be read as commands.
+#[test]
+fn content_sent_while_data_is_decided_ends_the_session_also_where_data_is_refused() {
+    let (setup, server, service) = asks_at("data");
+    for action in ["DEFER later", "REJECT never"] {
+        let mut client = Client::greet(server.address());
+        client.expect("MAIL FROM:<a@client.test>", 250);
+        client.expect("RCPT TO:<inbox@mx.test>", 250);
+        client.send(b"DATA\r\n").expect("sent");
+        let question = service.question();
+        client.send(b"MAIL FROM:<evil@client.test>\r\nRCPT TO:<inbox@mx.test>\r\n.\r\n").expect("sent");
+        question.answer(action);
+        assert_eq!(client.reply().expect("a reply").line(), "554 5.5.0 Content before 354, closing");
+        assert!(client.is_closed(), "{action}");
+    }
+    assert_eq!(maildir::count(setup.maildir()), 0);
+}
+
+/// DATA is the last of its group (RFC 2920 §3.1), also where the group is taken in two parts because somebody was waited for.
+#[test]
+fn content_sent_while_a_recipient_before_data_is_decided_ends_the_session() {
+    let (setup, server, service) = asks_at("recipient");
+    for (action, code) in [("DUNNO", 250), ("DEFER later", 450), ("REJECT never", 550)] {
+        let mut client = Client::greet(server.address());
+        client.expect("MAIL FROM:<a@client.test>", 250);
+        client.send(b"RCPT TO:<inbox@mx.test>\r\nDATA\r\n").expect("sent");
+        let question = service.question();
+        client.send(b"RSET\r\nMAIL FROM:<evil@client.test>\r\n.\r\n").expect("sent");
+        question.answer(action);
+        let reply = client.reply().expect("to RCPT").code;
+        assert!(reply == code || action.starts_with("DEFER") && reply == 451, "{action}: {reply}");
+        assert_eq!(client.reply().expect("to DATA").line(), "554 5.5.0 Content before 354, closing");
+        assert!(client.is_closed(), "{action}");
+    }
+    assert_eq!(maildir::count(setup.maildir()), 0);
 }
 
 #[test]
