@@ -217,12 +217,18 @@ fn start(arguments: &Arguments) -> io::Result<(Target, u32)> {
     Ok((target, pid))
 }
 
+/// Sessions that say nothing are what is measured: they are not to be sent away though they are nearly all there may be.
+fn settings(arguments: &Arguments) -> Vec<(String, String)> {
+    let levels = ["busy_at", "strained_at"].map(|key| (format!("admission.{key}"), "100".to_string()));
+    levels.into_iter().chain(arguments.settings.clone()).collect()
+}
+
 fn options(arguments: &Arguments) -> Options {
     Options {
         file_system: arguments.file_system,
         keeping: Keeping::Sync,
         cores: arguments.server_core.to_string(),
-        settings: arguments.settings.clone(),
+        settings: settings(arguments),
     }
 }
 

@@ -520,7 +520,8 @@ mod tests {
     #[test]
     fn no_jump_of_the_wall_clock_holds_mail_for_longer_than_the_delay() {
         let back = -(400 * DAY as i64);
-        let table: [(&str, &[(f64, i64, &str, &str)]); 6] = [
+        type Line = (f64, i64, &'static str, &'static str);
+        let table: [(&str, &[Line]); 6] = [
             (
                 "within a process it is not asked",
                 &[(0.0, 0, "ask", "300"), (10.0, back, "ask", "290"), (300.0, back, "ask", "ok")],

@@ -164,7 +164,8 @@ mod tests {
         let data = Facts { recipients: &both[..1], ..base };
         let message = Facts { recipients: &both, ..base };
         let connect = Facts { hello: "", ..Facts::of("2001:db8::7") };
-        let table: [(Phase, &Facts<'_>, &[(&str, &str)]); 5] = [
+        type Attributes<'a> = &'a [(&'a str, &'a str)];
+        let table: [(Phase, &Facts<'_>, Attributes<'_>); 5] = [
             (
                 Phase::Recipient,
                 &recipient,
