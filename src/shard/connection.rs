@@ -113,6 +113,8 @@ impl Served {
                     }
                     Effect::Pause(duration) => {
                         Box::pin(self.link.pause(duration)).await;
+                        // Now: who has gone is not waited for again, however much it has sent before.
+                        self.link.send(&mut self.replies).await?;
                         Box::pin(self.catch_up()).await?;
                         self.session.handle_pause_over(clock::now(), &mut self.replies);
                     }

@@ -355,9 +355,10 @@ impl Session {
     }
 
     /// Commands that may be deferred since the last accepted message: one for each recipient there may be, and as many again as may err.
-    fn deferrals_max(&self) -> u32 {
-        let recipients = u32::try_from(self.config.recipients_max).unwrap_or(u32::MAX);
-        recipients.saturating_add(self.config.errors_max)
+    fn deferrals_max(&self) -> u16 {
+        let errors_max = usize::try_from(self.config.errors_max).unwrap_or(usize::MAX);
+        let max = self.config.recipients_max.saturating_add(errors_max);
+        u16::try_from(max).unwrap_or(u16::MAX - 1)
     }
 
     pub(super) fn refuse_and_end(&mut self, why: &Refusal, phase: Phase, replies: &mut Vec<u8>) {

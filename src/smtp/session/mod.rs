@@ -63,11 +63,11 @@ pub struct Session {
     awaits: Awaits,
     errors_count: u32,
     /// Commands deferred since the last accepted message.
-    deferrals_count: u32,
+    deferrals_count: u16,
     idle_count: u32,
     wrong_credentials_count: u8,
-    /// Contents begun: as many are stored or abandoned in the end.
-    contents_count: u32,
+    /// Contents begun, up to 65,535: as many are stored or abandoned in the end. For tests.
+    contents_count: u16,
     state: State,
     leaving: Leaving,
     /// A chunk was refused: those that the peer has sent behind it in good faith are no fault of its.
@@ -470,7 +470,7 @@ impl Session {
 
     /// Contents begun so far. For tests: `Store` and `Abandon` are held against it.
     #[doc(hidden)]
-    pub fn contents_begun(&self) -> u32 {
+    pub fn contents_begun(&self) -> u16 {
         self.contents_count
     }
 
