@@ -305,7 +305,7 @@ fn pressure(admission: &config::Admission) -> Pressure {
             busy_at: f32::from(admission.busy_at) / 100.0,
             strained_at: f32::from(admission.strained_at) / 100.0,
         },
-        greeting_delay_millis: u32::try_from(admission.busy_greeting_delay.as_millis()).unwrap_or(u32::MAX),
+        greeting_delay_millis: u16::try_from(admission.busy_greeting_delay.as_millis()).unwrap_or(u16::MAX),
         patience: admission.strained_patience,
         storage_wait_max: admission.storage_wait_max,
     }

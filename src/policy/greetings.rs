@@ -25,13 +25,13 @@ impl Greetings {
     }
 
     /// How long this peer waits, in milliseconds.
-    pub fn delay_millis(&self, peer: IpAddr, now: Instant) -> u32 {
+    pub fn delay_millis(&self, peer: IpAddr, now: Instant) -> u16 {
         self.delay_millis_of_at_least(0, peer, now)
     }
 
     /// The same, where there is much to do: strangers wait for at least so long.
-    pub fn delay_millis_of_at_least(&self, least: u32, peer: IpAddr, now: Instant) -> u32 {
-        let delay = u32::try_from(self.delay.as_millis()).unwrap_or(u32::MAX).max(least);
+    pub fn delay_millis_of_at_least(&self, least: u16, peer: IpAddr, now: Instant) -> u16 {
+        let delay = u16::try_from(self.delay.as_millis()).unwrap_or(u16::MAX).max(least);
         match delay == 0 || self.passed.get(&Prefix::of_address(peer), now).is_some() {
             true => 0,
             false => delay,

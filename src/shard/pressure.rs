@@ -20,7 +20,7 @@ pub struct Pressure {
     /// Where the levels begin.
     pub marks: Marks,
     /// How long strangers wait for their greeting from [`Level::Busy`] on, in milliseconds.
-    pub greeting_delay_millis: u32,
+    pub greeting_delay_millis: u16,
     /// How long a session may say nothing from [`Level::Strained`] on.
     pub patience: Duration,
     /// Messages that have waited so long to be durable make the shard full.
@@ -75,7 +75,7 @@ impl Shard {
     }
 
     /// How long a stranger from there waits for its greeting, in milliseconds.
-    pub(super) fn greeting_delay_millis(&self, peer: IpAddr) -> u32 {
+    pub(super) fn greeting_delay_millis(&self, peer: IpAddr) -> u16 {
         let now = clock::now();
         match self.level() {
             Level::Calm => self.greetings.delay_millis(peer, now),

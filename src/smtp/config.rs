@@ -51,8 +51,8 @@ pub struct Peer {
     pub bare_line_ends: BareLineEnds,
     /// It may speak for others: XCLIENT.
     pub may_xclient: bool,
-    /// How long its greeting is kept back, in milliseconds; if it speaks before, it is sent away. 0: nobody is listened to before it.
-    pub greeting_delay_millis: u32,
+    /// How long its greeting is kept back, in milliseconds, so at most 65 seconds; if it speaks before, it is sent away. 0: nobody is listened to before it.
+    pub greeting_delay_millis: u16,
 }
 
 impl Peer {

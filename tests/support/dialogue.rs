@@ -261,7 +261,7 @@ impl Dialogue {
             ("content_rate_min", _) => config.content_rate_min = number() as u32,
             ("small_chunks_max", _) => config.small_chunks_max = number() as u32,
             ("wrong_credentials_max", _) => config.wrong_credentials_max = number() as u8,
-            ("greeting_delay", _) => self.peer.greeting_delay_millis = number() as u32 * 1000,
+            ("greeting_delay", _) => self.peer.greeting_delay_millis = number() as u16 * 1000,
             ("error_delay", _) => config.error_delay = Duration::from_secs(number() as u64),
             ("error_delay_after", _) => config.error_delay_after = number() as u32,
             ("tls", "optional") => config.tls = TlsMode::Optional,
