@@ -105,7 +105,13 @@ impl Served {
                     Effect::Abandon => self.link.shard.disk().abandon(&mut self.receiving),
                     // Boxed: an idle session has no room for what only these need.
                     Effect::Piece(piece) => Box::pin(self.append(piece)).await?,
-                    Effect::Store(submission) => Box::pin(self.store(submission)).await?,
+                    Effect::Store(submission) => {
+                        Box::pin(self.store(submission)).await?;
+                        // The next group may have come behind the end-of-data, with its DATA.
+                        if !self.input.is_empty() {
+                            Box::pin(self.catch_up()).await?;
+                        }
+                    }
                     Effect::StartTls => Box::pin(self.start_tls()).await?,
                     Effect::Authenticate(credentials) => {
                         Box::pin(self.authenticate(credentials)).await?;
