@@ -181,7 +181,7 @@ pub(super) mod tests {
     use super::*;
     use crate::mail::{
         Body, ClientCertificate, Dsn, EnvelopeId, Notify, OriginalRecipient, Protocol, RecipientDsn, Ret,
-        ReversePath, Tag, Tls, TlsVersion,
+        ReversePath, Tag, Tls, TlsVersion, Via,
     };
 
     /// A letter of three recipients, two of them given up.
@@ -215,6 +215,7 @@ pub(super) mod tests {
                         },
                     ],
                 })),
+                via: Some(Via::Through("relay".into())),
             },
             arrival: Arrival {
                 peer: "[2001:db8::1]:25".parse().unwrap(),
