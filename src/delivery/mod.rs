@@ -22,6 +22,7 @@
 pub mod dead;
 pub(crate) mod folder;
 mod job;
+pub mod notification;
 mod queue;
 pub(crate) mod record;
 mod schedule;

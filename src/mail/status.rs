@@ -26,6 +26,9 @@ pub struct Status {
 }
 
 impl Status {
+    /// 2.0.0.
+    pub const SUCCESS: Status = Status { class: Class::Success, subject: 0, detail: 0 };
+
     /// A status of class 4.
     pub const fn temporary(subject: u16, detail: u16) -> Self {
         Status { class: Class::Temporary, subject, detail }
