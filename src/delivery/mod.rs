@@ -83,6 +83,9 @@ pub trait BlockingDelivery: Send + Sync {
 
     /// As [`Delivery::deliver`].
     fn deliver(&self, attempt: &Attempt) -> Vec<Outcome>;
+
+    /// No attempt will begin any more, and those that are being made should end within seconds. From any thread, once.
+    fn stop(&self) {}
 }
 
 #[cfg(test)]

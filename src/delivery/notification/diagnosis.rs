@@ -21,7 +21,7 @@ pub(super) struct Diagnosis<'a> {
 /// Takes `reason` apart; `otherwise` is the status if it has none.
 pub(super) fn diagnose(reason: &str, otherwise: Status) -> Diagnosis<'_> {
     let Some((class, behind)) = reply_code(reason) else {
-        let status = status_code(reason).filter(|status| status.class != Class::Success);
+        let status = Status::leading(reason).filter(|status| status.class != Class::Success);
         return Diagnosis {
             status: status.unwrap_or(otherwise),
             words: status.map(|_| reason),
@@ -30,7 +30,7 @@ pub(super) fn diagnose(reason: &str, otherwise: Status) -> Diagnosis<'_> {
         };
     };
     // RFC 2034 §4: the class of both is the same.
-    let status = status_code(behind).filter(|status| status.class == class);
+    let status = Status::leading(behind).filter(|status| status.class == class);
     let (words, remote) = split_remote(reason);
     Diagnosis {
         status: match class {
@@ -56,26 +56,6 @@ fn reply_code(text: &str) -> Option<(Class, &str)> {
     };
     let behind = if behind.is_empty() { behind } else { behind.strip_prefix([' ', '-'])? };
     Some((class, behind))
-}
-
-/// The enhanced status code that is the first word of `text` (RFC 3463 §2).
-fn status_code(text: &str) -> Option<Status> {
-    let mut parts = text.split(' ').next()?.split('.');
-    let class = match parts.next()? {
-        "2" => Class::Success,
-        "4" => Class::Temporary,
-        "5" => Class::Permanent,
-        _ => return None,
-    };
-    let mut number = || {
-        let digits = parts.next()?;
-        let is_number = (1..=3).contains(&digits.len())
-            && digits.bytes().all(|c| c.is_ascii_digit())
-            && (digits.len() == 1 || !digits.starts_with('0'));
-        is_number.then(|| digits.parse().ok()).flatten()
-    };
-    let status = Status { class, subject: number()?, detail: number()? };
-    parts.next().is_none().then_some(status)
 }
 
 /// The reply, and who gave it, where ` (host:port, after …)` stands at its end.
