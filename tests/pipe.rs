@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use support::client::Session;
+use support::client::Client;
 use support::setup::Setup;
 use support::{tools, wait};
 
@@ -13,7 +13,7 @@ use support::{tools, wait};
 fn setup(script: &str, arguments: &[&str]) -> Setup {
     let mut setup = Setup::new();
     let user = tools::said(&tools::run("id", ["-un"])).trim().to_owned();
-    let command: Vec<_> = ["/bin/sh", "-c", script, "sh"].iter().chain(arguments).collect();
+    let command: Vec<_> = ["/bin/sh", "-c", script, "sh"].iter().chain(arguments).copied().collect();
     let home = setup.home().to_owned();
     setup
         .retry_soon()
@@ -51,7 +51,7 @@ fn a_command_gets_the_content_octet_for_octet() {
         for content in
             ["Subject: x\r\n\r\n.\r\nFrom x\r\nbödy\r\n", &format!("Subject: y\r\n\r\n{large}\r\n")]
         {
-            let mut session = Session::greet(server.address());
+            let mut session = Client::greet(server.address());
             let id = session.deliver("s@e.net", &["a@e.org"], content.as_bytes());
             let file = setup.home().join(format!("got.{id}"));
             let expected = content.replace("\r\n", separator);
@@ -77,7 +77,7 @@ fn what_a_command_says_is_what_becomes_of_each_recipient() {
         esac; echo $1 >>\"$HOME/done\"";
     let setup = setup(script, &["{recipient}"]);
     let server = setup.start();
-    let mut session = Session::greet(server.address());
+    let mut session = Client::greet(server.address());
     let recipients = ["unknown@e.org", "a@e.org", "full@e.org", "later@e.org", "-b@e.org"];
     let id = session.deliver("s@e.net", &recipients, b"Subject: x\r\n\r\nbody\r\n");
     wait::until("three are given up", || dead_letter(&setup, &id).matches("\"reason\"").count() == 3);
@@ -102,7 +102,7 @@ fn twenty_commands_run_at_a_time() {
     let mut setup = setup(script, &[]);
     setup.set("transport.command.concurrency", 20);
     let server = setup.start();
-    let mut session = Session::greet(server.address());
+    let mut session = Client::greet(server.address());
     for _ in 0..20 {
         session.deliver("s@e.net", &["a@e.org"], b"Subject: x\r\n\r\nbody\r\n");
     }
@@ -115,7 +115,7 @@ fn when_the_gateway_ends_a_hung_command_is_gone_and_its_mail_is_not() {
     let hung = "trap '' TERM; sleep 1000 & echo $! >>\"$HOME/ids\"; echo $$ >>\"$HOME/ids\"; sleep 1000";
     let mut setup = setup(hung, &[]);
     let mut server = setup.start();
-    let mut session = Session::greet(server.address());
+    let mut session = Client::greet(server.address());
     session.deliver("s@e.net", &["a@e.org"], b"Subject: kept\r\n\r\nbody\r\n");
     drop(session);
     let ids = setup.home().join("ids");
@@ -140,7 +140,7 @@ fn a_command_that_takes_too_long_is_killed_and_its_mail_tried_again() {
     let mut setup = setup(script, &[]);
     setup.set("transport.command.timeout", "\"1s\"");
     let server = setup.start();
-    Session::greet(server.address()).deliver("s@e.net", &["a@e.org"], b"Subject: x\r\n\r\nbody\r\n");
+    Client::greet(server.address()).deliver("s@e.net", &["a@e.org"], b"Subject: x\r\n\r\nbody\r\n");
     wait::until("it was killed", || server.log().contains("/bin/sh was killed after 1s"));
     assert!(!runs(&lines(&setup.home().join("ids"))[0]));
     fs::write(setup.home().join("now"), "").expect("a file");
@@ -154,7 +154,7 @@ fn a_command_inherits_nothing_of_the_gateway() {
         env >\"$HOME/environment\"; echo >\"$HOME/done\"";
     let setup = setup(script, &[]);
     let server = setup.start();
-    Session::greet(server.address()).deliver("s@e.net", &["a@e.org"], b"Subject: x\r\n\r\nbody\r\n");
+    Client::greet(server.address()).deliver("s@e.net", &["a@e.org"], b"Subject: x\r\n\r\nbody\r\n");
     wait::until("it ran", || setup.home().join("done").exists());
     // The fourth is the folder that is listed.
     assert_eq!(lines(&setup.home().join("fds")), ["0", "1", "2", "3"]);
