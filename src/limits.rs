@@ -105,6 +105,9 @@ pub const TARGETS_MAX: usize = 4;
 pub const COPY_SIZE: usize = PIECE_SIZE_MAX;
 /// How much of a peer's text a log line shows, in octets of the peer's.
 pub const LOGGED_TEXT_SIZE_MAX: usize = 256;
+/// What a notification brings back of a message at most, in octets: of a larger one its header section, and of a larger header section
+/// its beginning. As much as any server takes (RFC 5321 §4.5.3.1.7).
+pub const RETURNED_SIZE_MAX: usize = 48 << 10;
 /// The longest reason kept with an outcome, in octets: a next hop may say more than anybody reads.
 pub const REASON_SIZE_MAX: usize = 1024;
 
