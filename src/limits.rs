@@ -102,6 +102,8 @@ pub const CHANNEL_SIZE_MAX: u64 = 1 << 20;
 pub const COPY_SIZE: usize = PIECE_SIZE_MAX;
 /// How much of a peer's text a log line shows, in octets of the peer's.
 pub const LOGGED_TEXT_SIZE_MAX: usize = 256;
+/// How much of a message's header section is looked at, in octets: twice what sessions accept by default, and our own lines.
+pub const HEADER_FIELDS_SIZE_MAX: usize = 2 * MIB as usize;
 /// The longest reason kept with an outcome, in octets: a next hop may say more than anybody reads.
 pub const REASON_SIZE_MAX: usize = 1024;
 

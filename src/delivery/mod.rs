@@ -21,6 +21,7 @@
 
 pub mod dead;
 pub(crate) mod folder;
+mod header;
 mod job;
 mod queue;
 pub(crate) mod record;
@@ -35,6 +36,7 @@ use crate::limits::REASON_SIZE_MAX;
 use crate::mail::{Arrival, Capabilities, Envelope, ForwardPath, MessageId};
 
 pub use dead::{DeadLetters, Intake, NotTaken, Resent, Upkeep};
+pub use header::{Address, HeaderField, HeaderFields, HeaderReader};
 pub use job::{Content, Job, Outcome, Recipient, Report, StoredContent};
 pub use queue::{JobReceiver, JobSender, OutcomeReceiver, OutcomeSender, job_channel, outcome_channel};
 pub use schedule::Schedule;
