@@ -211,6 +211,7 @@ impl Config {
         let into = match &self.transports[&self.delivery.transport].kind {
             TransportKind::Maildir(maildir) => format!("the Maildir {}", maildir.path()),
             TransportKind::Discard(_) => "nowhere: what is delivered is discarded".to_string(),
+            TransportKind::Webhook(webhook) => format!("the endpoint at {}", webhook.url.0.host()),
         };
         let more = match self.routes.len() {
             0 => "",

@@ -5,6 +5,7 @@
 
 mod discard;
 mod maildir;
+mod webhook;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::delivery::Limits;
 
 pub use discard::Discard;
 pub use maildir::Maildir;
+pub use webhook::Webhook;
 
 /// Attempts at a time of a transport, at most: some have a thread each, the others a connection.
 pub const CONCURRENCY_MAX: u64 = 4096;
@@ -117,6 +119,8 @@ kinds! {
     Discard "discard" 32,
     /// Delivers into Maildirs.
     Maildir "maildir" 8,
+    /// Posts messages to an application.
+    Webhook "webhook" 32,
 }
 
 /// The transport that `table` describes; `data` is the data directory.

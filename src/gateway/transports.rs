@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Error;
 use crate::config::transports::{Transport, TransportKind};
 use crate::config::{Config, Route as Configured};
-use crate::delivery::transport::{Discard, Maildir};
+use crate::delivery::transport::{Discard, Maildir, Webhook};
 use crate::delivery::{Means, Route, Routes, Target, TargetId, Targets};
 use crate::mail::Capabilities;
 
@@ -45,5 +45,6 @@ fn make(config: &Config, transport: &Transport) -> Result<Means, String> {
             let (path, host) = (maildir.path().clone(), config.hostname.clone());
             Means::Blocking(Arc::new(Maildir::new(path, maildir.return_path, host)))
         }
+        TransportKind::Webhook(webhook) => Means::Async(Arc::new(Webhook::new(webhook.settings())?)),
     })
 }

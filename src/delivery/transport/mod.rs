@@ -3,7 +3,9 @@
 mod discard;
 mod maildir;
 mod template;
+pub mod webhook;
 
 pub use discard::Discard;
 pub use maildir::Maildir;
 pub use template::{PathTemplate, TooLong};
+pub use webhook::Webhook;
