@@ -132,7 +132,7 @@ fn odd_content(size: usize, is_binary: bool) -> Vec<u8> {
             b'\r' | b'\n' | 0 if !is_binary => content.extend_from_slice(b"\r\n"),
             _ => content.push(octet),
         }
-        if !is_binary && state % 97 == 0 {
+        if !is_binary && state.is_multiple_of(97) {
             content.extend_from_slice(b"\r\n");
         }
     }

@@ -307,7 +307,8 @@ mod tests {
 
     #[test]
     fn fields_are_unfolded_and_nothing_else_is_changed() {
-        let table: [(&[u8], &[(&str, &[u8])]); 17] = [
+        type Fields<'a> = &'a [(&'a str, &'a [u8])];
+        let table: [(&[u8], Fields); 17] = [
             (b"", &[]),
             (b"\r\nA: b\r\n", &[]),
             (b"A: b\r\n\r\nC: d\r\n", &[("A", b" b")]),

@@ -427,12 +427,16 @@ fn unix_time() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::thread;
+
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::delivery::tests::attempt_for;
-    use crate::delivery::{Content, Recipient};
+    use crate::delivery::{Content, Recipient, StoredContent};
     use crate::mail::{ForwardPath, ReversePath};
 
     fn envelope(local_sizes: &[usize]) -> Envelope {
@@ -512,5 +516,86 @@ mod tests {
                 ],
             })
         );
+    }
+
+    /// Content of 64 KiB parts, of which those from `damaged` on are.
+    struct Damaged {
+        parts_count: usize,
+        damaged: usize,
+    }
+
+    impl StoredContent for Damaged {
+        fn size(&self) -> u64 {
+            self.parts_count as u64 * WHOLE_SIZE_MAX
+        }
+
+        fn parts_count(&self) -> usize {
+            self.parts_count
+        }
+
+        fn part(&self, n: usize) -> io::Result<Bytes> {
+            let part = Bytes::from(vec![b'x'; WHOLE_SIZE_MAX as usize]);
+            if n < self.damaged { Ok(part) } else { Err(io::ErrorKind::InvalidData.into()) }
+        }
+
+        fn is_at_hand(&self, _: usize) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn damaged_content_is_broken_off_and_deferred() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let table = [
+            // (format, signed, parts, the first that is damaged, anything is sent)
+            (Format::Rfc822, false, 1, 0, false),
+            (Format::Rfc822, false, 8, 0, false),
+            (Format::Rfc822, false, 8, 7, true),
+            (Format::Rfc822, true, 8, 7, false),
+            (Format::Json, false, 8, 7, true),
+            (Format::Json, false, 8, 0, false),
+        ];
+        for (format, is_signed, parts_count, damaged, is_begun) in table {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}/", listener.local_addr().unwrap());
+            let webhook = Webhook::new(Settings {
+                url: WebhookUrl::parse(&url).unwrap(),
+                format,
+                secret_file: is_signed.then(|| secret.clone()),
+                header_file: None,
+                authorities: None,
+                connect_timeout: Duration::from_secs(60),
+                timeout: Duration::from_secs(60),
+                recipients_per_request_max: 10,
+                reject_statuses: Vec::new(),
+            })
+            .unwrap();
+            let endpoint = thread::spawn(move || {
+                let mut request = Vec::new();
+                let (mut socket, _) = listener.accept().unwrap();
+                let _ = socket.read_to_end(&mut request);
+                request
+            });
+            let mut attempt = attempt_for(&["a@e.org", "b@e.org"]);
+            attempt.content = Content::Stored(Box::new(Damaged { parts_count, damaged })).into();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let outcomes = runtime.block_on(webhook.deliver(&attempt));
+            let words = "the stored content is damaged: invalid data";
+            assert_eq!(outcomes, [Outcome::deferred(words), Outcome::deferred(words)]);
+            drop((runtime, webhook));
+            // It waits for somebody where nothing was sent.
+            drop(std::net::TcpStream::connect(url.strip_prefix("http://").unwrap().trim_end_matches('/')));
+            let request = endpoint.join().unwrap();
+            assert_eq!(!request.is_empty(), is_begun, "{format:?} {is_signed} {parts_count} {damaged}");
+            if is_begun {
+                let end = request.windows(4).position(|octets| octets == b"\r\n\r\n").unwrap() + 4;
+                let header =
+                    HeaderFields::read(&mut &request[..end].splitn(2, |c| *c == b'\n').nth(1).unwrap()[..]);
+                let size: usize = header.unwrap().get("content-length").unwrap().value().parse().unwrap();
+                assert!(request.len() - end < size, "{} octets of {size}", request.len() - end);
+            }
+        }
     }
 }
