@@ -28,6 +28,8 @@ struct Lab {
     delivered: BTreeSet<(u32, Lane)>,
     /// Done with, at whatever target it was last wanted by.
     gone: BTreeSet<u32>,
+    /// Left nowhere since routes have changed.
+    dropped: BTreeSet<u32>,
     attempts: BTreeMap<(u32, Lane), u32>,
     recipients: u32,
 }
@@ -66,6 +68,7 @@ impl Lab {
             wanted: Vec::new(),
             delivered: BTreeSet::new(),
             gone: BTreeSet::new(),
+            dropped: BTreeSet::new(),
             attempts: BTreeMap::new(),
             recipients,
         }
@@ -101,9 +104,18 @@ impl Lab {
         self.wanted = wanted;
         self.spool.route(self.sequence, &Wanted::Each(each), self.now);
         self.settle();
-        // Who is left nowhere by these routes may be by others, unless that was true of everybody: then the message is done.
-        if self.expected().is_empty() {
-            self.gone.extend(0..self.recipients);
+        // Who is left nowhere by these routes may be by others, or may be taken for done: both is right. If that is true of everybody
+        // the message is done.
+        let (left, expected) = (self.left(), self.expected());
+        for index in 0..self.recipients {
+            let is_of = |key: &(u32, Lane)| key.0 == index;
+            if self.dropped.contains(&index) && expected.keys().any(is_of) && !left.keys().any(is_of) {
+                self.gone.insert(index);
+            } else if expected.is_empty() {
+                self.gone.insert(index);
+            } else if !expected.keys().any(is_of) {
+                self.dropped.insert(index);
+            }
         }
     }
 
@@ -145,11 +157,10 @@ impl Lab {
         }
         let made = Made { unix_millis: self.unix * 1000, duration_millis: 1 };
         self.spool.handle_outcome(self.sequence, lane, made, &outcomes, (self.now, self.unix));
-        for index in 0..self.recipients {
-            let is_wanted = self.wanted.iter().any(|(of, _)| *of == index);
-            let is_left = self.expected().keys().any(|(of, _)| *of == index);
-            if is_wanted && !is_left {
-                self.gone.insert(index);
+        // Who was served, and is left nowhere else, is done. (Of whom only the routes have changed, they may change again.)
+        for outcome in outcomes.iter().filter(|outcome| outcome.is_done) {
+            if !self.expected().keys().any(|(of, _)| *of == outcome.index) {
+                self.gone.insert(outcome.index);
             }
         }
         self.settle();

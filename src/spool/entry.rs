@@ -295,17 +295,28 @@ impl Entry {
         };
         let mut before = self.take_left();
         before.sort_by_key(|left| left.recipient.index);
+        // What was delivered is remembered, whether or not it is wanted now: it may be again.
+        let done: Vec<_> = before.iter().filter(|left| left.state == State::Done).cloned().collect();
         let mut after = Vec::with_capacity(wanted.len());
         for (index, lane) in wanted {
             let from = before.partition_point(|left| left.recipient.index < *index);
             let known = before[from..].iter().take_while(|left| left.recipient.index == *index);
             let pending = known.clone().filter(|left| left.state != State::Done);
             let Some(most) = pending.max_by_key(|left| left.recipient.attempts) else { continue };
-            after.push(match known.clone().find(|left| left.lane == *lane) {
-                Some(here) => here.clone(),
-                None => LeftIn { lane: *lane, state: State::Backlog, recipient: most.recipient.clone() },
-            });
+            match known.clone().find(|left| left.lane == *lane) {
+                Some(here) if here.state == State::Done => {}
+                Some(here) => after.push(here.clone()),
+                None => {
+                    after.push(LeftIn {
+                        lane: *lane,
+                        state: State::Backlog,
+                        recipient: most.recipient.clone(),
+                    });
+                }
+            }
         }
+        let is_pending = pending_indices(&after);
+        after.extend(done.into_iter().filter(|left| is_pending.binary_search(&left.recipient.index).is_ok()));
         self.put(after)
     }
 
