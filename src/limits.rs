@@ -25,7 +25,7 @@ pub const PIECE_SIZE_MIN: usize = 16 << 10;
 /// wait for the next group commit.
 pub const SPOOL_PAGE_SIZE: usize = 256 << 10;
 /// Pages of a log between append and completed write: several batches of full sessions, and the largest record.
-pub const SPOOL_PAGES_MAX: usize = 20;
+pub const SPOOL_PAGES_MAX: usize = 21;
 /// The ring's own memory, in octets per shard: the pages, twice over because its allocator rounds to powers of two.
 pub const RING_MEMORY_SIZE: usize = 2 * SPOOL_PAGE_SIZE * SPOOL_PAGES_MAX;
 
@@ -133,8 +133,9 @@ const MESSAGE_RECORD_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * 260
     + PIECE_SIZE_MAX as u64
     + 16 * KIB;
 
-/// What a message's record grows by when it is moved: of each recipient what became of it, and 64 KiB of reasons.
-const PROGRESS_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * 35 + 64 * KIB;
+/// What a message's record grows by when it is moved: of each recipient what became of it at each of its targets, their names, and 64 KiB of
+/// reasons.
+const PROGRESS_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * TARGETS_MAX as u64 * 35 + 72 * KIB;
 
 const _: () = assert!(
     MESSAGE_RECORD_SIZE_MAX + PROGRESS_SIZE_MAX <= SEGMENT_SIZE_LOW - 128 * KIB,

@@ -27,8 +27,9 @@ pub fn load(config: &Config) -> Result<(Targets, Routes), Error> {
         to: route.to.iter().map(|name| id(&name.0)).collect(),
         is_also: route.also,
     };
+    let names = config.transports.keys().map(|name| name.as_str().into()).collect();
     let routes = config.routes.iter().map(route).collect();
-    let routes = Routes::new(routes, id(&config.delivery.transport), config.hostname.clone());
+    let routes = Routes::new(routes, id(&config.delivery.transport), names, config.hostname.clone());
     Ok((Targets::new(targets), routes))
 }
 
