@@ -108,6 +108,8 @@ pub const LOGGED_TEXT_SIZE_MAX: usize = 256;
 /// What a notification brings back of a message at most, in octets: of a larger one its header section, and of a larger header section
 /// its beginning.
 pub const RETURNED_SIZE_MAX: usize = 48 << 10;
+/// How much of a message's header section is looked at, in octets: twice what sessions accept by default, and our own lines.
+pub const HEADER_FIELDS_SIZE_MAX: usize = 2 * MIB as usize;
 /// The longest reason kept with an outcome, in octets: a next hop may say more than anybody reads.
 pub const REASON_SIZE_MAX: usize = 1024;
 

@@ -6,6 +6,7 @@
 mod discard;
 mod maildir;
 mod pipe;
+mod webhook;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::delivery::Limits;
 pub use discard::Discard;
 pub use maildir::Maildir;
 pub use pipe::Pipe;
+pub use webhook::Webhook;
 
 /// Attempts at a time of a transport, at most: some have a thread each, the others a connection.
 pub const CONCURRENCY_MAX: u64 = 4096;
@@ -121,6 +123,8 @@ kinds! {
     Maildir "maildir" 8,
     /// Delivers to a command.
     Pipe "pipe" 8,
+    /// Posts messages to an application.
+    Webhook "webhook" 32,
 }
 
 /// The transport that `table` describes; `data` is the data directory.

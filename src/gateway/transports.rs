@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Error;
 use crate::config::transports::{self, Transport, TransportKind};
 use crate::config::{Config, Route as Configured};
-use crate::delivery::transport::{Discard, Maildir, Pipe, PipeSettings, User};
+use crate::delivery::transport::{Discard, Maildir, Pipe, PipeSettings, User, Webhook};
 use crate::delivery::{Means, Route, Routes, Target, TargetId, Targets};
 use crate::mail::Capabilities;
 
@@ -47,6 +47,7 @@ fn make(config: &Config, transport: &Transport) -> Result<Means, String> {
             Means::Blocking(Arc::new(Maildir::new(path, maildir.return_path, host)))
         }
         TransportKind::Pipe(settings) => Means::Blocking(Arc::new(pipe(config, settings)?)),
+        TransportKind::Webhook(webhook) => Means::Async(Arc::new(Webhook::new(webhook.settings())?)),
     })
 }
 
