@@ -106,7 +106,7 @@ pub const COPY_SIZE: usize = PIECE_SIZE_MAX;
 /// How much of a peer's text a log line shows, in octets of the peer's.
 pub const LOGGED_TEXT_SIZE_MAX: usize = 256;
 /// What a notification brings back of a message at most, in octets: of a larger one its header section, and of a larger header section
-/// its beginning. As much as any server takes (RFC 5321 §4.5.3.1.7).
+/// its beginning.
 pub const RETURNED_SIZE_MAX: usize = 48 << 10;
 /// How much of a message's header section is looked at, in octets: twice what sessions accept by default, and our own lines.
 pub const HEADER_FIELDS_SIZE_MAX: usize = 2 * MIB as usize;
@@ -162,6 +162,10 @@ const _: () = assert!(
 const _: () = assert!(SEGMENT_SIZE_HIGH <= u32::MAX as u64);
 const _: () = assert!(MESSAGE_SIZE_MAX_LOW <= MESSAGE_SIZE_MAX_HIGH);
 const _: () = assert!(SESSIONS_MAX_DEFAULT <= SESSIONS_MAX_HIGH);
+const _: () = assert!(
+    RETURNED_SIZE_MAX as u64 + 16 * KIB <= MESSAGE_SIZE_MAX_LOW,
+    "a notification about a few recipients is no more than any server takes"
+);
 const _: () = assert!(LOG_WRITE_SIZE <= LOG_BUFFER_SIZE_MAX);
 const _: () =
     assert!(LOGGED_TEXT_SIZE_MAX * 4 < LOG_WRITE_SIZE, "an escaped text is a small part of a write");

@@ -116,7 +116,11 @@ impl Notification<'_> {
     /// The notification with what it brings back of `content`, which has `size` octets; `None` where there is nobody to tell, or nothing he
     /// wants to hear. Content that cannot be read is not brought back.
     ///
-    /// At most some 4 KiB for each recipient, and [`RETURNED_SIZE_MAX`](crate::limits::RETURNED_SIZE_MAX), half as much again where it is encoded.
+    /// Some 4 KiB for each recipient at most, and [`RETURNED_SIZE_MAX`](crate::limits::RETURNED_SIZE_MAX), three times as much where it has to be
+    /// encoded.
+    ///
+    /// # Panics
+    /// Where a recipient's index is outside the envelope.
     pub fn write(&self, content: impl Read, size: u64) -> Option<Written> {
         let ReversePath::Mailbox(sender) = &self.envelope.reverse_path else { return None };
         // RFC 3461 §5.2.8.
