@@ -210,6 +210,7 @@ impl Config {
         };
         let into = match &self.transports[&self.delivery.transport].kind {
             TransportKind::Maildir(maildir) => format!("the Maildir {}", maildir.path()),
+            TransportKind::Pipe(pipe) => format!("the command {}", pipe.command.program()),
             TransportKind::Discard(_) => "nowhere: what is delivered is discarded".to_string(),
             TransportKind::Webhook(webhook) => format!("the endpoint at {}", webhook.url.0.host()),
         };

@@ -5,6 +5,7 @@
 
 mod discard;
 mod maildir;
+mod pipe;
 mod webhook;
 
 use std::num::NonZeroU32;
@@ -20,6 +21,7 @@ use crate::delivery::Limits;
 
 pub use discard::Discard;
 pub use maildir::Maildir;
+pub use pipe::Pipe;
 pub use webhook::Webhook;
 
 /// Attempts at a time of a transport, at most: some have a thread each, the others a connection.
@@ -119,6 +121,8 @@ kinds! {
     Discard "discard" 32,
     /// Delivers into Maildirs.
     Maildir "maildir" 8,
+    /// Delivers to a command.
+    Pipe "pipe" 8,
     /// Posts messages to an application.
     Webhook "webhook" 32,
 }

@@ -28,6 +28,7 @@ pub mod dead;
 pub(crate) mod folder;
 mod header;
 mod job;
+pub mod notification;
 mod outcome;
 mod queue;
 pub(crate) mod record;
@@ -84,6 +85,9 @@ pub trait BlockingDelivery: Send + Sync {
 
     /// As [`Delivery::deliver`].
     fn deliver(&self, attempt: &Attempt) -> Vec<Outcome>;
+
+    /// No attempt will begin any more, and those that are being made should end within seconds. From any thread, once.
+    fn stop(&self) {}
 }
 
 #[cfg(test)]
