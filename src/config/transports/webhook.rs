@@ -101,7 +101,7 @@ impl Parsed for WebhookUrl {
 pub struct RejectStatus(pub u16);
 
 impl Parsed for RejectStatus {
-    const EXPECTED: &'static str = "a status from 400 to 499, as text, that is not 408, 425 or 429";
+    const EXPECTED: &'static str = "a status from 400 to 499, but not 408, 425 or 429";
 
     fn parsed(text: &str) -> Option<Self> {
         text.parse().ok().filter(|status| may_reject(*status)).map(RejectStatus)

@@ -262,6 +262,21 @@ mod tests {
     }
 
     #[test]
+    fn names_are_looked_up_though_every_thread_of_the_runtime_is_busy() {
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let found = runtime.block_on(async {
+            tokio::task::spawn_blocking(move || held.recv());
+            let resolver = SystemResolver(Arc::new(Semaphore::new(1)));
+            let name = || "localhost".parse().unwrap();
+            let _ = resolver.resolve(name()).await.map(Iterator::count);
+            resolver.resolve(name()).await.map(Iterator::count)
+        });
+        drop(release);
+        assert!(found.unwrap() > 0);
+    }
+
+    #[test]
     fn a_file_of_fields_has_none_of_ours() {
         let file = b"Authorization: Bearer a:b\n\nX-Tenant:  7 \r\n";
         let fields = fields(file).unwrap();

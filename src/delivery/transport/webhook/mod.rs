@@ -427,12 +427,13 @@ fn unix_time() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::thread;
 
     use proptest::prelude::*;
     use serde_json::{Value, json};
+    use tokio::runtime::Runtime;
 
     use super::*;
     use crate::delivery::tests::attempt_for;
@@ -518,6 +519,73 @@ mod tests {
         );
     }
 
+    fn settings(url: &str) -> Settings {
+        Settings {
+            url: WebhookUrl::parse(url).unwrap(),
+            format: Format::Rfc822,
+            secret_file: None,
+            header_file: None,
+            authorities: None,
+            connect_timeout: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
+            recipients_per_request_max: 10,
+            reject_statuses: Vec::new(),
+        }
+    }
+
+    /// The outcomes, and the runtime in which the connection is still open.
+    fn deliver(webhook: &Webhook, attempt: &Attempt) -> (Runtime, Vec<Outcome>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let outcomes = runtime.block_on(webhook.deliver(attempt));
+        (runtime, outcomes)
+    }
+
+    #[test]
+    fn what_is_no_answer_is_of_the_target_unless_there_was_a_connection() {
+        let says = |words: &'static [u8]| {
+            move |listener: TcpListener| {
+                let (mut socket, _) = listener.accept().unwrap();
+                let _ = socket.read(&mut [0; 4096]);
+                let _ = socket.write_all(words);
+            }
+        };
+        let is_silent = |listener: TcpListener| {
+            drop(listener.accept().map(|(mut socket, _)| socket.read_to_end(&mut Vec::new())))
+        };
+        type Endpoint = Box<dyn FnOnce(TcpListener) + Send>;
+        let table: [(&str, Endpoint, bool, &str); 5] = [
+            ("http", Box::new(says(b"")), false, "connection closed before message completed"),
+            ("http", Box::new(says(b"550 no\r\n\r\n")), false, "invalid HTTP version parsed"),
+            ("http", Box::new(is_silent), true, "no answer in time"),
+            ("https", Box::new(says(b"HTTP/1.1 200 OK\r\n\r\n")), true, "corrupt message"),
+            ("https", Box::new(is_silent), true, "timed out"),
+        ];
+        for (scheme, endpoint, is_of_target, words) in table {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let host = listener.local_addr().unwrap().to_string();
+            let endpoint = thread::spawn(|| endpoint(listener));
+            // Only what the row is about may take too long.
+            let patience = |is_short| Duration::from_millis(if is_short { 300 } else { 60_000 });
+            let settings = Settings {
+                timeout: patience(words == "no answer in time"),
+                connect_timeout: patience(words == "timed out"),
+                ..settings(&format!("{scheme}://{host}/"))
+            };
+            let (_, outcomes) = deliver(&Webhook::new(settings).unwrap(), &attempt_for(&["a@e.org"]));
+            let text = outcomes[0].text();
+            assert!(text.starts_with(&host) && text.contains(words), "{text}");
+            assert_eq!(outcomes[0].is_of_target(), is_of_target, "{text}");
+            endpoint.join().unwrap();
+        }
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let webhook = Webhook::new(settings(&format!("http://{free}/"))).unwrap();
+        let (_, outcomes) = deliver(&webhook, &attempt_for(&["a@e.org"]));
+        assert!(
+            outcomes[0].is_of_target() && outcomes[0].text().contains("Connection refused"),
+            "{outcomes:?}"
+        );
+    }
+
     /// Content of 64 KiB parts, of which those from `damaged` on are.
     struct Damaged {
         parts_count: usize,
@@ -560,18 +628,9 @@ mod tests {
         for (format, is_signed, parts_count, damaged, is_begun) in table {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let url = format!("http://{}/", listener.local_addr().unwrap());
-            let webhook = Webhook::new(Settings {
-                url: WebhookUrl::parse(&url).unwrap(),
-                format,
-                secret_file: is_signed.then(|| secret.clone()),
-                header_file: None,
-                authorities: None,
-                connect_timeout: Duration::from_secs(60),
-                timeout: Duration::from_secs(60),
-                recipients_per_request_max: 10,
-                reject_statuses: Vec::new(),
-            })
-            .unwrap();
+            let settings =
+                Settings { format, secret_file: is_signed.then(|| secret.clone()), ..settings(&url) };
+            let webhook = Webhook::new(settings).unwrap();
             let endpoint = thread::spawn(move || {
                 let mut request = Vec::new();
                 let (mut socket, _) = listener.accept().unwrap();
@@ -580,8 +639,7 @@ mod tests {
             });
             let mut attempt = attempt_for(&["a@e.org", "b@e.org"]);
             attempt.content = Content::Stored(Box::new(Damaged { parts_count, damaged })).into();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let outcomes = runtime.block_on(webhook.deliver(&attempt));
+            let (runtime, outcomes) = deliver(&webhook, &attempt);
             let words = "the stored content is damaged: invalid data";
             assert_eq!(outcomes, [Outcome::deferred(words), Outcome::deferred(words)]);
             drop((runtime, webhook));
