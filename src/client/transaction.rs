@@ -336,3 +336,327 @@ fn is_too_many(reply: &Reply) -> bool {
     let is_about_count = |status: crate::mail::Status| (status.subject, status.detail) == (5, 3);
     matches!(reply.code, 452 | 552) && reply.status().is_none_or(is_about_count)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::message::{HeaderText, Origin};
+    use crate::mail::{Arrival, Body, Envelope, ForwardPath, MessageId, Protocol as By, ReversePath};
+
+    const ALL: &str = "mx\nPIPELINING\nSIZE 1000\n8BITMIME\nSMTPUTF8\nDSN\nCHUNKING\nBINARYMIME";
+
+    fn envelope(recipients: &[&str]) -> Envelope {
+        let path = |text: &&str| ForwardPath::parse(text, true).unwrap();
+        let reverse_path = ReversePath::parse("s@client.example", false).unwrap();
+        Envelope::new(reverse_path, recipients.iter().map(path).collect())
+    }
+
+    fn message<'a>(envelope: &'a Envelope, recipients: &'a [u32]) -> Message<'a> {
+        let header = HeaderText::Unknown;
+        Message { envelope, recipients, size: 100, header, origin: None, in_chunks: false }
+    }
+
+    /// What is said, with a `|` wherever a reply is waited for, and what becomes of each recipient: the code, and `+` where it was postponed.
+    fn converse(mut transaction: Transaction<'_>, replies: &[u16]) -> Result<(String, String), String> {
+        let (mut said, mut replies) = (String::new(), replies.iter());
+        while transaction.stage() != Stage::Done {
+            let mut out = Vec::new();
+            transaction.say(&mut out);
+            said += &String::from_utf8(out).unwrap().replace("\r\n", " ");
+            match transaction.stage() {
+                Stage::Content | Stage::Dot => {
+                    let is_dot = transaction.stage() == Stage::Dot;
+                    said += if is_dot { "dot " } else { transaction.chunk().map_or("content ", |_| "chunk ") };
+                    transaction.handle_end_said();
+                }
+                Stage::Done => break,
+                Stage::Commands | Stage::Endings => {
+                    said += "| ";
+                    let code = *replies.next().ok_or("more replies are waited for")?;
+                    let reply = Reply { code, text: "x".into() };
+                    transaction
+                        .handle_reply(reply, true)
+                        .map_err(|why| super::super::Failure { step: transaction.step(), why }.to_string())?;
+                }
+            }
+        }
+        assert_eq!(replies.next(), None, "{said}");
+        let fate = |fate: Option<Fate>| match fate.expect("a fate") {
+            Fate::Taken(reply) | Fate::Refused(reply, _) => reply.code.to_string(),
+            Fate::Postponed(reply) => format!("{}+", reply.code),
+            Fate::Unfit(objection) => objection.status().to_string(),
+        };
+        let fates: Vec<_> = transaction.into_fates().into_iter().map(fate).collect();
+        let short = said.replace("MAIL FROM:<s@client.example>", "M").replace("RCPT TO:", "R");
+        Ok((short.trim_end().into(), fates.join(" ")))
+    }
+
+    #[test]
+    fn each_recipient_has_its_own_fate() {
+        use Protocol::{Lmtp, Smtp};
+        let (all, one, two) = ("mx\nPIPELINING", "mx", &["a@x", "b@x"]);
+        type Case<'a> = (Protocol, &'a str, &'a [u16], &'a str, &'a str);
+        let table: [Case; 22] = [
+            (Smtp, all, &[250, 250, 250, 354, 250], "M R<a@x> R<b@x> DATA | | | | content |", "250 250"),
+            (Smtp, one, &[250, 250, 250, 354, 250], "M | R<a@x> | R<b@x> | DATA | content |", "250 250"),
+            (Lmtp, all, &[250, 250, 250, 354, 250, 452], "M R<a@x> R<b@x> DATA | | | | content | |", "250 452"),
+            (Lmtp, one, &[250, 250, 250, 354, 550, 250], "M | R<a@x> | R<b@x> | DATA | content | |", "550 250"),
+            // A part of the recipients.
+            (Smtp, all, &[250, 550, 250, 354, 250], "M R<a@x> R<b@x> DATA | | | | content |", "550 250"),
+            (Lmtp, all, &[250, 250, 451, 354, 250], "M R<a@x> R<b@x> DATA | | | | content |", "250 451"),
+            (Smtp, one, &[250, 250, 553, 354, 554], "M | R<a@x> | R<b@x> | DATA | content |", "554 553"),
+            (Smtp, all, &[250, 251, 250, 354, 451], "M R<a@x> R<b@x> DATA | | | | content |", "451 451"),
+            // None of them.
+            (Smtp, all, &[250, 550, 450, 554], "M R<a@x> R<b@x> DATA | | | |", "550 450"),
+            (Smtp, all, &[250, 550, 450, 354, 554], "M R<a@x> R<b@x> DATA | | | | dot |", "550 450"),
+            (Smtp, all, &[250, 550, 450, 354, 250], "M R<a@x> R<b@x> DATA | | | | dot |", "550 450"),
+            (Smtp, one, &[250, 550, 450], "M | R<a@x> | R<b@x> |", "550 450"),
+            (Lmtp, all, &[250, 550, 450, 503], "M R<a@x> R<b@x> DATA | | | |", "550 450"),
+            // MAIL is refused.
+            (Smtp, all, &[452, 503, 503, 503], "M R<a@x> R<b@x> DATA | | | |", "452 452"),
+            (Smtp, all, &[552, 250, 250, 503], "M R<a@x> R<b@x> DATA | | | |", "552 552"),
+            (Smtp, one, &[550], "M |", "550 550"),
+            // DATA is.
+            (Smtp, all, &[250, 250, 550, 451], "M R<a@x> R<b@x> DATA | | | |", "451 550"),
+            (Smtp, one, &[250, 250, 550, 554], "M | R<a@x> | R<b@x> | DATA |", "554 550"),
+            // There are too many of them.
+            (Smtp, all, &[250, 250, 452, 354, 250], "M R<a@x> R<b@x> DATA | | | | content |", "250 452+"),
+            (Lmtp, one, &[250, 250, 552, 354, 250], "M | R<a@x> | R<b@x> | DATA | content |", "250 552+"),
+            (Smtp, all, &[250, 452, 552, 503], "M R<a@x> R<b@x> DATA | | | |", "452 552"),
+            (Smtp, all, &[250, 452, 250, 354, 250], "M R<a@x> R<b@x> DATA | | | | content |", "452 250"),
+        ];
+        for (protocol, offers, replies, said, fates) in table {
+            let envelope = envelope(two);
+            let offers = Offers::new(offers.into());
+            let transaction = Transaction::new(message(&envelope, &[0, 1]), protocol, &offers, false).unwrap();
+            let expected = Ok((said.into(), fates.into()));
+            assert_eq!(converse(transaction, replies), expected, "{protocol:?} {replies:?}");
+        }
+    }
+
+    #[test]
+    fn chunks_begin_when_somebody_gets_them() {
+        let table: [(Protocol, &[u16], &str, &str); 4] = [
+            (Protocol::Smtp, &[250, 250, 550, 250], "M SIZE=100 R<a@x> R<b@x> | | | chunk |", "250 550"),
+            (Protocol::Lmtp, &[250, 250, 250, 250, 452], "M SIZE=100 R<a@x> R<b@x> | | | chunk | |", "250 452"),
+            (Protocol::Smtp, &[250, 450, 550], "M SIZE=100 R<a@x> R<b@x> | | |", "450 550"),
+            (Protocol::Smtp, &[451, 503, 503], "M SIZE=100 R<a@x> R<b@x> | | |", "451 451"),
+        ];
+        for (protocol, replies, said, fates) in table {
+            let envelope = envelope(&["a@x", "b@x"]);
+            let message = Message { in_chunks: true, ..message(&envelope, &[0, 1]) };
+            let transaction = Transaction::new(message, protocol, &Offers::new(ALL.into()), false).unwrap();
+            assert_eq!(converse(transaction, replies), Ok((said.into(), fates.into())), "{replies:?}");
+        }
+    }
+
+    #[test]
+    fn replies_that_do_not_fit_end_the_connection() {
+        let table: [(Protocol, &[u16], &str); 9] = [
+            (Protocol::Smtp, &[421], "MAIL: 421 x"),
+            (Protocol::Smtp, &[250, 421], "RCPT: 421 x"),
+            (Protocol::Smtp, &[250, 250, 250, 421], "DATA: 421 x"),
+            (Protocol::Smtp, &[250, 250, 250, 354, 421], "the end of the content: 421 x"),
+            (Protocol::Smtp, &[250, 250, 250, 250], "the content: a reply that does not fit"),
+            (Protocol::Smtp, &[354], "RCPT: a reply that does not fit"),
+            (Protocol::Smtp, &[250, 354], "RCPT: a reply that does not fit"),
+            (Protocol::Smtp, &[250, 250, 250, 354, 354], "the end of the content: a reply that does not fit"),
+            (Protocol::Lmtp, &[250, 550, 550, 354], "a reply that does not fit"),
+        ];
+        for (protocol, replies, expected) in table {
+            let envelope = envelope(&["a@x", "b@x"]);
+            let offers = Offers::new("mx\nPIPELINING".into());
+            let transaction = Transaction::new(message(&envelope, &[0, 1]), protocol, &offers, false).unwrap();
+            let error = converse(transaction, replies).unwrap_err();
+            assert!(error.ends_with(expected.rsplit(": ").next().unwrap()), "{replies:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_answered_before_its_end_was_never_there() {
+        let envelope = envelope(&["a@x", "b@x"]);
+        for (code, all_written, stage) in [(552, false, "content"), (451, false, "end"), (250, false, "end")] {
+            let offers = Offers::new("mx\nPIPELINING".into());
+            let mut transaction =
+                Transaction::new(message(&envelope, &[0, 1]), Protocol::Smtp, &offers, false).unwrap();
+            transaction.say(&mut Vec::new());
+            for code in [250, 250, 550, 354] {
+                transaction.handle_reply(Reply { code, text: String::new() }, true).unwrap();
+            }
+            assert_eq!(transaction.stage(), Stage::Content);
+            if stage == "end" {
+                transaction.handle_end_said();
+            }
+            let handled = transaction.handle_reply(Reply { code, text: String::new() }, all_written);
+            if code == 250 {
+                assert!(handled.is_err(), "nobody can have taken what was not all said");
+                continue;
+            }
+            handled.unwrap();
+            assert!(transaction.is_cut() && transaction.stage() == Stage::Done);
+            let codes: Vec<_> = transaction.into_fates().into_iter().flatten().collect();
+            assert!(matches!(&codes[..], [Fate::Refused(a, Step::Content), Fate::Refused(b, Step::Recipient)]
+                if (a.code, b.code) == (code, 550)));
+        }
+    }
+
+    /// The parameters of MAIL and RCPT, or the objection's status.
+    fn parameters(envelope: &Envelope, offers: &str, header: HeaderText) -> Result<String, String> {
+        let places: Vec<_> = (0..envelope.forward_paths.len() as u32).collect();
+        let offers = Offers::new(format!("mx\nPIPELINING\n{offers}"));
+        let message = Message { header, ..message(envelope, &places) };
+        let transaction = Transaction::new(message, Protocol::Smtp, &offers, false);
+        let mut transaction = transaction.map_err(|objection| objection.status().to_string())?;
+        let mut out = Vec::new();
+        transaction.say(&mut out);
+        let unfit = transaction.fates.iter().flatten().map(|fate| match fate {
+            Fate::Unfit(objection) => format!("unfit {}", objection.status()),
+            other => panic!("{other:?}"),
+        });
+        let lines = String::from_utf8(out).unwrap();
+        Ok(lines.lines().map(String::from).filter(|line| line != "DATA").chain(unfit).collect::<Vec<_>>().join("; "))
+    }
+
+    #[test]
+    fn what_a_server_offers_is_used_and_nothing_else() {
+        use crate::mail::{Dsn, EnvelopeId, Notify, OriginalRecipient, RecipientDsn, Ret};
+        let plain = envelope(&["postmaster", "b@bücher.example"]);
+        let null = Envelope { reverse_path: ReversePath::Null, ..envelope(&["A.b@x"]) };
+        let bits = |body| Envelope { body, ..envelope(&["a@x"]) };
+        let utf8 = |sender: &str, to: &[&str]| Envelope {
+            reverse_path: ReversePath::parse(sender, true).unwrap(),
+            smtputf8: true,
+            ..envelope(to)
+        };
+        let dsn = Envelope {
+            dsn: Some(Box::new(Dsn {
+                ret: Some(Ret::Headers),
+                envelope_id: EnvelopeId::parse("QQ+2B1"),
+                recipients: vec![RecipientDsn {
+                    index: 1,
+                    notify: Notify::parse("SUCCESS,DELAY"),
+                    original: OriginalRecipient::parse("rfc822;b+2Bc@e.org", false),
+                }],
+            })),
+            ..envelope(&["a@x", "b@x"])
+        };
+        let tls = Envelope { require_tls: true, ..envelope(&["a@x"]) };
+        let s = "MAIL FROM:<s@client.example>";
+        let unknown = HeaderText::Unknown;
+        let table: &[(&Envelope, &str, HeaderText, Result<String, &str>)] = &[
+            (&plain, "", unknown, Ok(format!("{s}; RCPT TO:<postmaster>; RCPT TO:<b@xn--bcher-kva.example>"))),
+            (&null, "SIZE", unknown, Ok("MAIL FROM:<> SIZE=100; RCPT TO:<A.b@x>".into())),
+            (&null, "SIZE 100", unknown, Ok("MAIL FROM:<> SIZE=100; RCPT TO:<A.b@x>".into())),
+            (&null, "SIZE 99", unknown, Err("5.3.4")),
+            (&null, "SIZE 0", unknown, Ok("MAIL FROM:<> SIZE=100; RCPT TO:<A.b@x>".into())),
+            (&bits(Body::EightBit), "8BITMIME", unknown, Ok(format!("{s} BODY=8BITMIME; RCPT TO:<a@x>"))),
+            (&bits(Body::EightBit), "", unknown, Ok(format!("{s}; RCPT TO:<a@x>"))),
+            (&bits(Body::Binary), "8BITMIME\nCHUNKING", unknown, Err("5.6.3")),
+            (&bits(Body::Binary), "BINARYMIME", unknown, Err("5.6.3")),
+            (&bits(Body::Binary), "BINARYMIME\nCHUNKING", unknown, Ok(format!("{s} BODY=BINARYMIME; RCPT TO:<a@x>"))),
+            (
+                &utf8("ü@é.example", &["ö@bücher.example"]),
+                "SMTPUTF8",
+                unknown,
+                Ok("MAIL FROM:<ü@é.example> SMTPUTF8; RCPT TO:<ö@bücher.example>".into()),
+            ),
+            (&utf8("ü@e.example", &["a@x"]), "", HeaderText::Ascii, Err("5.6.7")),
+            (&utf8("u@é.example", &["a@x"]), "", unknown, Err("5.6.9")),
+            (&utf8("u@é.example", &["a@x"]), "", HeaderText::Utf8, Err("5.6.9")),
+            (
+                &utf8("u@é.example", &["ö@x", "a@bücher.example"]),
+                "",
+                HeaderText::Ascii,
+                Ok("MAIL FROM:<u@xn--9ca.example>; RCPT TO:<a@xn--bcher-kva.example>; unfit 5.6.7".into()),
+            ),
+            (&dsn, "", unknown, Ok(format!("{s}; RCPT TO:<a@x>; RCPT TO:<b@x>"))),
+            (
+                &dsn,
+                "DSN",
+                unknown,
+                Ok(format!(
+                    "{s} RET=HDRS ENVID=QQ+2B1; RCPT TO:<a@x>; RCPT TO:<b@x> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;b+2Bc@e.org"
+                )),
+            ),
+            (&tls, "", unknown, Err("5.7.30")),
+            (&tls, "REQUIRETLS", unknown, Ok(format!("{s} REQUIRETLS; RCPT TO:<a@x>"))),
+        ];
+        for (envelope, offers, header, expected) in table {
+            let found = parameters(envelope, offers, *header);
+            assert_eq!(found, expected.clone().map_err(String::from), "{offers:?}");
+        }
+    }
+
+    #[test]
+    fn the_origin_is_told_in_lines_that_fit() {
+        let arrival = |hello: &str, peer: &str, name: Option<&str>| Arrival {
+            peer: peer.parse().unwrap(),
+            hello: hello.into(),
+            protocol: By::Esmtp,
+            tls: None,
+            authenticated: None,
+            client_name: name.map(Into::into),
+            tags: Vec::new(),
+            unix_time: 0,
+        };
+        let id = MessageId { log: 1, sequence: 1 };
+        let all = "NAME ADDR PORT PROTO HELO IDENT SOURCE";
+        let long = "h".repeat(250);
+        let odd = arrival("a=b c", "[2001:db8::1]:25", None);
+        let known = arrival("h+x", "192.0.2.1:1025", Some("c.example"));
+        let wide = arrival(&long, "[::ffff:192.0.2.1]:1", Some(&long));
+        let table = [
+            (&known, "NAME helo Addr", vec!["NAME=c.example ADDR=192.0.2.1 HELO=h+2Bx".into()]),
+            (
+                &odd,
+                all,
+                vec![format!(
+                    "NAME=[UNAVAILABLE] ADDR=IPV6:2001:db8::1 PORT=25 PROTO=ESMTP HELO=[UNAVAILABLE] IDENT={id} SOURCE=REMOTE"
+                )],
+            ),
+            (
+                &wide,
+                all,
+                vec![
+                    format!("NAME={long} ADDR=192.0.2.1 PORT=1 PROTO=ESMTP"),
+                    format!("HELO={long} IDENT={id} SOURCE=REMOTE"),
+                ],
+            ),
+            (&known, "", vec![]),
+        ];
+        for (arrival, attributes, expected) in table {
+            let offers = Offers::new(format!("mx\nXFORWARD {attributes}"));
+            let lines = Origin { id, arrival }.commands(&offers);
+            let expected: Vec<_> = expected.iter().map(|words| format!("XFORWARD {words}")).collect();
+            assert_eq!(lines, expected);
+            assert!(lines.iter().all(|line| line.len() <= 510));
+        }
+        assert!(Origin { id, arrival: &known }.commands(&Offers::new("mx".into())).is_empty());
+    }
+
+    #[test]
+    fn what_is_before_mail_does_not_decide_about_it() {
+        let envelope = envelope(&["a@x"]);
+        let arrival = Arrival {
+            peer: "192.0.2.1:25".parse().unwrap(),
+            hello: "h".into(),
+            protocol: By::Smtp,
+            tls: None,
+            authenticated: None,
+            client_name: None,
+            tags: Vec::new(),
+            unix_time: 0,
+        };
+        let origin = Some(Origin { id: MessageId { log: 1, sequence: 1 }, arrival: &arrival });
+        let offers = Offers::new("mx\nPIPELINING\nXFORWARD PROTO".into());
+        let transaction = || {
+            let message = Message { origin, ..message(&envelope, &[0]) };
+            Transaction::new(message, Protocol::Smtp, &offers, true).unwrap()
+        };
+        let said = "RSET XFORWARD PROTO=SMTP M R<a@x> DATA | | | | | content |";
+        for replies in [[250, 250, 250, 250, 354, 250], [250, 550, 250, 250, 354, 250]] {
+            assert_eq!(converse(transaction(), &replies), Ok((said.into(), "250".into())));
+        }
+        assert_eq!(converse(transaction(), &[503]), Err("XFORWARD: 503 x".into()));
+    }
+}
