@@ -20,6 +20,7 @@ mod maps;
 mod policies;
 mod rehearsal;
 mod secrets;
+mod transports;
 mod watch;
 
 use std::collections::HashSet;
@@ -34,11 +35,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::{self, Config, Durability, Listener, Placement, Queue, Smtp, Transport};
-use crate::delivery::transport::{Discard, Maildir};
-use crate::delivery::{
-    DeadLetters, Delivery, JobSender, Schedule, Upkeep, Workers, job_channel, outcome_channel,
-};
+use crate::config::{self, Config, Durability, Listener, Placement, Queue, Smtp};
+use crate::delivery::{DeadLetters, Schedule, Settlement, Upkeep, Workers, outcome_channel};
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
 use crate::policy::{Admission, Bounds, Greetings, Greylist, Marks, Policies, Said, Terms};
@@ -265,16 +263,6 @@ fn explain_bind(address: SocketAddr, error: &std::io::Error) -> String {
     format!("cannot listen on {address}: {error}; {remedy}")
 }
 
-fn transport(config: &Config) -> Arc<dyn Delivery> {
-    let name = &config.delivery.transport;
-    match &config.transports[name] {
-        Transport::Maildir { path, return_path } => {
-            Arc::new(Maildir::new(name, path.clone(), *return_path, config.hostname.clone()))
-        }
-        Transport::Discard => Arc::new(Discard::new(name)),
-    }
-}
-
 /// What is done for those who connect to `listener`.
 fn service(listener: &Listener, session: &SessionConfig, secrets: &Secrets) -> Service {
     let session = SessionConfig {
@@ -363,6 +351,19 @@ fn placements(config: &Config) -> Vec<Pin> {
     }
 }
 
+/// Cores that this process may use and no shard is pinned to.
+fn spare_cores(config: &Config) -> Vec<core_affinity::CoreId> {
+    let shards = placements(config);
+    let is_taken = |core: &core_affinity::CoreId| {
+        shards.iter().any(|pin| matches!(pin, Pin::Fixed(taken) if *taken == core.id))
+    };
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    match shards.iter().all(|pin| matches!(pin, Pin::Fixed(_))) {
+        true => cores.into_iter().filter(|core| !is_taken(core)).collect(),
+        false => Vec::new(),
+    }
+}
+
 /// A gateway whose threads run.
 struct Running {
     shards: Vec<glommio::ExecutorJoinHandle<usize>>,
@@ -372,7 +373,6 @@ struct Running {
     upkeep: Upkeep,
     policies: Policies,
     greylists: Vec<Arc<Greylist>>,
-    _jobs: JobSender,
     /// Dropped when the shards have ended: nothing is ever sent.
     _ringing: Sender<()>,
 }
@@ -390,11 +390,12 @@ fn start(
     let dead = DeadLetters::new(&dead_dir)
         .map_err(|e| Error(format!("cannot make the folder {}: {e}", dead_dir.display())))?;
     let dead = Arc::new(dead);
-    let (jobs, jobs_end) = job_channel(config.delivery.channel_size);
     let schedule: Schedule = config.delivery.schedule();
-    let transport = transport(config);
-    let capabilities = transport.capabilities();
-    let workers = Workers::start(config.delivery.workers, jobs_end, transport, dead.clone(), schedule)
+    let (targets, routes) = transports::load(config)?;
+    let capabilities = transports::capabilities(&targets, &routes);
+    let routes = Arc::new(routes);
+    let settlement = Settlement { schedule, dead_letters: dead.clone() };
+    let workers = Workers::start(config.delivery.workers, &spare_cores(config), &targets, settlement)
         .map_err(|e| failed("the delivery workers", &e))?;
     let (injector, injected) = shard::injection();
     let mut injected = Some(injected);
@@ -418,7 +419,6 @@ fn start(
         upkeep,
         policies: policies.clone(),
         greylists: greylists.clone(),
-        _jobs: jobs.clone(),
         _ringing: ringing,
     };
     for (n, ((listeners, logs), placement)) in
@@ -426,9 +426,8 @@ fn start(
     {
         let control = Arc::new(Control::default());
         let bell = control.clone();
-        // Every job in the channel and with a worker has room for its report.
-        let capacity = config.delivery.channel_size + config.delivery.workers;
-        let (outcomes, reports) = outcome_channel(capacity, Arc::new(move || bell.ring()));
+        // Every job in a channel and with a worker has room for its report.
+        let (outcomes, reports) = outcome_channel(targets.reports_max(), Arc::new(move || bell.ring()));
         let plan = Plan {
             listeners: listeners.into_iter().zip(services.iter().cloned()).collect(),
             verifier: secrets.verifier(),
@@ -449,7 +448,8 @@ fn start(
             depth_max: config.spool.depth_max.div_ceil(count as u64) as usize,
             content_memory_max: config.spool.memory_max as usize,
             cache_size: config.spool.cache_size as usize / count,
-            jobs: jobs.clone(),
+            targets: targets.clone(),
+            routes: routes.clone(),
             outcomes,
             reports,
             schedule,

@@ -98,6 +98,9 @@ pub const WORKERS_MAX: u64 = 4096;
 /// `delivery.channel_size` at most: a window on the queue, not the queue.
 pub const CHANNEL_SIZE_MAX: u64 = 1 << 20;
 
+/// Targets of one recipient at most: what became of each is kept with the message.
+pub const TARGETS_MAX: usize = 4;
+
 /// A transport's reads of stored content, in octets: one piece.
 pub const COPY_SIZE: usize = PIECE_SIZE_MAX;
 /// How much of a peer's text a log line shows, in octets of the peer's.

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use incoming::config::policies::PolicyKind;
-use incoming::config::{Config, ConfigError, Flags, Placement, Sources, System, Transport};
+use incoming::config::transports::TransportKind;
+use incoming::config::{Config, ConfigError, Flags, Placement, Sources, System};
 
 const FAULTS: &str = include_str!("configuration/faults.txt");
 const REFERENCE: &str = include_str!("../docs/CONFIGURATION.md");
@@ -126,8 +127,8 @@ fn without_a_word_it_serves_this_machine() {
     assert!(config.accept.any && config.accept.domains.is_empty());
     assert_eq!(config.spool_dir(), Path::new("incoming-data/spool"));
     assert_eq!(config.dead_dir(), Path::new("incoming-data/dead"));
-    let Transport::Maildir { path, return_path: true } = &config.transports["store"] else { panic!() };
-    assert_eq!(path.to_string(), "incoming-data/maildir");
+    let TransportKind::Maildir(maildir) = &config.transports["store"].kind else { panic!() };
+    assert_eq!((maildir.path().to_string().as_str(), maildir.return_path), ("incoming-data/maildir", true));
     let banner = config.banner();
     for word in
         ["127.0.0.1:2525", "4 shards", "any recipient", "data in incoming-data", "incoming-data/maildir"]
@@ -162,11 +163,7 @@ fn flags_override_the_environment_and_the_environment_the_file() {
         ("", |c| c.data.display().to_string(), "f"),
         ("$ env INCOMING_DATA=e", |c| c.data.display().to_string(), "e"),
         ("$ env INCOMING_DATA=e\n$ flag --data g", |c| c.data.display().to_string(), "g"),
-        (
-            "$ flag --data g",
-            |c| format!("{:?}", c.transports),
-            "{\"store\": Maildir { path: PathTemplate { text: \"g/maildir\"",
-        ),
+        ("$ flag --data g", |c| format!("{:?}", c.transports), "PathTemplate { text: \"g/maildir\""),
         ("", |c| format!("{:?}", c.cores), "Cores([0, 1, 2, 3, 8])"),
         ("$ env INCOMING_SHARDS=2", |c| format!("{:?}", c.cores), "Shards(2)"),
         ("$ env INCOMING_SHARDS=2\n$ flag --cores 7", |c| format!("{:?}", c.cores), "Cores([7])"),
@@ -251,8 +248,18 @@ fn what_check_prints_is_the_same_configuration() {
         [transport.per-user]
         path = '/mail/{domain}/{local}'
         return_path = false
+        concurrency = 3
         [transport.nowhere]
         type = 'discard'
+        rate = 100
+        breaker_failures = 0
+        [[route]]
+        recipients = ['boss@example.com', '*.example.org']
+        tags = ['vip']
+        to = ['nowhere', 'per-user']
+        [[route]]
+        to = ['nowhere']
+        also = true
         [log]
         format = 'json'";
     let in_memory = "shards = 2\n[spool]\nqueue = 'memory'\nmemory_queue_size = '1000 MB'";

@@ -11,15 +11,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Fault;
 use super::policies;
+use super::routes;
+use super::transports::{self, Transport};
 use super::value::{
     Cores, HostName, Parsed, Text, Word, count, duration, flag, list, size, size_text, word, write_duration,
     write_size, write_word,
 };
 use super::{
     Accept, Admission, Auth, ClientCertificates, Config, Delivery, Dns, DomainSettings, Listener, Log,
-    Placement, Queue, Smtp, Spool, System, Tls, Transport,
+    Placement, Queue, Smtp, Spool, System, Tls,
 };
-use crate::delivery::transport::PathTemplate;
 use crate::limits::{
     GIB, KIB, LISTENERS_MAX, LOOKUPS_MAX_DEFAULT, LOOKUPS_MAX_HIGH, MEMORY_MESSAGES_MIN, MEMORY_SEGMENTS_MIN,
     MIB, SEGMENT_SIZE_LOW, SEGMENT_SIZE_STEP, SESSIONS_MAX_HIGH, SHARDS_MAX, sessions_max_for,
@@ -33,7 +34,6 @@ const ADDRESS_DEFAULT: &str = "127.0.0.1:2525";
 const DRAIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// What absorbs a tenth of a second of 10,000 new connections a second while a shard is busy.
 const BACKLOG_DEFAULT: u32 = 1024;
-const TRANSPORT_NAME_SIZE_MAX: usize = 32;
 
 /// A configuration file: [`Config`] with everything optional.
 #[derive(Default, Serialize, Deserialize)]
@@ -63,7 +63,9 @@ pub struct File {
     auth: Auth,
     spool: Spool,
     delivery: Delivery,
-    transport: BTreeMap<String, TransportFile>,
+    transport: BTreeMap<String, toml::Table>,
+    #[serde(deserialize_with = "routes::tables", skip_serializing_if = "Vec::is_empty")]
+    route: Vec<toml::Table>,
     log: Log,
 }
 
@@ -177,23 +179,6 @@ impl Default for AcceptFile {
             detail_separator: Text(Separator(Some(b'+'))),
         }
     }
-}
-
-#[derive(Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "a section [transport.<name>]")]
-struct TransportFile {
-    #[serde(rename = "type")]
-    kind: Option<TransportKind>,
-    path: Option<String>,
-    #[serde(deserialize_with = "some_flag")]
-    return_path: Option<bool>,
-}
-
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum TransportKind {
-    Maildir,
-    Discard,
 }
 
 impl Default for ListenerFile {
@@ -314,6 +299,7 @@ impl File {
         check_memory_queue(&self.spool, self.smtp.message_size_max, cores.shards_count())?;
         let transports = resolve_transports(self.transport, &data)?;
         check_delivery(&self.delivery, &transports)?;
+        let routes = routes::resolve(self.route, transports.keys())?;
         let sessions_max = self.sessions_max.unwrap_or_else(|| {
             let workers = self.delivery.workers as u64;
             sessions_max_for(system.descriptors_max, cores.shards_count() as u64, workers) as usize
@@ -337,6 +323,7 @@ impl File {
             spool: self.spool,
             delivery: self.delivery,
             transports,
+            routes,
             log: self.log,
         })
     }
@@ -520,45 +507,18 @@ fn check_delivery(delivery: &Delivery, transports: &BTreeMap<String, Transport>)
 }
 
 fn resolve_transports(
-    transports: BTreeMap<String, TransportFile>,
+    tables: BTreeMap<String, toml::Table>,
     data: &str,
 ) -> Result<BTreeMap<String, Transport>, Fault> {
-    let transports = match transports.is_empty() {
-        true => BTreeMap::from([("store".to_string(), TransportFile::default())]),
-        false => transports,
+    let tables = match tables.is_empty() {
+        true => BTreeMap::from([("store".to_string(), toml::Table::new())]),
+        false => tables,
     };
-    let resolve = |(name, transport): (String, TransportFile)| {
-        let resolved = resolve_transport(&name, transport, data)?;
-        Ok((name, resolved))
+    let resolve = |(name, table): (String, toml::Table)| {
+        let transport = transports::resolve(&name, table, data)?;
+        Ok((name, transport))
     };
-    transports.into_iter().map(resolve).collect()
-}
-
-fn resolve_transport(name: &str, transport: TransportFile, data: &str) -> Result<Transport, Fault> {
-    let is_name_octet = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_' || c == b'-';
-    if name.is_empty() || name.len() > TRANSPORT_NAME_SIZE_MAX || !name.bytes().all(is_name_octet) {
-        let words = format!("expected a name of at most {TRANSPORT_NAME_SIZE_MAX} of a-z, 0-9, _ and -");
-        return Err(Fault::new(format!("transport.{name}"), words));
-    }
-    match transport.kind.unwrap_or(TransportKind::Maildir) {
-        TransportKind::Maildir => {
-            let key = format!("transport.{name}.path");
-            let path = transport.path.unwrap_or_else(|| format!("{}/maildir", data.trim_end_matches('/')));
-            let path = PathTemplate::parse(&path).map_err(|words| Fault::new(key, words))?;
-            Ok(Transport::Maildir { path, return_path: transport.return_path.unwrap_or(true) })
-        }
-        TransportKind::Discard => {
-            let excess =
-                [("path", transport.path.is_some()), ("return_path", transport.return_path.is_some())];
-            match excess.iter().find(|(_, is_given)| *is_given) {
-                Some((key, _)) => Err(Fault::new(
-                    format!("transport.{name}.{key}"),
-                    "a transport of type \"discard\" has none: expected type = \"maildir\"",
-                )),
-                None => Ok(Transport::Discard),
-            }
-        }
-    }
+    tables.into_iter().map(resolve).collect()
 }
 
 impl From<&Config> for File {
@@ -603,7 +563,12 @@ impl From<&Config> for File {
             auth: config.auth.clone(),
             spool: config.spool.clone(),
             delivery: config.delivery.clone(),
-            transport: config.transports.iter().map(|(name, t)| (name.clone(), t.into())).collect(),
+            transport: config
+                .transports
+                .iter()
+                .map(|(name, t)| (name.clone(), transports::write(t)))
+                .collect(),
+            route: config.routes.iter().map(routes::write).collect(),
             log: config.log.clone(),
         }
     }
@@ -616,21 +581,6 @@ impl From<&DomainSettings> for DomainFile {
             message_size_max,
             tls_required,
             skip: settings.skip.iter().cloned().map(PolicyName).collect(),
-        }
-    }
-}
-
-impl From<&Transport> for TransportFile {
-    fn from(transport: &Transport) -> Self {
-        match transport {
-            Transport::Maildir { path, return_path } => TransportFile {
-                kind: Some(TransportKind::Maildir),
-                path: Some(path.to_string()),
-                return_path: Some(*return_path),
-            },
-            Transport::Discard => {
-                TransportFile { kind: Some(TransportKind::Discard), path: None, return_path: None }
-            }
         }
     }
 }

@@ -21,7 +21,8 @@ const SECTIONS: [&str; 9] = ["accept", "admission", "dns", "smtp", "tls", "auth"
 const TOP_LEVEL: [&str; 7] =
     ["hostname", "data", "cores", "shards", "sessions_max", "drain_timeout", "lookups_max"];
 /// Longest first: `RETURN_PATH` ends in `PATH`.
-const TRANSPORT_KEYS: [&str; 3] = ["return_path", "path", "type"];
+const TRANSPORT_KEYS: [&str; 7] =
+    ["return_path", "path", "type", "concurrency", "rate", "breaker_failures", "breaker_interval"];
 
 /// Where a configuration comes from.
 #[derive(Clone, Debug, Default)]

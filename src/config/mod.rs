@@ -16,7 +16,10 @@ mod error;
 mod file;
 mod layers;
 pub mod policies;
+mod routes;
 mod sections;
+mod tables;
+pub mod transports;
 mod value;
 
 use std::collections::BTreeMap;
@@ -26,15 +29,16 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::delivery::transport::PathTemplate;
 use crate::mail::Domain;
 use crate::policy::DomainRules;
 use crate::smtp::{AuthMode, Dialect, TlsMode};
+use transports::{Transport, TransportKind};
 
 pub use crate::telemetry::log::{Format as LogFormat, Level as LogLevel};
 pub use dns::{Dns, DnsServer};
 pub use error::ConfigError;
 pub use layers::{Flags, Sources, System};
+pub use routes::{Route, TransportName};
 pub use sections::{
     Admission, Auth, BareLineEnds, ClientCertificates, Delivery, Durability, Log, Queue, Smtp, Spool, Tls,
 };
@@ -78,6 +82,8 @@ pub struct Config {
     pub delivery: Delivery,
     /// The transports by name.
     pub transports: BTreeMap<String, Transport>,
+    /// Which of them gets which messages.
+    pub routes: Vec<Route>,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -153,20 +159,6 @@ pub struct DomainSettings {
     pub skip: Vec<String>,
 }
 
-/// How messages leave.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// Into Maildirs.
-    Maildir {
-        /// The folder, possibly one for each recipient.
-        path: PathTemplate,
-        /// Whether `Return-Path:` is written first (RFC 5321 §4.4).
-        return_path: bool,
-    },
-    /// Into nothing.
-    Discard,
-}
-
 impl Config {
     /// The configuration that `sources` give on `system`.
     pub fn load(sources: &Sources, system: &System) -> Result<Config, ConfigError> {
@@ -216,9 +208,13 @@ impl Config {
                 format!("recipients in {}{more}", names.join(", "))
             }
         };
-        let into = match &self.transports[&self.delivery.transport] {
-            Transport::Maildir { path, .. } => format!("the Maildir {path}"),
-            Transport::Discard => "nowhere: what is delivered is discarded".to_string(),
+        let into = match &self.transports[&self.delivery.transport].kind {
+            TransportKind::Maildir(maildir) => format!("the Maildir {}", maildir.path()),
+            TransportKind::Discard(_) => "nowhere: what is delivered is discarded".to_string(),
+        };
+        let more = match self.routes.len() {
+            0 => "",
+            _ => ", other mail by routes",
         };
         let warning = match self.spool.queue {
             Queue::Disk => "",
@@ -236,7 +232,7 @@ impl Config {
         let count = self.cores.shards_count();
         format!(
             "incoming {version} as {hostname}: listening on {addresses}, {count} shard{s}, taking {taken}\n\
-             data in {data}, delivering to {into}\n\
+             data in {data}, delivering to {into}{more}\n\
              {warning}\
              a first message: printf 'Subject: hello\\n\\nhello\\n' | curl -s smtp://{url_host}:{port} \
              --mail-from me@example.com --mail-rcpt you@{domain} --crlf -T -\n",

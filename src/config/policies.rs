@@ -19,11 +19,11 @@ mod tls_required;
 
 use std::time::Duration;
 
-use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize};
-use toml::{Table, Value};
+use toml::Table;
 
 use super::error::Fault;
+use super::tables;
 use super::value::{Word, duration, flag, word, write_duration, write_word};
 use crate::policy::OnError;
 
@@ -42,7 +42,6 @@ pub use tls_required::TlsRequired;
 
 /// Policies at most: each is asked by every session.
 const POLICIES_MAX: usize = 100;
-const NAME_SIZE_MAX: usize = 32;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// One policy.
@@ -132,7 +131,7 @@ macro_rules! kinds {
             /// `place` is the key of the table.
             fn read(word: &str, settings: Table, place: &str) -> Result<PolicyKind, Fault> {
                 match word {
-                    $($word => read_settings(settings, place).map(PolicyKind::$kind),)*
+                    $($word => tables::read(settings, place).map(PolicyKind::$kind),)*
                     _ => {
                         let words: Vec<_> = Self::WORDS.iter().map(|word| format!("{word:?}")).collect();
                         let words = format!("expected one of {}, not {word:?}", words.join(", "));
@@ -143,7 +142,7 @@ macro_rules! kinds {
 
             fn write(&self) -> Table {
                 match self {
-                    $(PolicyKind::$kind(settings) => write_settings(settings),)*
+                    $(PolicyKind::$kind(settings) => tables::write(settings),)*
                 }
             }
         }
@@ -177,33 +176,9 @@ kinds! {
     TlsRequired "tls_required",
 }
 
-fn read_settings<T: DeserializeOwned>(settings: Table, place: &str) -> Result<T, Fault> {
-    serde_path_to_error::deserialize(Value::Table(settings)).map_err(|e| {
-        let path = e.path().to_string();
-        let key = match path.trim_end_matches('?').trim_end_matches('.') {
-            "" => place.to_string(),
-            path => format!("{place}.{path}"),
-        };
-        Fault::new(key, e.inner().message().trim())
-    })
-}
-
-fn write_settings<T: Serialize>(settings: &T) -> Table {
-    Table::try_from(settings).expect("settings are a table")
-}
-
 /// The tables of `[[policy]]`, not looked into yet: what is wrong in them is told with their number.
 pub fn tables<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Table>, D::Error> {
-    match Value::deserialize(deserializer)? {
-        Value::Array(items) => items
-            .into_iter()
-            .map(|item| match item {
-                Value::Table(table) => Ok(table),
-                _ => Err(de::Error::custom("expected tables [[policy]]")),
-            })
-            .collect(),
-        _ => Err(de::Error::custom("expected tables [[policy]]")),
-    }
+    tables::array(deserializer, "expected tables [[policy]]")
 }
 
 /// The policies that `tables` describe.
@@ -225,14 +200,12 @@ pub fn resolve(tables: Vec<Table>) -> Result<Vec<Policy>, Fault> {
 }
 
 fn resolve_one(mut table: Table, place: &str) -> Result<Policy, Fault> {
-    let common: Table =
-        COMMON_KEYS.iter().filter_map(|key| Some((key.to_string(), table.remove(*key)?))).collect();
-    let Common { kind, name, dry_run, on_error, timeout } = read_settings(common, place)?;
+    let common = tables::take(&mut table, &COMMON_KEYS);
+    let Common { kind, name, dry_run, on_error, timeout } = tables::read(common, place)?;
     let kind = PolicyKind::read(&kind, table, place)?;
     let name = name.unwrap_or_else(|| kind.word().to_string());
-    let is_name_octet = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_' || c == b'-';
-    if name.is_empty() || name.len() > NAME_SIZE_MAX || !name.bytes().all(is_name_octet) {
-        let words = format!("expected a name of at most {NAME_SIZE_MAX} of a-z, 0-9, _ and -, not {name:?}");
+    if !tables::is_name(&name) {
+        let words = format!("expected {}, not {name:?}", tables::NAME_EXPECTED);
         return Err(Fault::new(format!("{place}.name"), words));
     }
     Ok(Policy { name, dry_run, on_error, timeout, kind })
@@ -248,6 +221,6 @@ pub fn write(policy: &Policy) -> Table {
         timeout: policy.timeout,
     };
     let mut table = policy.kind.write();
-    table.extend(write_settings(&common));
+    table.extend(tables::write(&common));
     table
 }

@@ -16,8 +16,9 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::client::{Endpoint, Protocol};
+use crate::delivery::transport::PathTemplate;
 use crate::limits::{CORE_MAX, GIB, KIB, MIB, SHARDS_MAX};
-use crate::mail::{Domain, TlsVersion};
+use crate::mail::{Domain, Tag, TlsVersion};
 use crate::policy::UrlTemplate;
 use crate::smtp::{AuthMode, Dialect, TlsMode};
 use crate::tls::CertificateFiles;
@@ -221,6 +222,23 @@ impl Parsed for Endpoint {
 
     fn parsed(text: &str) -> Option<Self> {
         Endpoint::parse(text)
+    }
+}
+
+impl Parsed for Tag {
+    const EXPECTED: &'static str = Tag::EXPECTED;
+
+    fn parsed(text: &str) -> Option<Self> {
+        Tag::parse(text)
+    }
+}
+
+impl Parsed for PathTemplate {
+    const EXPECTED: &'static str =
+        "a path, in which {domain}, {local} and {recipient} stand for parts of an address";
+
+    fn parsed(text: &str) -> Option<Self> {
+        PathTemplate::parse(text).ok()
     }
 }
 

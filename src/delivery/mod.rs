@@ -1,50 +1,64 @@
-//! After durability: jobs, workers, retries, dead letters, transports.
+//! After durability: targets, routes, jobs, workers, retries, dead letters, transports.
 //!
-//! A [`Job`] is a durable message with recipients that still want it. Whoever holds the queue offers jobs through a
-//! [`JobSender`], which never waits; [`Workers`] make one attempt per job with a [`Delivery`] and report an [`Outcome`] for each
-//! recipient through the job's [`OutcomeSender`]. When to try again is the queue's to do, by [`Schedule`].
+//! A [`Job`] is a durable message with recipients that still want it from one [`Target`]. Whoever holds the queue finds the targets with
+//! [`Routes`] and offers jobs through their [`JobSender`]s, which never wait; [`Workers`] make one attempt per job with a [`Delivery`]
+//! and report an [`Outcome`] for each recipient through the job's [`OutcomeSender`]. When to try again is the queue's to do, by
+//! [`Schedule`].
 //!
 //! ```text
-//!  queue ──JobSender──▶ bounded channel ──▶ worker ──Attempt──▶ Delivery
-//!  ▲ ▲                                        │  └─ rejected, exhausted ─▶ DeadLetters
-//!  │ └──────────OutcomeReceiver◀──Report──────┘                               │
-//!  └──────────────Intake◀──────────────────Upkeep◀────────sent again───────────┘
+//!          ┌─JobSender──▶ bounded channel of a target ──▶ worker ──Attempt──▶ Delivery
+//!  queue ──┼─JobSender──▶ bounded channel of another  ──▶   │  └─ rejected, exhausted ─▶ DeadLetters
+//!  ▲ ▲     └─ …                                             │                               │
+//!  │ └───────────────OutcomeReceiver◀───────Report──────────┘                               │
+//!  └─────────────────Intake◀──────────────────Upkeep◀──────────────────sent again───────────┘
 //! ```
 //!
 //! Invariants:
 //! - every job taken from the channel is answered by one report with one outcome for each of its recipients, in order, except
 //!   when the process ends: then nothing was reported, and the queue still has it;
 //! - `Rejected` is reported only after a dead letter is durable;
-//! - content that cannot be read whole and undamaged is never delivered, not even in part.
+//! - content that cannot be read whole and undamaged is never delivered, not even in part;
+//! - a target that hangs, fails or is slow takes nothing of what another needs.
 //!
 //! Knows nothing of shards, sessions or how the content is stored.
 
+mod attempt;
+mod content;
 pub mod dead;
 pub(crate) mod folder;
 mod job;
+mod outcome;
 mod queue;
 pub(crate) mod record;
+mod routing;
 mod schedule;
+mod target;
 pub mod transport;
 mod worker;
 
-use std::fmt;
-use std::io::{self, Read, Write};
+use std::pin::Pin;
 
-use crate::limits::REASON_SIZE_MAX;
-use crate::mail::{Arrival, Capabilities, Envelope, ForwardPath, MessageId};
+use crate::mail::Capabilities;
 
+pub use attempt::{Attempt, Recipient};
+pub use content::{Chunks, Content, ContentReader, CopyError, StoredContent};
 pub use dead::{DeadLetters, Intake, NotTaken, Resent, Upkeep};
-pub use job::{Content, Job, Outcome, Recipient, Report, StoredContent};
+pub use job::Job;
+pub use outcome::{Outcome, Report};
 pub use queue::{JobReceiver, JobSender, OutcomeReceiver, OutcomeSender, job_channel, outcome_channel};
+pub use routing::{RecipientPattern, Route, Routed, Routes};
 pub use schedule::Schedule;
-pub use worker::Workers;
+pub use target::{Limits, Means, Target, TargetId, Targets};
+pub use worker::{Settlement, Workers};
 
-/// How an attempt is made. Called by the workers, on ordinary threads: it may wait.
+/// An attempt that is being made: one outcome for each recipient, in their order.
+pub type Delivering<'a> = Pin<Box<dyn Future<Output = Vec<Outcome>> + Send + 'a>>;
+
+/// How an attempt is made, by a transport that waits without blocking.
+///
+/// It is polled on threads with a current-thread tokio runtime, beside many others: it must never block. How many are made at a time, how
+/// often, and when again, is seen to around it.
 pub trait Delivery: Send + Sync {
-    /// The transport's name in the configuration and in logs.
-    fn name(&self) -> &str;
-
     /// What it carries beyond plain mail. Only that is offered to clients; a message that needs more, accepted for another transport,
     /// is rejected without an attempt.
     fn capabilities(&self) -> Capabilities {
@@ -56,97 +70,70 @@ pub trait Delivery: Send + Sync {
     ///
     /// `Rejected` is for what no later attempt can change; everything else that failed is `Deferred`. A panic, or a wrong
     /// number of outcomes, defers all of them.
-    fn deliver(&self, attempt: &Attempt<'_>) -> Vec<Outcome>;
+    fn deliver<'a>(&'a self, attempt: &'a Attempt) -> Delivering<'a>;
 }
 
-/// One recipient of an attempt.
-#[derive(Clone, Copy, Debug)]
-pub struct AttemptRecipient<'a> {
-    /// Its place in the envelope's forward-paths.
-    pub index: u32,
-    /// Its forward-path.
-    pub path: &'a ForwardPath,
+/// How an attempt is made, by a transport that blocks: on threads of its own.
+pub trait BlockingDelivery: Send + Sync {
+    /// As [`Delivery::capabilities`].
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    /// As [`Delivery::deliver`].
+    fn deliver(&self, attempt: &Attempt) -> Vec<Outcome>;
 }
 
-/// One message on its way to some of its recipients.
-pub struct Attempt<'a> {
-    /// The message.
-    pub id: MessageId,
-    /// Its whole envelope, with recipients that have long been served.
-    pub envelope: &'a Envelope,
-    /// How and when it arrived.
-    pub arrival: &'a Arrival,
-    /// The recipients of this attempt; never empty.
-    pub recipients: Vec<AttemptRecipient<'a>>,
-    content: &'a Content,
-}
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Arc;
 
-impl<'a> Attempt<'a> {
-    /// An attempt for the recipients of `job`.
-    ///
-    /// # Panics
-    /// Where a recipient's index is outside the envelope.
-    pub fn of(job: &'a Job) -> Self {
-        let path = |index: u32| &job.envelope.forward_paths[index as usize];
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::mail::{Arrival, Body, Envelope, ForwardPath, MessageId, Protocol, ReversePath};
+
+    /// A message for these recipients.
+    pub fn attempt_for(recipients: &[&str]) -> Attempt {
+        let path = |path: &&str| ForwardPath::parse(path, true).unwrap();
+        let envelope = Envelope {
+            body: Body::EightBit,
+            ..Envelope::new(
+                ReversePath::parse("s@e.net", false).unwrap(),
+                recipients.iter().map(path).collect(),
+            )
+        };
+        let arrival = Arrival {
+            peer: "192.0.2.1:1234".parse().unwrap(),
+            hello: "e.net".into(),
+            protocol: Protocol::Esmtp,
+            tls: None,
+            authenticated: None,
+            client_name: None,
+            tags: Vec::new(),
+            unix_time: 1_700_000_000,
+        };
+        let parts = [&b"Received: x\r\n"[..], b"\r\nhello\r\n"].map(Bytes::from_static);
         Attempt {
-            id: job.id,
-            envelope: &job.envelope,
-            arrival: &job.arrival,
-            recipients: job
-                .recipients
-                .iter()
-                .map(|r| AttemptRecipient { index: r.index, path: path(r.index) })
-                .collect(),
-            content: &job.content,
+            id: MessageId { log: 1, sequence: 33 },
+            envelope: Arc::new(envelope),
+            arrival: Arc::new(arrival),
+            recipients: (0..recipients.len() as u32).map(|index| Recipient { index, attempts: 0 }).collect(),
+            content: Arc::new(Content::Memory(parts.into())),
         }
     }
 
-    /// The content's size in octets, our trace lines included.
-    pub fn content_size(&self) -> u64 {
-        self.content.size()
+    /// One of many messages for three recipients.
+    pub fn message(sequence: u64) -> Attempt {
+        let mut attempt = attempt_for(&["a@e.org", "b@e.org", "postmaster"]);
+        attempt.id.sequence = sequence;
+        attempt
     }
 
-    /// A reader of the content from its first octet. An error of kind `InvalidData` means that the stored form is damaged.
-    ///
-    /// The reader may end early or fail late: prefer [`Attempt::copy_content`], which accepts no part for the whole.
-    pub fn open_content(&self) -> io::Result<Box<dyn Read + Send + '_>> {
-        self.content.open()
+    /// A job for three recipients, the second of which has one attempt behind it.
+    pub fn job(sequence: u64, outcomes: &OutcomeSender) -> Job {
+        let mut attempt = message(sequence);
+        attempt.recipients[1].attempts = 1;
+        Job { attempt, target: TargetId(0), outcomes: outcomes.clone() }
     }
-
-    /// Writes the whole content into `sink`. On any error `sink` has a part that must not be delivered.
-    pub fn copy_content(&self, sink: &mut dyn Write) -> Result<(), CopyError> {
-        self.content.copy_to(sink)
-    }
-}
-
-/// Why content was not copied whole.
-#[derive(Debug)]
-pub enum CopyError {
-    /// It could not be read, or is damaged (`InvalidData`), or ended early (`UnexpectedEof`).
-    Read(io::Error),
-    /// It could not be written.
-    Write(io::Error),
-}
-
-impl fmt::Display for CopyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            CopyError::Read(e) if e.kind() == io::ErrorKind::InvalidData => {
-                write!(f, "the stored content is damaged: {e}")
-            }
-            CopyError::Read(e) => write!(f, "the stored content cannot be read: {e}"),
-            CopyError::Write(e) => write!(f, "cannot write: {e}"),
-        }
-    }
-}
-
-impl std::error::Error for CopyError {}
-
-/// `text` as a reason: at most [`REASON_SIZE_MAX`] octets.
-fn bounded_reason(text: impl Into<String>) -> Box<str> {
-    let mut text = text.into();
-    if text.len() > REASON_SIZE_MAX {
-        text.truncate(text.floor_char_boundary(REASON_SIZE_MAX));
-    }
-    text.into()
 }

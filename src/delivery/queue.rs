@@ -1,7 +1,7 @@
 //! The two channels between a queue and the workers: jobs there, reports back.
 //!
-//! Jobs go through one bounded channel shared by all queues. Offering never waits: a full channel gives the job back, for the queue
-//! is what holds the messages and the channel only a window on it.
+//! Jobs go through one bounded channel for each target, shared by all queues. Offering never waits: a full channel gives the job back,
+//! for the queue is what holds the messages and the channel only a window on it.
 //!
 //! Reports come back through one channel per queue. Sending one wakes nobody: whoever has sent some rings
 //! ([`OutcomeSender::ring`]) when it has nothing better to do, and only a receiver that announced that it sleeps is woken then,
@@ -15,7 +15,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
+use tokio::sync::Notify;
 
 use super::{Job, Report};
 
@@ -23,41 +24,79 @@ use super::{Job, Report};
 pub fn job_channel(size: usize) -> (JobSender, JobReceiver) {
     assert!(size > 0, "a channel of no size would take a job only while a worker waits");
     let (sender, receiver) = bounded(size);
-    (JobSender(sender), JobReceiver(receiver))
+    let arrived = Arc::new(Notify::new());
+    (JobSender { sender, arrived: arrived.clone() }, JobReceiver { receiver, arrived })
 }
 
-/// Offers jobs to the workers. When the last clone is dropped the workers end, after the jobs that are in the channel.
+/// Offers jobs to the workers.
 #[derive(Clone)]
-pub struct JobSender(Sender<Job>);
+pub struct JobSender {
+    sender: Sender<Job>,
+    arrived: Arc<Notify>,
+}
 
 impl JobSender {
     /// Hands the job over, or gives it back at once when the channel is full or the workers are gone.
     #[allow(clippy::result_large_err, reason = "the job given back is the point")]
     pub fn try_send(&self, job: Job) -> Result<(), Job> {
-        self.0.try_send(job).map_err(|e| match e {
+        self.sender.try_send(job).map_err(|e| match e {
             TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
-        })
+        })?;
+        self.arrived.notify_one();
+        Ok(())
     }
 
     /// How many jobs have room now. Other queues share it: what is offered may come back all the same.
     pub fn room(&self) -> usize {
-        self.capacity().saturating_sub(self.0.len())
+        self.capacity().saturating_sub(self.sender.len())
     }
 
     /// How many jobs have room that have waited long. They leave half of the channel to what has just come, so that a long
     /// queue does not delay new messages by its own length.
     pub fn room_for_backlog(&self) -> usize {
-        self.capacity().div_ceil(2).saturating_sub(self.0.len())
+        self.capacity().div_ceil(2).saturating_sub(self.sender.len())
     }
 
-    fn capacity(&self) -> usize {
-        self.0.capacity().expect("the channel is bounded")
+    /// How many jobs there is room for at most.
+    pub fn capacity(&self) -> usize {
+        self.sender.capacity().expect("the channel is bounded")
     }
 }
 
 /// The workers' end of the job channel.
 #[derive(Clone)]
-pub struct JobReceiver(pub(super) Receiver<Job>);
+pub struct JobReceiver {
+    pub(super) receiver: Receiver<Job>,
+    arrived: Arc<Notify>,
+}
+
+impl JobReceiver {
+    /// The next job, if one is there.
+    pub fn try_recv(&self) -> Option<Job> {
+        self.receiver.try_recv().ok()
+    }
+
+    /// The next job; `None` when no sender is left. `before_waiting` is called when there is none yet.
+    ///
+    /// A job that is sent between the look and the wait leaves a permit for the wait. Permits are not counted: who has taken a job and
+    /// sees another passes the word on, for others may wait.
+    pub async fn recv(&self, before_waiting: impl Fn()) -> Option<Job> {
+        loop {
+            match self.receiver.try_recv() {
+                Ok(job) => {
+                    if !self.receiver.is_empty() {
+                        self.arrived.notify_one();
+                    }
+                    return Some(job);
+                }
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {}
+            }
+            before_waiting();
+            self.arrived.notified().await;
+        }
+    }
+}
 
 /// A channel for at most `capacity` reports. `wake` is called from a worker's thread, when the receiver announced that it sleeps.
 pub fn outcome_channel(
@@ -159,11 +198,18 @@ mod tests {
 
     use super::*;
     use crate::delivery::Outcome;
-    use crate::delivery::worker::tests::job;
+    use crate::delivery::TargetId;
+    use crate::delivery::tests::job;
     use crate::mail::MessageId;
 
     fn report(sequence: u64) -> Report {
-        Report { id: MessageId { log: 1, sequence }, recipients: vec![(0, Outcome::Delivered)] }
+        Report {
+            id: MessageId { log: 1, sequence },
+            target: TargetId(0),
+            unix_millis: 0,
+            duration: Duration::ZERO,
+            recipients: vec![(0, Outcome::delivered())],
+        }
     }
 
     #[test]
@@ -173,9 +219,9 @@ mod tests {
         for sequence in 0..2 {
             assert!(jobs.try_send(job(sequence, &outcomes)).is_ok());
         }
-        assert_eq!(jobs.try_send(job(2, &outcomes)).map_err(|job| job.id.sequence), Err(2));
+        assert_eq!(jobs.try_send(job(2, &outcomes)).map_err(|job| job.attempt.id.sequence), Err(2));
         drop(workers);
-        assert_eq!(jobs.try_send(job(3, &outcomes)).map_err(|job| job.id.sequence), Err(3));
+        assert_eq!(jobs.try_send(job(3, &outcomes)).map_err(|job| job.attempt.id.sequence), Err(3));
     }
 
     #[test]

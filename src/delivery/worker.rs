@@ -1,26 +1,41 @@
 //! The workers: threads that take jobs, make one attempt each, and report.
 //!
+//! ```text
+//!   shared workers, a tokio runtime each:   for each target a pump: place ─► job ─► its time ─► attempt, beside all others
+//!   threads of a target that blocks:        job ─► its time ─► attempt, one after the other
+//! ```
+//!
 //! Invariants:
 //! - one job, one attempt, one report;
 //! - `Rejected` leaves only after its dead letter is durable; where that cannot be written the recipient is deferred;
-//! - a panic in a [`Delivery`] defers the job's recipients. With `panic = "abort"`, as the release build has it, the process ends
+//! - a target that hangs holds its own places, and no thread that another target needs;
+//! - a panic in a transport defers the job's recipients. With `panic = "abort"`, as the release build has it, the process ends
 //!   instead; nothing was reported, so the queue offers the job again after the restart.
 //!
 //! Workers never pre-empt a shard that has the same core: they are batch threads to the scheduler, and ring for their reports
-//! when they run out of jobs, not after each.
+//! when they have nothing to do, not after each.
 //!
 //! Signals must be blocked in the thread that starts the workers: they inherit it.
 
+use std::cell::RefCell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use futures_lite::FutureExt;
+use futures_lite::future::poll_once;
+use tokio::sync::watch;
+use tokio::task::{JoinSet, LocalSet};
 use tracing::{Level, enabled, error, info};
 
-use super::{Attempt, DeadLetters, Delivery, Job, JobReceiver, Outcome, OutcomeSender, Report, Schedule};
+use super::{
+    Attempt, BlockingDelivery, DeadLetters, Delivery, Job, Means, Outcome, OutcomeSender, Report, Schedule,
+    Target, TargetId, Targets,
+};
+use crate::breaker::Turn;
 use crate::scheduling::yield_to_shards;
 use crate::telemetry::Escaped;
 
@@ -29,57 +44,72 @@ use crate::telemetry::Escaped;
 const UNRUNG_COUNT_MAX: usize = 64;
 const UNRUNG_TIME_MAX: Duration = Duration::from_millis(1);
 
+/// Threads of a shared worker that read from the spool and write dead letters for it: what they do is short.
+const BLOCKING_THREADS_MAX: usize = 8;
+
+/// What becomes of recipients who are not served: when they are given up, and where they go then.
+pub struct Settlement {
+    /// When to give up.
+    pub schedule: Schedule,
+    /// Where what is given up is kept.
+    pub dead_letters: Arc<DeadLetters>,
+}
+
 /// Threads that deliver.
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,
     /// Dropped to tell the workers to stop: nothing is ever sent.
     running: Sender<()>,
+    /// The same, for those who wait in a runtime.
+    is_stopping: watch::Sender<bool>,
 }
 
 impl Workers {
-    /// Starts `count` threads that serve `jobs` with `delivery`. Fails where the system gives no more threads; those that were
-    /// started then end.
+    /// Starts `count` threads for all targets that do not block, each on one of `cores` where there are any, and those of the
+    /// targets that do. Fails where the system gives no more threads; those that were started then end.
     pub fn start(
         count: usize,
-        jobs: JobReceiver,
-        delivery: Arc<dyn Delivery>,
-        dead_letters: Arc<DeadLetters>,
-        schedule: Schedule,
+        cores: &[core_affinity::CoreId],
+        targets: &Targets,
+        settlement: Settlement,
     ) -> io::Result<Workers> {
         assert!(count > 0, "jobs need somebody who does them");
         let (running, stop) = bounded(0);
-        let mut threads = Vec::with_capacity(count);
+        let (is_stopping, stopping) = watch::channel(false);
+        let mut workers = Workers { threads: Vec::new(), running, is_stopping };
+        let settlement = Arc::new(settlement);
         for n in 0..count {
-            let worker = Worker {
-                jobs: jobs.0.clone(),
-                stop: stop.clone(),
-                delivery: delivery.clone(),
-                dead_letters: dead_letters.clone(),
-                schedule,
-            };
-            threads.push(thread::Builder::new().name(format!("delivery-{n}")).spawn(move || worker.run())?);
+            let worker = Worker { targets: targets.clone(), settlement: settlement.clone() };
+            let (stopping, core) = (stopping.clone(), cores.get(n % cores.len().max(1)).copied());
+            workers.spawn(format!("delivery-{n}"), move || worker.run(stopping, core))?;
         }
-        Ok(Workers { threads, running })
+        for target in targets.iter() {
+            let Means::Blocking(delivery) = target.means() else { continue };
+            for n in 0..target.limits().concurrency {
+                let worker = Worker { targets: targets.clone(), settlement: settlement.clone() };
+                let (id, delivery, stop) = (target.id(), delivery.clone(), stop.clone());
+                let name = format!("{}-{n}", target.name());
+                workers
+                    .spawn(name, move || worker.run_blocking(worker.targets.get(id), &*delivery, &stop))?;
+            }
+        }
+        Ok(workers)
     }
 
-    /// Ends every worker after the attempt it is making, and waits for that. Jobs still in the channel are not attempted: their
+    fn spawn(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.threads.push(thread::Builder::new().name(name).spawn(run)?);
+        Ok(())
+    }
+
+    /// Ends every worker after the attempts it is making, and waits for that. Jobs still in the channels are not attempted: their
     /// messages are in the queue that offered them.
     pub fn stop(self) {
         drop(self.running);
-        join(self.threads);
-    }
-
-    /// Waits until every [`super::JobSender`] was dropped and every job in the channel had its attempt.
-    pub fn join(self) {
-        join(self.threads);
-        drop(self.running);
-    }
-}
-
-fn join(threads: Vec<JoinHandle<()>>) {
-    for thread in threads {
-        if thread.join().is_err() {
-            error!("a delivery worker ended by a panic outside of an attempt");
+        let _ = self.is_stopping.send(true);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                error!("a delivery worker ended by a panic outside of an attempt");
+            }
         }
     }
 }
@@ -112,95 +142,251 @@ impl Unrung {
     }
 }
 
+thread_local! {
+    /// Of this worker.
+    static UNRUNG: RefCell<Unrung> = RefCell::default();
+}
+
+fn ring() {
+    UNRUNG.with_borrow_mut(Unrung::ring);
+}
+
 struct Worker {
-    jobs: Receiver<Job>,
-    stop: Receiver<()>,
-    delivery: Arc<dyn Delivery>,
-    dead_letters: Arc<DeadLetters>,
-    schedule: Schedule,
+    targets: Targets,
+    settlement: Arc<Settlement>,
 }
 
 impl Worker {
-    fn run(&self) {
+    /// Serves every target that does not block, until it is told to stop.
+    fn run(self, stopping: watch::Receiver<bool>, core: Option<core_affinity::CoreId>) {
         yield_to_shards();
-        let mut unrung = Unrung::default();
-        while let Some(job) = self.next_job(&mut unrung) {
-            let report = self.attempt(&job);
-            let outcomes = job.outcomes.clone();
-            // The content goes first: the report may make its room free.
-            drop(job);
-            outcomes.send(report);
-            unrung.add(outcomes);
+        if let Some(core) = core {
+            core_affinity::set_for_current(core);
         }
-        unrung.ring();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .on_thread_park(ring)
+            .build()
+            .expect("a runtime needs an epoll and an eventfd");
+        let worker = &self;
+        let all = async {
+            let mut pumps = JoinSet::new();
+            for target in worker.targets.iter().filter(|target| matches!(target.means(), Means::Async(_))) {
+                let (targets, settlement) = (worker.targets.clone(), worker.settlement.clone());
+                pumps.spawn_local(pump(targets, target.id(), settlement, stopping.clone()));
+            }
+            while pumps.join_next().await.is_some() {}
+        };
+        LocalSet::new().block_on(&runtime, all);
+        // What reads from the spool or writes a dead letter has been waited for.
+        runtime.shutdown_background();
+        ring();
     }
 
-    /// The next job; `None` when there will be none. Waiting on two channels, and ringing, is paid for only when there is nothing
-    /// to do.
-    fn next_job(&self, unrung: &mut Unrung) -> Option<Job> {
-        if let Err(TryRecvError::Disconnected) = self.stop.try_recv() {
-            return None;
-        }
-        match self.jobs.try_recv() {
-            Ok(job) => Some(job),
-            Err(TryRecvError::Disconnected) => None,
-            Err(TryRecvError::Empty) => {
-                unrung.ring();
-                select! {
-                    recv(self.jobs) -> job => job.ok(),
-                    recv(self.stop) -> _ => None,
+    /// Serves one target that blocks, until it is told to stop.
+    fn run_blocking(&self, target: &Target, delivery: &dyn BlockingDelivery, stop: &Receiver<()>) {
+        yield_to_shards();
+        while let Some(job) = next_job(target, stop) {
+            let wait = target.take_start(Instant::now()).saturating_duration_since(Instant::now());
+            // A job that is dropped unreported is still in its queue.
+            if !wait.is_zero() {
+                ring();
+                if stop.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
+                    break;
                 }
             }
+            let timing = Timing::begin();
+            let outcomes = match turn(target, &job.attempt) {
+                Err(outcomes) => outcomes,
+                Ok(turn) => {
+                    let made = catch_unwind(AssertUnwindSafe(|| delivery.deliver(&job.attempt)));
+                    judge(target, turn, &job.attempt, made.ok())
+                }
+            };
+            let outcomes = match outcomes.iter().all(Outcome::is_delivered) {
+                true => outcomes,
+                false => self.settlement.settle(target.name(), &job.attempt, outcomes),
+            };
+            report(job, target, timing, outcomes);
         }
+        ring();
     }
+}
 
-    fn attempt(&self, job: &Job) -> Report {
-        let is_logged = enabled!(Level::INFO);
-        let started = is_logged.then(Instant::now);
-        let outcomes = self.settle(job, self.deliver(job));
-        if let Some(started) = started {
-            self.log(job, &outcomes, started.elapsed());
-        }
-        let recipients = job.recipients.iter().map(|r| r.index).zip(outcomes).collect();
-        Report { id: job.id, recipients }
+/// The next job of a target that blocks; `None` when there will be none. Waiting on two channels, and ringing, is paid for only when
+/// there is nothing to do.
+fn next_job(target: &Target, stop: &Receiver<()>) -> Option<Job> {
+    if stop.try_recv().is_err_and(|e| e.is_disconnected()) {
+        return None;
     }
-
-    /// One outcome for each recipient, whatever the transport does.
-    fn deliver(&self, job: &Job) -> Vec<Outcome> {
-        let expected = job.recipients.len();
-        if let Some((status, why)) = self.delivery.capabilities().objection(&job.envelope) {
-            return vec![Outcome::rejected(format!("{status} {why}")); expected];
+    target.receiver().try_recv().or_else(|| {
+        ring();
+        select! {
+            recv(target.receiver().receiver) -> job => job.ok(),
+            recv(stop) -> _ => None,
         }
-        let defer_all = |reason: &str| vec![Outcome::deferred(reason); expected];
-        match catch_unwind(AssertUnwindSafe(|| self.delivery.deliver(&Attempt::of(job)))) {
-            Ok(outcomes) if outcomes.len() == expected => outcomes,
-            Ok(outcomes) => {
-                let (transport, given) = (self.delivery.name(), outcomes.len());
-                error!(message_id = %job.id, transport, given, expected, "the transport gave a wrong number of outcomes");
-                defer_all("the transport gave a wrong number of outcomes")
+    })
+}
+
+/// Makes the attempts of one target on this worker's runtime: as many at a time as there are places, which all workers share.
+async fn pump(
+    targets: Targets,
+    id: TargetId,
+    settlement: Arc<Settlement>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let target = targets.get(id);
+    let Means::Async(delivery) = target.means() else { unreachable!("it was looked at") };
+    let mut attempts = JoinSet::new();
+    loop {
+        let next = async {
+            let place = target.places.clone().acquire_owned().await.expect("it is never closed");
+            let job = target.receiver().recv(ring).await?;
+            let start = target.take_start(Instant::now());
+            if start > Instant::now() {
+                tokio::time::sleep_until(start.into()).await;
             }
-            Err(_) => {
-                error!(message_id = %job.id, transport = self.delivery.name(), "the transport panicked");
-                defer_all("the transport panicked")
-            }
+            Some((place, job))
+        };
+        let stopped = async {
+            let _ = stopping.wait_for(|is_stopping| *is_stopping).await;
+            None
+        };
+        let Some((place, job)) = stopped.or(next).await else { break };
+        let (targets, delivery, settlement) = (targets.clone(), delivery.clone(), settlement.clone());
+        let mut attempt = Box::pin(async move {
+            serve(targets.get(id), delivery, settlement, job).await;
+            drop(place);
+        });
+        // What need not wait needs no task.
+        if poll_once(&mut attempt).await.is_none() {
+            attempts.spawn_local(attempt);
         }
+        while attempts.try_join_next().is_some() {}
     }
+    while attempts.join_next().await.is_some() {}
+}
 
-    /// Gives up what is exhausted, and makes what is given up durable before anybody hears of it.
-    fn settle(&self, job: &Job, mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
-        if outcomes.iter().all(|outcome| *outcome == Outcome::Delivered) {
-            return outcomes;
+async fn serve(target: &Target, delivery: Arc<dyn Delivery>, settlement: Arc<Settlement>, job: Job) {
+    let timing = Timing::begin();
+    let outcomes = match turn(target, &job.attempt) {
+        Err(outcomes) => outcomes,
+        Ok(turn) => {
+            let made = AssertUnwindSafe(delivery.deliver(&job.attempt)).catch_unwind().await;
+            judge(target, turn, &job.attempt, made.ok())
         }
-        let arrived = SystemTime::UNIX_EPOCH + Duration::from_secs(job.arrival.unix_time);
+    };
+    if outcomes.iter().all(Outcome::is_delivered) {
+        return report(job, target, timing, outcomes);
+    }
+    // A dead letter may have to be written.
+    let name = target.name().clone();
+    let settled = tokio::task::spawn_blocking(move || {
+        let outcomes = settlement.settle(&name, &job.attempt, outcomes);
+        (job, outcomes)
+    });
+    match settled.await {
+        Ok((job, outcomes)) => report(job, target, timing, outcomes),
+        Err(_) => error!(
+            target = &**target.name(),
+            "what settles outcomes has ended: the next start delivers again"
+        ),
+    }
+}
+
+/// A permission to make the attempt, or what becomes of it without one.
+fn turn(target: &Target, attempt: &Attempt) -> Result<Turn, Vec<Outcome>> {
+    let all = |outcome| vec![outcome; attempt.recipients.len()];
+    if let Some((status, why)) = target.capabilities().objection(&attempt.envelope) {
+        return Err(all(Outcome::rejected(format!("{status} {why}"))));
+    }
+    target.turn(Instant::now()).map_err(|_| all(Outcome::unreachable(target.not_tried())))
+}
+
+/// One outcome for each recipient, whatever the transport has `made`; nothing if it panicked.
+fn judge(target: &Target, turn: Turn, attempt: &Attempt, made: Option<Vec<Outcome>>) -> Vec<Outcome> {
+    let expected = attempt.recipients.len();
+    let (message_id, transport) = (attempt.id, &**target.name());
+    let outcomes = match made {
+        Some(outcomes) if outcomes.len() == expected => outcomes,
+        Some(outcomes) => {
+            let given = outcomes.len();
+            error!(%message_id, transport, given, expected, "the transport gave a wrong number of outcomes");
+            vec![Outcome::deferred("the transport gave a wrong number of outcomes"); expected]
+        }
+        None => {
+            error!(%message_id, transport, "the transport panicked");
+            vec![Outcome::deferred("the transport panicked"); expected]
+        }
+    };
+    target.handle_outcomes(turn, &outcomes, Instant::now());
+    outcomes
+}
+
+/// When an attempt began.
+struct Timing {
+    started: Instant,
+    unix_millis: u64,
+}
+
+impl Timing {
+    fn begin() -> Self {
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Timing { started: Instant::now(), unix_millis: unix.as_millis() as u64 }
+    }
+}
+
+/// Says how it went: to the log, and to where the job came from.
+fn report(job: Job, target: &Target, timing: Timing, outcomes: Vec<Outcome>) {
+    let duration = timing.started.elapsed();
+    if enabled!(Level::INFO) {
+        log(&job.attempt, target, &outcomes, duration);
+    }
+    let Job { attempt, outcomes: sender, .. } = job;
+    let recipients = attempt.recipients.iter().map(|recipient| recipient.index).zip(outcomes).collect();
+    let report =
+        Report { id: attempt.id, target: target.id(), unix_millis: timing.unix_millis, duration, recipients };
+    // The content goes first: the report may make its room free.
+    drop(attempt);
+    sender.send(report);
+    UNRUNG.with_borrow_mut(|unrung| unrung.add(sender));
+}
+
+fn log(attempt: &Attempt, target: &Target, outcomes: &[Outcome], duration: Duration) {
+    // It may hold what a next hop said.
+    let reason = outcomes.iter().find_map(Outcome::reason);
+    let reply = outcomes.iter().map(Outcome::text).find(|text| reason.is_none() && !text.is_empty());
+    let shown =
+        |text: Option<&str>| text.map(|text| tracing::field::display(Escaped(text.as_bytes()).to_string()));
+    let count = |is: fn(&Outcome) -> bool| outcomes.iter().filter(|o| is(o)).count();
+    info!(
+        message_id = %attempt.id,
+        transport = &**target.name(),
+        recipients = outcomes.len(),
+        delivered = count(|o| matches!(o, Outcome::Delivered { .. })),
+        deferred = count(|o| matches!(o, Outcome::Deferred { .. })),
+        rejected = count(|o| matches!(o, Outcome::Rejected { .. })),
+        reason = shown(reason),
+        reply = shown(reply),
+        duration_us = duration.as_micros() as u64,
+        "attempt"
+    );
+}
+
+impl Settlement {
+    /// Gives up what is exhausted, and makes what is given up durable before anybody hears of it. This may block.
+    fn settle(&self, target: &Arc<str>, attempt: &Attempt, mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
+        let arrived = SystemTime::UNIX_EPOCH + Duration::from_secs(attempt.arrival.unix_time);
         let age = SystemTime::now().duration_since(arrived).unwrap_or_default();
-        for (recipient, outcome) in job.recipients.iter().zip(&mut outcomes) {
-            if let Outcome::Deferred { reason } = outcome
+        for (recipient, outcome) in attempt.recipients.iter().zip(&mut outcomes) {
+            if let Outcome::Deferred { reason, .. } = outcome
                 && self.schedule.is_exhausted(recipient.attempts.saturating_add(1), age)
             {
                 *outcome = Outcome::Rejected { reason: std::mem::take(reason) };
             }
         }
-        let given_up: Vec<_> = (job.recipients.iter().zip(&outcomes))
+        let given_up: Vec<_> = (attempt.recipients.iter().zip(&outcomes))
             .filter_map(|(recipient, outcome)| match outcome {
                 Outcome::Rejected { reason } => Some((*recipient, &**reason)),
                 _ => None,
@@ -209,8 +395,8 @@ impl Worker {
         if given_up.is_empty() {
             return outcomes;
         }
-        if let Err(e) = self.dead_letters.write(job, &given_up) {
-            error!(message_id = %job.id, folder = %self.dead_letters.dir().display(), "cannot write a dead letter: {e}");
+        if let Err(e) = self.dead_letters.write(attempt, target, &given_up) {
+            error!(message_id = %attempt.id, folder = %self.dead_letters.dir().display(), "cannot write a dead letter: {e}");
             for outcome in &mut outcomes {
                 if let Outcome::Rejected { reason } = outcome {
                     *outcome = Outcome::deferred(format!(
@@ -221,92 +407,75 @@ impl Worker {
         }
         outcomes
     }
-
-    fn log(&self, job: &Job, outcomes: &[Outcome], duration: Duration) {
-        // It may hold what a next hop said.
-        let reason = outcomes.iter().find_map(Outcome::reason).map(|reason| Escaped(reason.as_bytes()));
-        let count = |is: fn(&Outcome) -> bool| outcomes.iter().filter(|o| is(o)).count();
-        info!(
-            message_id = %job.id,
-            transport = self.delivery.name(),
-            recipients = outcomes.len(),
-            delivered = count(|o| matches!(o, Outcome::Delivered)),
-            deferred = count(|o| matches!(o, Outcome::Deferred { .. })),
-            rejected = count(|o| matches!(o, Outcome::Rejected { .. })),
-            reason = reason.map(display),
-            duration_us = duration.as_micros() as u64,
-            "attempt"
-        );
-    }
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::delivery::{Content, OutcomeReceiver, Recipient, job_channel, outcome_channel};
-    use crate::mail::{Arrival, Body, Envelope, ForwardPath, MessageId, Protocol, ReversePath};
+    use crate::delivery::tests::job;
+    use crate::delivery::{Delivering, Limits, OutcomeReceiver, outcome_channel};
+    use crate::mail::{Body, MessageId};
 
-    /// A job for three recipients, the second of which has one attempt behind it.
-    pub fn job(sequence: u64, outcomes: &OutcomeSender) -> Job {
-        let paths = ["a@e.org", "b@e.org", "postmaster"];
-        Job {
-            id: MessageId { log: 1, sequence },
-            envelope: Arc::new(Envelope {
-                reverse_path: ReversePath::parse("s@e.net", false).unwrap(),
-                forward_paths: paths.iter().map(|path| ForwardPath::parse(path, false).unwrap()).collect(),
-                body: Body::EightBit,
-                smtputf8: false,
-                require_tls: false,
-                dsn: None,
-            }),
-            arrival: Arc::new(Arrival {
-                peer: "192.0.2.1:1234".parse().unwrap(),
-                hello: "e.net".into(),
-                protocol: Protocol::Esmtp,
-                tls: None,
-                authenticated: None,
-                client_name: None,
-                tags: Vec::new(),
-                unix_time: 1_700_000_000,
-            }),
-            recipients: (0..3).map(|index| Recipient { index, attempts: u32::from(index == 1) }).collect(),
-            content: Content::Memory(vec![b"Received: x\r\n".to_vec(), b"\r\nhello\r\n".to_vec()]),
-            outcomes: outcomes.clone(),
-        }
-    }
-
-    /// A transport that does as it is told.
+    /// A transport that does as it is told, in the one way or the other.
     struct Told(Mutex<Box<Orders>>);
 
-    type Orders = dyn FnMut(&Attempt<'_>) -> Vec<Outcome> + Send;
+    type Orders = dyn FnMut(&Attempt) -> Vec<Outcome> + Send;
 
-    impl Delivery for Told {
-        fn name(&self) -> &str {
-            "told"
-        }
-
-        fn deliver(&self, attempt: &Attempt<'_>) -> Vec<Outcome> {
+    impl BlockingDelivery for Told {
+        fn deliver(&self, attempt: &Attempt) -> Vec<Outcome> {
             self.0.lock().unwrap_or_else(|e| e.into_inner())(attempt)
         }
     }
 
+    /// The same, after having waited once.
+    struct ToldLater(Told);
+
+    impl Delivery for ToldLater {
+        fn deliver<'a>(&'a self, attempt: &'a Attempt) -> Delivering<'a> {
+            Box::pin(async {
+                tokio::task::yield_now().await;
+                self.0.deliver(attempt)
+            })
+        }
+    }
+
+    const NO_LIMITS: Limits =
+        Limits { concurrency: 1, rate: None, breaker_failures: 0, breaker_interval: Duration::from_secs(1) };
+
     struct Rig {
         dead: tempfile::TempDir,
         schedule: Schedule,
+        limits: Limits,
+        is_async: bool,
     }
 
     impl Rig {
         fn new(schedule: Schedule) -> Self {
-            Rig { dead: tempfile::tempdir().unwrap(), schedule }
+            Rig { dead: tempfile::tempdir().unwrap(), schedule, limits: NO_LIMITS, is_async: false }
+        }
+
+        fn targets(&self, deliver: impl FnMut(&Attempt) -> Vec<Outcome> + Send + 'static) -> Targets {
+            let told = Told(Mutex::new(Box::new(deliver)));
+            let means = match self.is_async {
+                true => Means::Async(Arc::new(ToldLater(told))),
+                false => Means::Blocking(Arc::new(told)),
+            };
+            Targets::new(vec![Target::new(TargetId(0), "told", means, self.limits, 64)])
+        }
+
+        fn start(&self, targets: &Targets) -> Workers {
+            let dead_letters = Arc::new(DeadLetters::new(self.dead.path()).unwrap());
+            let settlement = Settlement { schedule: self.schedule, dead_letters };
+            Workers::start(1, &[], targets, settlement).unwrap()
         }
 
         /// Delivers one job after the other and returns the reports.
         fn reports(
             &self,
             jobs: u64,
-            deliver: impl FnMut(&Attempt<'_>) -> Vec<Outcome> + Send + 'static,
+            deliver: impl FnMut(&Attempt) -> Vec<Outcome> + Send + 'static,
         ) -> Vec<Report> {
             self.reports_on(jobs, |_| {}, deliver)
         }
@@ -316,20 +485,31 @@ pub(super) mod tests {
             &self,
             jobs: u64,
             alter: impl Fn(&mut Job),
-            deliver: impl FnMut(&Attempt<'_>) -> Vec<Outcome> + Send + 'static,
+            deliver: impl FnMut(&Attempt) -> Vec<Outcome> + Send + 'static,
         ) -> Vec<Report> {
-            let (outcomes, reports): (OutcomeSender, OutcomeReceiver) = outcome_channel(64, Arc::new(|| ()));
-            let (sender, receiver) = job_channel(64);
+            let (rung, ringing) = bounded(64);
+            let wake = Arc::new(move || {
+                let _ = rung.try_send(());
+            });
+            let (outcomes, receiver): (OutcomeSender, OutcomeReceiver) = outcome_channel(64, wake);
+            let targets = self.targets(deliver);
             for n in 0..jobs {
                 let mut job = job(n, &outcomes);
                 alter(&mut job);
-                assert!(sender.try_send(job).is_ok());
+                assert!(targets.get(TargetId(0)).jobs().try_send(job).is_ok());
             }
-            drop(sender);
-            let dead = Arc::new(DeadLetters::new(self.dead.path()).unwrap());
-            let told = Arc::new(Told(Mutex::new(Box::new(deliver))));
-            Workers::start(1, receiver, told, dead, self.schedule).unwrap().join();
-            std::iter::from_fn(|| reports.try_recv()).collect()
+            let workers = self.start(&targets);
+            let mut reports = Vec::new();
+            while reports.len() < jobs as usize {
+                match receiver.try_recv() {
+                    Some(report) => reports.push(report),
+                    None if receiver.prepare_to_sleep() => {}
+                    None => ringing.recv_timeout(Duration::from_secs(60)).expect("a report comes"),
+                }
+            }
+            workers.stop();
+            assert!(receiver.is_empty());
+            reports
         }
 
         fn dead_letters(&self) -> usize {
@@ -337,10 +517,15 @@ pub(super) mod tests {
         }
     }
 
+    /// What all that follows is claimed of.
+    fn both_ways(schedule: Schedule) -> [Rig; 2] {
+        [false, true].map(|is_async| Rig { is_async, ..Rig::new(schedule) })
+    }
+
     #[test]
     fn what_the_transport_cannot_carry_is_rejected_without_an_attempt() {
         let rig = Rig::new(patient());
-        let binary = |job: &mut Job| Arc::make_mut(&mut job.envelope).body = Body::Binary;
+        let binary = |job: &mut Job| Arc::make_mut(&mut job.attempt.envelope).body = Body::Binary;
         let reports = rig.reports_on(1, binary, |_| unreachable!("no attempt is made"));
         let reasons: Vec<_> = reports[0].recipients.iter().map(|(_, o)| o.reason().unwrap()).collect();
         assert!(reasons.iter().all(|reason| reason.starts_with("5.6.3 ")), "{reasons:?}");
@@ -356,11 +541,12 @@ pub(super) mod tests {
     fn every_job_is_reported_once_in_the_order_of_its_recipients() {
         let rig = Rig::new(patient());
         let reports = rig.reports(3, |attempt| {
-            assert_eq!(attempt.recipients.iter().map(|r| r.path.as_str()).collect::<Vec<_>>().len(), 3);
-            vec![Outcome::Delivered, Outcome::deferred("later"), Outcome::Delivered]
+            assert_eq!(attempt.paths().map(|path| path.as_str()).collect::<Vec<_>>().len(), 3);
+            vec![Outcome::delivered(), Outcome::deferred("later"), Outcome::delivered()]
         });
         assert_eq!(reports.iter().map(|r| r.id.sequence).collect::<Vec<_>>(), [0, 1, 2]);
-        let expected = [(0, Outcome::Delivered), (1, Outcome::deferred("later")), (2, Outcome::Delivered)];
+        let expected =
+            [(0, Outcome::delivered()), (1, Outcome::deferred("later")), (2, Outcome::delivered())];
         assert!(reports.iter().all(|r| r.recipients == expected));
         assert_eq!(rig.dead_letters(), 0);
     }
@@ -373,16 +559,16 @@ pub(super) mod tests {
             turn += 1;
             match turn {
                 1 => panic!("a bug in a transport"),
-                2 => vec![Outcome::Delivered; 2],
+                2 => vec![Outcome::delivered(); 2],
                 3 => vec![],
-                _ => vec![Outcome::Delivered; 3],
+                _ => vec![Outcome::delivered(); 3],
             }
         });
         let reasons = ["the transport panicked", "the transport gave a wrong number of outcomes"];
         for (report, reason) in reports.iter().zip([reasons[0], reasons[1], reasons[1]]) {
             assert!(report.recipients.iter().all(|(_, o)| *o == Outcome::deferred(reason)), "{report:?}");
         }
-        assert!(reports[3].recipients.iter().all(|(_, o)| *o == Outcome::Delivered));
+        assert!(reports[3].recipients.iter().all(|(_, o)| o.is_delivered()));
     }
 
     #[test]
@@ -407,34 +593,114 @@ pub(super) mod tests {
         let blocked = rig.dead.path().join(MessageId { log: 1, sequence: 0 }.to_string());
         std::fs::write(&blocked, "not a folder").unwrap();
         let reports = rig.reports(1, |_| {
-            vec![Outcome::rejected("unknown"), Outcome::Delivered, Outcome::rejected("unknown")]
+            vec![Outcome::rejected("unknown"), Outcome::delivered(), Outcome::rejected("unknown")]
         });
         let outcomes: Vec<_> = reports[0].recipients.iter().map(|(_, outcome)| outcome).collect();
-        assert!(matches!(outcomes[0], Outcome::Deferred { reason } if reason.starts_with("unknown; then")));
-        assert_eq!(*outcomes[1], Outcome::Delivered);
+        assert!(
+            matches!(outcomes[0], Outcome::Deferred { reason, .. } if reason.starts_with("unknown; then"))
+        );
+        assert_eq!(*outcomes[1], Outcome::delivered());
         assert!(matches!(outcomes[2], Outcome::Deferred { .. }));
     }
 
     #[test]
     fn stopped_workers_leave_the_channel_alone() {
-        let (outcomes, reports) = outcome_channel(64, Arc::new(|| ()));
-        let (jobs, receiver) = job_channel(64);
-        let dead = tempfile::tempdir().unwrap();
-        let dead = Arc::new(DeadLetters::new(dead.path()).unwrap());
-        let (entered, is_entered) = bounded(1);
-        let (leave, may_leave) = bounded::<()>(0);
-        let told = Told(Mutex::new(Box::new(move |attempt| {
-            entered.send(()).unwrap();
-            may_leave.recv().unwrap();
-            vec![Outcome::Delivered; attempt.recipients.len()]
-        })));
-        let workers = Workers::start(1, receiver, Arc::new(told), dead, patient()).unwrap();
-        (0..3).for_each(|n| assert!(jobs.try_send(job(n, &outcomes)).is_ok()));
-        is_entered.recv().unwrap();
-        let stopper = thread::spawn(move || workers.stop());
-        thread::sleep(Duration::from_millis(50));
-        leave.send(()).unwrap();
-        stopper.join().unwrap();
-        assert_eq!(std::iter::from_fn(|| reports.try_recv()).count(), 1);
+        for rig in both_ways(patient()) {
+            let (outcomes, reports) = outcome_channel(64, Arc::new(|| ()));
+            let (entered, is_entered) = bounded(1);
+            let (leave, may_leave) = bounded::<()>(0);
+            let targets = rig.targets(move |attempt| {
+                entered.send(()).unwrap();
+                may_leave.recv().unwrap();
+                vec![Outcome::delivered(); attempt.recipients.len()]
+            });
+            let workers = rig.start(&targets);
+            (0..3).for_each(|n| assert!(targets.get(TargetId(0)).jobs().try_send(job(n, &outcomes)).is_ok()));
+            is_entered.recv().unwrap();
+            let stopper = thread::spawn(move || workers.stop());
+            thread::sleep(Duration::from_millis(50));
+            leave.send(()).unwrap();
+            stopper.join().unwrap();
+            assert_eq!(std::iter::from_fn(|| reports.try_recv()).count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_target_that_fails_is_left_alone_and_probed() {
+        for rig in both_ways(patient()) {
+            let limits =
+                Limits { breaker_failures: 2, breaker_interval: Duration::from_secs(3600), ..NO_LIMITS };
+            let rig = Rig { limits, ..rig };
+            let asked = Arc::new(Mutex::new(0));
+            let counted = asked.clone();
+            let reports = rig.reports(5, move |attempt| {
+                *counted.lock().unwrap() += 1;
+                vec![Outcome::unreachable("connection refused"); attempt.recipients.len()]
+            });
+            assert_eq!(*asked.lock().unwrap(), 2);
+            let reason = |n: usize| reports[n].recipients[0].1.reason().unwrap();
+            assert_eq!(reason(1), "connection refused");
+            assert_eq!(reason(2), "not tried, for told is left alone: connection refused");
+            assert!(reports.iter().all(|report| report.recipients.iter().all(|(_, o)| o.is_of_target())));
+        }
+    }
+
+    #[test]
+    fn no_more_attempts_than_permitted_run_at_a_time_and_one_that_hangs_holds_nobody_else() {
+        struct Slow(Arc<Mutex<(usize, usize)>>);
+        impl Delivery for Slow {
+            fn deliver<'a>(&'a self, attempt: &'a Attempt) -> Delivering<'a> {
+                Box::pin(async {
+                    if self.0.lock().unwrap().1 == 0 {
+                        return std::future::pending().await;
+                    }
+                    {
+                        let mut counts = self.0.lock().unwrap();
+                        counts.0 += 1;
+                        counts.1 = counts.1.max(counts.0);
+                    }
+                    (0..10).for_each(|_| ());
+                    for _ in 0..10 {
+                        tokio::task::yield_now().await;
+                    }
+                    self.0.lock().unwrap().0 -= 1;
+                    vec![Outcome::delivered(); attempt.recipients.len()]
+                })
+            }
+        }
+        let rig = Rig::new(patient());
+        let counts = Arc::new(Mutex::new((0, 1)));
+        let hangs = Means::Async(Arc::new(Slow(Arc::default())));
+        let slow = Means::Async(Arc::new(Slow(counts.clone())));
+        let limits = Limits { concurrency: 3, ..NO_LIMITS };
+        let targets = vec![
+            Target::new(TargetId(0), "hangs", hangs, limits, 64),
+            Target::new(TargetId(1), "slow", slow, limits, 64),
+        ];
+        let targets = Targets::new(targets);
+        let (outcomes, reports) = outcome_channel(256, Arc::new(|| ()));
+        let workers = rig.start(&targets);
+        for n in 0..50 {
+            for target in [TargetId(0), TargetId(1)] {
+                let mut job = job(n, &outcomes);
+                job.target = target;
+                assert!(targets.get(target).jobs().try_send(job).is_ok());
+            }
+        }
+        let until = Instant::now() + Duration::from_secs(60);
+        let mut count = 0;
+        while count < 50 {
+            assert!(Instant::now() < until, "{count} of 50");
+            match reports.try_recv() {
+                Some(report) => {
+                    assert_eq!(report.target, TargetId(1));
+                    count += 1;
+                }
+                None => thread::yield_now(),
+            }
+        }
+        assert_eq!(*counts.lock().unwrap(), (0, 3));
+        assert_eq!(targets.get(TargetId(0)).jobs().room(), 64 - 47, "three hang, the others wait");
+        drop((workers, targets));
     }
 }

@@ -18,6 +18,15 @@ impl Capabilities {
     /// Everything.
     pub const ALL: Capabilities = Capabilities { binary: true, dsn: true, require_tls: true };
 
+    /// What both carry.
+    pub fn and(self, other: Capabilities) -> Capabilities {
+        Capabilities {
+            binary: self.binary && other.binary,
+            dsn: self.dsn && other.dsn,
+            require_tls: self.require_tls && other.require_tls,
+        }
+    }
+
     /// Why a message with this envelope cannot be carried: a status and words for the operator. That nobody is told anything does
     /// not stop it: it was to be carried when it was accepted, and the message matters more.
     pub fn objection(self, envelope: &Envelope) -> Option<(Status, &'static str)> {

@@ -19,7 +19,6 @@
 
 mod admission;
 mod bans;
-mod breaker;
 mod credentials;
 mod dnsbl;
 mod domains;
@@ -49,7 +48,6 @@ pub use crate::mail::{Phase, Phases};
 
 pub use admission::{Admission, Bounds};
 pub use bans::{Ban, Bans, Terms};
-pub use breaker::{Breaker, Change, Turn};
 pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
 pub use dnsbl::{Dnsbl, List, Subject, Thresholds};
 pub use domains::{DomainRules, Domains};

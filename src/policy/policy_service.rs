@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 pub use connections::Address;
 
-use super::breaker::{Breaker, Change, Turn};
 use super::{Answer, Facts, Found, Phase, Phases, Policy, Unavailable, Verdict};
+use crate::breaker::{Breaker, Change, Turn};
 use connections::Connections;
 use reply::Action;
 

@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use super::medium::DmaPage;
 use super::read_back::{Batch, StoredMessage, Wanted};
-use crate::delivery::{Content, Job, JobSender, Outcome, OutcomeSender, Recipient, Report, Schedule};
+use crate::delivery::{
+    Attempt, Content, Job, JobSender, Outcome, OutcomeSender, Recipient, Report, Schedule, TargetId, Targets,
+};
 use crate::mail::{Arrival, Envelope, MessageId};
 use crate::spool::format::RecipientOutcome;
 use crate::spool::{Page, Spool};
@@ -44,7 +46,8 @@ pub struct JustAccepted {
 
 /// The shard's end of the two delivery channels.
 pub struct Handoff {
-    jobs: JobSender,
+    targets: Targets,
+    target: TargetId,
     outcomes: OutcomeSender,
     schedule: Schedule,
     cache_size: usize,
@@ -58,14 +61,24 @@ pub struct Handoff {
 
 impl Handoff {
     /// `cache_size`: octets of just-accepted messages kept in memory for their first attempt.
-    pub fn new(jobs: JobSender, outcomes: OutcomeSender, schedule: Schedule, cache_size: usize) -> Self {
+    pub fn new(
+        targets: Targets,
+        target: TargetId,
+        outcomes: OutcomeSender,
+        schedule: Schedule,
+        cache_size: usize,
+    ) -> Self {
         let (cached, costs, fresh) = (Cell::new(0), RefCell::default(), RefCell::default());
-        Handoff { jobs, outcomes, schedule, cache_size, cached, costs, fresh }
+        Handoff { targets, target, outcomes, schedule, cache_size, cached, costs, fresh }
     }
 
     /// The longest wait before another attempt, in whole seconds.
     pub fn wait_max(&self) -> u64 {
         self.schedule.backoff_max.as_secs().max(1)
+    }
+
+    fn jobs(&self) -> &JobSender {
+        self.targets.get(self.target).jobs()
     }
 
     fn cost(message: &JustAccepted) -> usize {
@@ -106,15 +119,15 @@ impl Handoff {
         let JustAccepted { envelope, arrival, trace, tail } = message;
         let recipients =
             (0..envelope.forward_paths.len() as u32).map(|index| Recipient { index, attempts: 0 });
-        let job = Job {
+        let attempt = Attempt {
             id,
             recipients: recipients.collect(),
             envelope: Arc::from(envelope),
             arrival: Arc::new(arrival),
-            content: Content::Memory(vec![trace, tail]),
-            outcomes: self.outcomes.clone(),
+            content: Arc::new(Content::Memory(vec![trace.into(), tail.into()])),
         };
-        if self.jobs.try_send(job).is_ok() {
+        let job = Job { attempt, target: self.target, outcomes: self.outcomes.clone() };
+        if self.jobs().try_send(job).is_ok() {
             spool.hand_off(sequence);
             self.costs.borrow_mut().insert(id, cost);
         } else {
@@ -135,7 +148,7 @@ impl Handoff {
                     batch.new_count += 1;
                     sequence
                 }
-                None if taken >= self.jobs.room_for_backlog() => break,
+                None if taken >= self.jobs().room_for_backlog() => break,
                 None => {
                     let Some(sequence) = spool.next_of_backlog(now) else { break };
                     sequence
@@ -155,7 +168,7 @@ impl Handoff {
     /// others.
     fn next_new<P: Page>(&self, spool: &Spool<P>, taken: usize) -> Option<u64> {
         let mut fresh = self.fresh.borrow_mut();
-        while taken < self.jobs.room() && fresh.front().is_some_and(|id| id.log == spool.log()) {
+        while taken < self.jobs().room() && fresh.front().is_some_and(|id| id.log == spool.log()) {
             let id = fresh.pop_front()?;
             // It may have had its turn in the backlog.
             if spool.is_in_backlog(id.sequence) {
@@ -174,19 +187,19 @@ impl Handoff {
         is_new: bool,
     ) {
         // Other shards may have filled the channel meanwhile.
-        if !is_new && self.jobs.room_for_backlog() == 0 {
+        if !is_new && self.jobs().room_for_backlog() == 0 {
             return self.take_back(spool, sequence);
         }
         let id = MessageId { log: spool.log(), sequence };
-        let job = Job {
+        let attempt = Attempt {
             id,
             recipients: outstanding(spool, sequence),
             envelope: Arc::new(message.envelope),
             arrival: Arc::new(message.arrival),
-            content: Content::Stored(Box::new(message.content)),
-            outcomes: self.outcomes.clone(),
+            content: Arc::new(Content::Stored(Box::new(message.content))),
         };
-        if self.jobs.try_send(job).is_err() {
+        let job = Job { attempt, target: self.target, outcomes: self.outcomes.clone() };
+        if self.jobs().try_send(job).is_err() {
             self.take_back(spool, sequence);
         }
     }
@@ -269,7 +282,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::delivery::{job_channel, outcome_channel};
+    use crate::delivery::transport::Discard;
+    use crate::delivery::{Limits, Means, Target, outcome_channel};
     use crate::mail::{Body, ForwardPath, Protocol, ReversePath};
     use crate::spool::memory_disk::{MemoryDisk, mail};
     use crate::spool::recovery::Depth;
@@ -279,13 +293,23 @@ mod tests {
         MessageId { log: 7, sequence }
     }
 
+    fn report(id: MessageId, recipients: Vec<(u32, Outcome)>) -> Report {
+        Report { id, target: TargetId(0), unix_millis: 0, duration: Duration::ZERO, recipients }
+    }
+
+    /// One target that nobody serves.
+    fn targets(channel_size: usize) -> Targets {
+        let means = Means::Async(Arc::new(Discard));
+        Targets::new(vec![Target::new(TargetId(0), "store", means, Limits::default(), channel_size)])
+    }
+
     #[test]
     fn an_attempt_is_counted_for_each_and_the_next_is_due_for_all_at_once() {
         let schedule = Schedule::default();
         let left: Vec<_> = (0..40).map(|index| Recipient { index, attempts: 4 }).collect();
         for sequence in 0..200 {
             let recipients = left.iter().map(|r| (r.index, Outcome::deferred(format!("busy {}", r.index))));
-            let report = Report { id: id(sequence), recipients: recipients.collect() };
+            let report = report(id(sequence), recipients.collect());
             let judged = judge(&schedule, &left, &report, 1000);
             let due = judged[0].next_attempt;
             assert!((1000 + 16 * 45..=1000 + 16 * 60).contains(&due), "{due}");
@@ -308,14 +332,14 @@ mod tests {
             // (index, outcome, is done, attempts, the least and the most to wait)
             (1, busy.clone(), false, 1, 75..=100),
             (4, busy.clone(), false, 3, 300..=400),
-            (5, Outcome::Delivered, true, 1, 0..=0),
+            (5, Outcome::delivered(), true, 1, 0..=0),
             (4, no, true, 3, 0..=0),
             (6, busy.clone(), false, u32::MAX, 3 * 3600..=4 * 3600),
             // one the queue does not know to be left
             (9, busy, false, 1, 75..=100),
         ];
         for (index, outcome, is_done, attempts, wait) in table {
-            let report = Report { id: id(1), recipients: vec![(index, outcome.clone())] };
+            let report = report(id(1), vec![(index, outcome.clone())]);
             let [judged] = &judge(&schedule, &left, &report, 50)[..] else { panic!("one outcome") };
             assert_eq!((judged.is_done, judged.attempts), (is_done, attempts), "{index} {outcome:?}");
             assert_eq!(&*judged.reason, outcome.reason().unwrap_or_default());
@@ -327,7 +351,7 @@ mod tests {
     fn messages_deferred_together_do_not_come_back_together() {
         let left = [Recipient { index: 0, attempts: 9 }];
         let due = |sequence| {
-            let report = Report { id: id(sequence), recipients: vec![(0, Outcome::deferred("busy"))] };
+            let report = report(id(sequence), vec![(0, Outcome::deferred("busy"))]);
             judge(&Schedule::default(), &left, &report, 0)[0].next_attempt
         };
         let times: std::collections::BTreeSet<u64> = (0..1000).map(due).collect();
@@ -341,9 +365,8 @@ mod tests {
         const PAGE_SIZE: usize = 64 << 10;
         let config = SpoolConfig { segment_size: 1 << 20, sync: true, page_size: PAGE_SIZE, pages_max: 4 };
         let (mut disk, now) = (MemoryDisk::default(), Instant::now());
-        let (jobs, _workers) = job_channel(channel_size);
         let (outcomes, _reports) = outcome_channel(1, Arc::new(|| ()));
-        let handoff = Handoff::new(jobs, outcomes, Schedule::default(), 0);
+        let handoff = Handoff::new(targets(channel_size), TargetId(0), outcomes, Schedule::default(), 0);
         let mut batch = Batch::default();
         for (life, count) in [(1, waited), (2, new)] {
             let make_page = Box::new(|| vec![0; PAGE_SIZE]);
@@ -435,10 +458,10 @@ mod tests {
             }
             let left = outstanding(&spool, sequence);
             let outcome = |r: &Recipient| match (r.index, life) {
-                (1, 3) => (r.index, Outcome::Delivered),
+                (1, 3) => (r.index, Outcome::delivered()),
                 _ => (r.index, Outcome::deferred(format!("450 4.2.{life} {} is busy", r.index))),
             };
-            let report = Report { id: id(sequence), recipients: left.iter().map(outcome).collect() };
+            let report = report(id(sequence), left.iter().map(outcome).collect());
             left.iter().for_each(|r| attempts[r.index as usize] += 1);
             let judged = judge(&Schedule::default(), &left, &report, times.1);
             assert_eq!(spool.next_of_backlog(times.0), Some(sequence), "due after a day");

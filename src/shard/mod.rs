@@ -46,7 +46,7 @@ pub use directory::{
 pub use inject::{Injected, Injector, injection};
 pub use pressure::Pressure;
 
-use crate::delivery::{JobSender, OutcomeReceiver, OutcomeSender, Schedule};
+use crate::delivery::{OutcomeReceiver, OutcomeSender, Routes, Schedule, Targets};
 use crate::limits::SCRATCH_SIZE;
 use crate::mail::Refusal;
 use crate::policy::{Admission, Greetings, Lookups, Overload, Place, Places, Policies, Verifier};
@@ -141,7 +141,9 @@ pub struct Plan {
     /// Octets of just-accepted messages kept for their first attempt.
     pub cache_size: usize,
     /// To the workers.
-    pub jobs: JobSender,
+    pub targets: Targets,
+    /// Who gets what.
+    pub routes: Arc<Routes>,
     /// For the workers to answer.
     pub outcomes: OutcomeSender,
     /// Their answers.
@@ -304,7 +306,13 @@ pub fn random() -> u64 {
 /// Runs a shard to its end, inside its executor. Returns how many messages are left in its queue.
 pub async fn run(plan: Plan) -> usize {
     let cache_size = plan.cache_size;
-    let handoff = Rc::new(Handoff::new(plan.jobs, plan.outcomes, plan.schedule, cache_size));
+    let handoff = Rc::new(Handoff::new(
+        plan.targets,
+        plan.routes.targets()[0],
+        plan.outcomes,
+        plan.schedule,
+        cache_size,
+    ));
     let (damaged, segment_size, sync) = (plan.damaged, plan.segment_size, plan.sync);
     let open = |log: OpenedLog| {
         Disk::new(log.place, damaged.clone(), log.recovered, segment_size, sync, handoff.clone())

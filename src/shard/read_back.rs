@@ -3,10 +3,12 @@
 //! Every record's checksums are verified on the way. Opening and reading may block: this is for the blocking thread of a shard
 //! and for delivery workers, never for the shard's own thread.
 
-use std::io::{self, Read};
+use std::io;
+
+use bytes::Bytes;
 
 use super::medium::{Octets, Opener};
-use crate::delivery::StoredContent;
+use crate::delivery::{Content, StoredContent};
 use crate::mail::{Arrival, Envelope};
 use crate::spool::format::{self, BLOCK_SIZE, MessagePayload, PieceRef};
 use crate::spool::{Location, RecordPlace, Slot};
@@ -40,8 +42,8 @@ impl Batch {
     pub fn verify(self, opener: &Opener) -> io::Result<()> {
         self.read(opener).into_iter().try_for_each(|read_back| {
             let content = read_back.message?.content;
-            let copied = io::copy(&mut content.open()?, &mut io::sink())?;
-            if copied == content.size() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+            let content = Content::Stored(Box::new(content));
+            io::copy(&mut content.open(), &mut io::sink()).map(drop)
         })
     }
 
@@ -162,19 +164,20 @@ fn read_message(
     let (envelope, arrival) = format::decode_envelope(message.envelope).ok_or_else(malformed)?;
     let content = StoredMessageContent {
         size: message.content_size + message.trace.len() as u64,
-        trace: message.trace.into(),
+        trace: Bytes::copy_from_slice(message.trace),
         pieces: segments,
-        tail: message.tail.into(),
+        tail: Bytes::copy_from_slice(message.tail),
     };
     Ok(StoredMessage { envelope, arrival, content })
 }
 
-/// The content of a message that is in the spool. The segments stay as they are as long as the message is not done.
+/// The content of a message that is in the spool: trace, pieces, tail. The segments stay as they are as long as the message is not
+/// done.
 pub struct StoredMessageContent {
     size: u64,
-    trace: Box<[u8]>,
+    trace: Bytes,
     pieces: Vec<(PieceRef, SegmentReader)>,
-    tail: Box<[u8]>,
+    tail: Bytes,
 }
 
 impl StoredContent for StoredMessageContent {
@@ -182,60 +185,24 @@ impl StoredContent for StoredMessageContent {
         self.size
     }
 
-    fn open(&self) -> io::Result<Box<dyn Read + Send + '_>> {
-        Ok(Box::new(Reader { content: self, next: Part::Trace, part: Vec::new(), at: 0 }))
+    fn parts_count(&self) -> usize {
+        self.pieces.len() + 2
     }
-}
 
-#[derive(Clone, Copy)]
-enum Part {
-    Trace,
-    Piece(usize),
-    Tail,
-    End,
-}
-
-/// Reads part by part: never more than one piece is in memory.
-struct Reader<'a> {
-    content: &'a StoredMessageContent,
-    next: Part,
-    part: Vec<u8>,
-    at: usize,
-}
-
-impl Reader<'_> {
-    fn advance(&mut self) -> io::Result<()> {
-        self.at = 0;
-        let after = |piece| if piece < self.content.pieces.len() { Part::Piece(piece) } else { Part::Tail };
-        (self.part, self.next) = match self.next {
-            Part::Trace => (self.content.trace.to_vec(), after(0)),
-            Part::Piece(i) => {
-                let (piece, segment) = &self.content.pieces[i];
+    fn part(&self, n: usize) -> io::Result<Bytes> {
+        match n {
+            0 => Ok(self.trace.clone()),
+            n if n > self.pieces.len() => Ok(self.tail.clone()),
+            n => {
+                let (piece, segment) = &self.pieces[n - 1];
                 let size = piece.size as usize;
-                let mut record =
-                    segment.read(piece.offset, format::record_size(size), Some(piece.sequence))?;
-                record.drain(..format::RECORD_HEADER_SIZE);
-                record.truncate(size);
-                (record, after(i + 1))
+                let record = segment.read(piece.offset, format::record_size(size), Some(piece.sequence))?;
+                Ok(Bytes::from(record).slice(format::RECORD_HEADER_SIZE..format::RECORD_HEADER_SIZE + size))
             }
-            Part::Tail => (self.content.tail.to_vec(), Part::End),
-            Part::End => (Vec::new(), Part::End),
-        };
-        Ok(())
-    }
-}
-
-impl Read for Reader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.part.len() {
-            if matches!(self.next, Part::End) {
-                return Ok(0);
-            }
-            self.advance()?;
         }
-        let size = buffer.len().min(self.part.len() - self.at);
-        buffer[..size].copy_from_slice(&self.part[self.at..][..size]);
-        self.at += size;
-        Ok(size)
+    }
+
+    fn is_at_hand(&self, n: usize) -> bool {
+        n == 0 || n > self.pieces.len()
     }
 }

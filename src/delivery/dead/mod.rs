@@ -25,7 +25,7 @@
 //!
 //! Removing: rename to a temporary name, sync `<dir>`, delete. Deleted first, a power cut would leave half a letter under its name.
 //!
-//! Two writes of one message never run at once: only one job of a message exists at a time.
+//! Two targets may give up one message at once: a lock in memory has one write after the other.
 
 mod record;
 mod requests;
@@ -39,9 +39,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use super::{CopyError, Job, Recipient, folder};
+use super::{Attempt, CopyError, Recipient, folder};
 use crate::limits::COPY_SIZE;
 use crate::mail::MessageId;
 
@@ -65,6 +66,17 @@ const RECORD_SIZE_MAX: u64 = 128 << 20;
 pub struct DeadLetters {
     dir: PathBuf,
     requests: Requests,
+    writing: Writing,
+}
+
+/// Held by whoever writes a letter: one for each message, and now and then for some others.
+#[derive(Clone, Debug, Default)]
+struct Writing(Arc<[Mutex<()>; 16]>);
+
+impl Writing {
+    fn of(&self, id: MessageId) -> MutexGuard<'_, ()> {
+        self.0[(id.sequence % 16) as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why a dead letter cannot be read. As text, the file and the reason.
@@ -111,7 +123,7 @@ impl DeadLetters {
 
     /// The letters in `dir`, beside a gateway that perhaps runs: touches nothing, and does not write letters.
     pub fn open(dir: &Path) -> Self {
-        DeadLetters { dir: dir.to_owned(), requests: Requests::of(dir) }
+        DeadLetters { dir: dir.to_owned(), requests: Requests::of(dir), writing: Writing::default() }
     }
 
     /// Where they are.
@@ -124,30 +136,31 @@ impl DeadLetters {
         &self.requests
     }
 
-    /// Writes the dead letter of `job` for the recipients `given_up` (with the attempts made before the one that just failed),
-    /// or adds them to it. Recipients already in it are left as they are: writing twice changes nothing.
-    pub fn write(&self, job: &Job, given_up: &[(Recipient, &str)]) -> io::Result<()> {
-        let letter = Letter::of(job, given_up, unix_now());
-        let path = self.path(job.id);
+    /// Writes the dead letter of a message for the recipients that `target` has given up (with the attempts made before the one that
+    /// just failed, and why), or adds them to it. Recipients already in it are left as they are: writing twice changes nothing.
+    pub fn write(&self, attempt: &Attempt, target: &str, given_up: &[(Recipient, &str)]) -> io::Result<()> {
+        let letter = Letter::of(attempt, target, given_up, unix_now());
+        let path = self.path(attempt.id);
+        let _writing = self.writing.of(attempt.id);
         let is_there = || path.join(RECORD).try_exists().is_ok_and(|exists| exists);
         let lock = if is_there() { Some(self.lock()?) } else { None };
         if lock.is_some() && is_there() {
             self.add(letter)?;
         } else {
             drop(lock);
-            self.write_new(&path, job, &letter)?;
+            self.write_new(&path, attempt, &letter)?;
         }
         // Also for one that was there: the process that renamed it may have ended before this.
         folder::sync(&self.dir)
     }
 
-    fn write_new(&self, path: &Path, job: &Job, letter: &Letter) -> io::Result<()> {
-        let unfinished = self.dir.join(format!("{UNFINISHED}{}", job.id));
+    fn write_new(&self, path: &Path, attempt: &Attempt, letter: &Letter) -> io::Result<()> {
+        let unfinished = self.dir.join(format!("{UNFINISHED}{}", attempt.id));
         clear(&unfinished)?;
         folder::create(&unfinished)?;
         let fill_and_rename = || {
             let mut content = BufWriter::with_capacity(COPY_SIZE, create_file(&unfinished.join(CONTENT))?);
-            job.content.copy_to(&mut content).map_err(|e| match e {
+            attempt.copy_content(&mut content).map_err(|e| match e {
                 CopyError::Read(e) => io::Error::new(e.kind(), CopyError::Read(e)),
                 CopyError::Write(e) => e,
             })?;
@@ -163,7 +176,7 @@ impl DeadLetters {
     fn add(&self, new: Letter) -> io::Result<()> {
         let mut letter = self.read(new.id).map_err(io::Error::other)?;
         let missing = new.recipients.into_iter().filter(|new| {
-            let is_same = |old: &GivenUp| old.index == new.index;
+            let is_same = |old: &GivenUp| old.index == new.index && old.target == new.target;
             !letter.recipients.iter().any(is_same)
         });
         let missing: Vec<_> = missing.collect();

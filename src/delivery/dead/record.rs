@@ -3,10 +3,12 @@
 //! What is read is parsed into the types it was written from: a [`Letter`] can be put back into the queue as it is. Unknown
 //! fields are skipped. Knows nothing of folders.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::record::{ArrivalRecord, EnvelopeRecord, Malformed};
-use crate::delivery::{Job, Recipient};
+use crate::delivery::{Attempt, Recipient};
 use crate::mail::{Arrival, Envelope, ForwardPath, MessageId};
 
 /// A dead letter without its content.
@@ -20,7 +22,7 @@ pub struct Letter {
     pub envelope: Envelope,
     /// How and when the message arrived.
     pub arrival: Arrival,
-    /// The recipients given up; never empty, each once.
+    /// The recipients given up; never empty, each once for each target.
     pub recipients: Vec<GivenUp>,
 }
 
@@ -31,26 +33,30 @@ pub struct GivenUp {
     pub index: u32,
     /// Attempts made.
     pub attempts: u32,
-    /// Why the last of them failed.
+    /// Who gave it up.
+    pub target: Option<Box<str>>,
+    /// Why the last attempt failed.
     pub reason: String,
     /// When it was given up, in seconds since 1970.
     pub unix_time: u64,
 }
 
 impl Letter {
-    /// The dead letter of `job` for some of its recipients, given up at `unix_time` after one attempt more than they say.
-    pub fn of(job: &Job, given_up: &[(Recipient, &str)], unix_time: u64) -> Self {
+    /// The dead letter of a message for some of its recipients, given up by `target` at `unix_time` after one attempt more than they
+    /// say.
+    pub fn of(attempt: &Attempt, target: &str, given_up: &[(Recipient, &str)], unix_time: u64) -> Self {
         let given_up = given_up.iter().map(|(recipient, reason)| GivenUp {
             index: recipient.index,
             attempts: recipient.attempts.saturating_add(1),
+            target: Some(target.into()),
             reason: (*reason).into(),
             unix_time,
         });
         Letter {
-            id: job.id,
-            size: job.content.size(),
-            envelope: (*job.envelope).clone(),
-            arrival: (*job.arrival).clone(),
+            id: attempt.id,
+            size: attempt.content_size(),
+            envelope: (*attempt.envelope).clone(),
+            arrival: (*attempt.arrival).clone(),
             recipients: given_up.collect(),
         }
     }
@@ -120,6 +126,8 @@ struct GivenUpRecord {
     index: u32,
     forward_path: String,
     attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target: Option<Box<str>>,
     reason: String,
     unix_time: u64,
 }
@@ -130,6 +138,7 @@ impl From<&Letter> for Record {
             index: r.index,
             forward_path: letter.forward_path(r).as_str().into(),
             attempts: r.attempts,
+            target: r.target.clone(),
             reason: r.reason.clone(),
             unix_time: r.unix_time,
         };
@@ -144,20 +153,20 @@ impl From<&Letter> for Record {
 }
 
 fn parse_recipients(records: Vec<GivenUpRecord>, envelope: &Envelope) -> Result<Vec<GivenUp>, Malformed> {
-    let mut is_seen = vec![false; envelope.forward_paths.len()];
+    let mut seen = HashSet::new();
     if records.is_empty() {
         return Err(Malformed("recipients: expected one at least".into()));
     }
     let parse = |record: GivenUpRecord| {
-        let GivenUpRecord { index, forward_path, attempts, reason, unix_time } = record;
+        let GivenUpRecord { index, forward_path, attempts, target, reason, unix_time } = record;
         let path = envelope.forward_paths.get(index as usize);
         if path.is_none_or(|path| path.as_str() != forward_path) {
             let words = format!("recipients: {forward_path:?} is not number {index} of the envelope");
             return Err(Malformed(words));
         }
-        match std::mem::replace(&mut is_seen[index as usize], true) {
-            true => Err(Malformed(format!("recipients: number {index} is there twice"))),
-            false => Ok(GivenUp { index, attempts, reason, unix_time }),
+        match seen.insert((index, target.clone())) {
+            false => Err(Malformed(format!("recipients: number {index} is there twice"))),
+            true => Ok(GivenUp { index, attempts, target, reason, unix_time }),
         }
     };
     records.into_iter().map(parse).collect()
@@ -178,8 +187,13 @@ pub(super) mod tests {
     /// A letter of three recipients, two of them given up.
     pub fn letter() -> Letter {
         let path = |text| ForwardPath::parse(text, true).unwrap();
-        let given_up =
-            |index, unix_time| GivenUp { index, attempts: 7, reason: "said \"no\"\n".into(), unix_time };
+        let given_up = |index, unix_time| GivenUp {
+            index,
+            attempts: 7,
+            target: Some("store".into()),
+            reason: "said \"no\"\n".into(),
+            unix_time,
+        };
         Letter {
             id: MessageId { log: 1, sequence: 33 },
             size: 22,

@@ -210,7 +210,8 @@ mod tests {
     use crossbeam_channel::{Sender, bounded};
 
     use super::*;
-    use crate::delivery::{Job, Recipient, outcome_channel, worker};
+    use crate::delivery::tests::message;
+    use crate::delivery::{Attempt, Recipient};
 
     /// What a queue was given: messages and their contents.
     type Given = Arc<Mutex<Vec<(Resent, Vec<u8>)>>>;
@@ -256,12 +257,12 @@ mod tests {
         }
 
         /// Gives up some recipients of a message and asks for it to be sent again.
-        fn request(&self, sequence: u64, indices: &[u32]) -> Job {
-            let job = worker::tests::job(sequence, &outcome_channel(1, Arc::new(|| ())).0);
+        fn request(&self, sequence: u64, indices: &[u32]) -> Attempt {
+            let attempt = message(sequence);
             let recipient = |index: &u32| (Recipient { index: *index, attempts: 3 }, "no");
-            self.dead.write(&job, &indices.iter().map(recipient).collect::<Vec<_>>()).unwrap();
-            self.dead.requests().add(&[job.id]).unwrap();
-            job
+            self.dead.write(&attempt, "store", &indices.iter().map(recipient).collect::<Vec<_>>()).unwrap();
+            self.dead.requests().add(&[attempt.id]).unwrap();
+            attempt
         }
 
         fn left(&self) -> (Vec<MessageId>, Vec<MessageId>) {
@@ -272,7 +273,7 @@ mod tests {
     #[test]
     fn a_letter_goes_to_those_given_up_as_it_came_but_now() {
         let mut rig = Rig::new();
-        let job = rig.request(1, &[2, 0]);
+        let attempt = rig.request(1, &[2, 0]);
         let before = unix_now();
         rig.resender.look();
         let given = rig.given.lock().unwrap();
@@ -281,21 +282,21 @@ mod tests {
         assert_eq!(message.size, content.len() as u64);
         let paths: Vec<_> = message.envelope.forward_paths.iter().map(|path| path.as_str()).collect();
         assert_eq!(paths, ["postmaster", "a@e.org"]);
-        let forward_paths = job.envelope.forward_paths.clone();
-        assert_eq!(Envelope { forward_paths, ..message.envelope.clone() }, *job.envelope);
+        let forward_paths = attempt.envelope.forward_paths.clone();
+        assert_eq!(Envelope { forward_paths, ..message.envelope.clone() }, *attempt.envelope);
         assert!((before..=unix_now()).contains(&message.arrival.unix_time));
-        let unix_time = job.arrival.unix_time;
-        assert_eq!(Arrival { unix_time, ..message.arrival.clone() }, *job.arrival);
+        let unix_time = attempt.arrival.unix_time;
+        assert_eq!(Arrival { unix_time, ..message.arrival.clone() }, *attempt.arrival);
         assert_eq!(rig.left(), (vec![], vec![]));
     }
 
     #[test]
     fn without_a_request_nothing_is_sent() {
         let mut rig = Rig::new();
-        let job = rig.request(1, &[0]);
-        rig.dead.requests().withdraw(job.id).unwrap();
+        let attempt = rig.request(1, &[0]);
+        rig.dead.requests().withdraw(attempt.id).unwrap();
         rig.resender.look();
-        assert_eq!(rig.left(), (vec![job.id], vec![]));
+        assert_eq!(rig.left(), (vec![attempt.id], vec![]));
         assert!(rig.given.lock().unwrap().is_empty());
     }
 

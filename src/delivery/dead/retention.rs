@@ -186,7 +186,8 @@ mod tests {
     use crossbeam_channel::{Sender, bounded};
 
     use super::*;
-    use crate::delivery::{Recipient, outcome_channel, worker};
+    use crate::delivery::Recipient;
+    use crate::delivery::tests::message;
 
     const HOUR: u64 = 3600;
     const DAY: u64 = 24 * HOUR;
@@ -261,8 +262,8 @@ mod tests {
             let root = tempfile::tempdir().unwrap();
             let dead = Arc::new(DeadLetters::new(root.path()).unwrap());
             for sequence in 0..letters {
-                let job = worker::tests::job(sequence, &outcome_channel(1, Arc::new(|| ())).0);
-                dead.write(&job, &[(Recipient { index: 0, attempts: 0 }, "no")]).unwrap();
+                let given_up = [(Recipient { index: 0, attempts: 0 }, "no")];
+                dead.write(&message(sequence), "store", &given_up).unwrap();
             }
             let written = unix_now();
             fs::write(root.path().join(CHECKED), written.to_string()).unwrap();

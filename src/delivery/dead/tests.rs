@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::delivery::worker::tests::job;
-use crate::delivery::{Content, StoredContent, outcome_channel};
+use bytes::Bytes;
 
-fn some_job() -> Job {
-    job(33, &outcome_channel(1, Arc::new(|| ())).0)
+use crate::delivery::tests::attempt_for;
+use crate::delivery::{Content, StoredContent};
+
+fn some_attempt() -> Attempt {
+    attempt_for(&["a@e.org", "b@e.org", "postmaster"])
 }
 
 fn recipient(index: u32) -> Recipient {
@@ -26,8 +28,8 @@ fn names(dir: &Path) -> Vec<String> {
 fn a_dead_letter_has_content_envelope_and_reasons() {
     let root = tempfile::tempdir().unwrap();
     let dead = DeadLetters::new(&root.path().join("deep/dead")).unwrap();
-    let job = some_job();
-    dead.write(&job, &[(recipient(1), "said \"no\"\n")]).unwrap();
+    let attempt = some_attempt();
+    dead.write(&attempt, "store", &[(recipient(1), "said \"no\"\n")]).unwrap();
     let path = dead.dir().join("000000111");
     assert_eq!(fs::read(path.join(CONTENT)).unwrap(), b"Received: x\r\n\r\nhello\r\n");
     let mut record: serde_json::Value =
@@ -44,7 +46,7 @@ fn a_dead_letter_has_content_envelope_and_reasons() {
         },
         "arrival": { "peer": "192.0.2.1:1234", "hello": "e.net", "protocol": "ESMTP", "unix_time": 1_700_000_000 },
         "recipients": [
-            { "index": 1, "forward_path": "b@e.org", "attempts": 2, "reason": "said \"no\"\n", "unix_time": null }
+            { "index": 1, "forward_path": "b@e.org", "attempts": 2, "target": "store", "reason": "said \"no\"\n", "unix_time": null }
         ],
     });
     assert_eq!(record, expected);
@@ -54,8 +56,8 @@ fn a_dead_letter_has_content_envelope_and_reasons() {
 fn recipients_given_up_later_are_added_and_none_twice() {
     let root = tempfile::tempdir().unwrap();
     let dead = DeadLetters::new(root.path()).unwrap();
-    let job = some_job();
-    let path = dead.dir().join(job.id.to_string());
+    let attempt = some_attempt();
+    let path = dead.dir().join(attempt.id.to_string());
     let writes: [&[(Recipient, &str)]; 4] = [
         &[(recipient(0), "first")],
         &[(recipient(0), "again")],
@@ -67,13 +69,13 @@ fn recipients_given_up_later_are_added_and_none_twice() {
         if path.exists() {
             fs::write(path.join(format!("{UNFINISHED}{RECORD}")), "torn").unwrap();
         }
-        dead.write(&job, given_up).unwrap();
+        dead.write(&attempt, "store", given_up).unwrap();
     }
-    let letter = dead.read(job.id).unwrap();
+    let letter = dead.read(attempt.id).unwrap();
     let kept: Vec<_> = letter.recipients.iter().map(|r| (r.index, r.reason.as_str())).collect();
     assert_eq!(kept, [(0, "first"), (2, "second"), (1, "third")]);
     assert_eq!(names(&path), [RECORD, CONTENT]);
-    assert_eq!(names(root.path()), [job.id.to_string()]);
+    assert_eq!(names(root.path()), [attempt.id.to_string()]);
 }
 
 #[test]
@@ -94,8 +96,8 @@ fn id(sequence: u64) -> MessageId {
 fn only_folders_named_as_ids_are_letters() {
     let root = tempfile::tempdir().unwrap();
     let dead = DeadLetters::new(&root.path().join("dead")).unwrap();
-    let written = some_job();
-    dead.write(&written, &[(recipient(0), "no")]).unwrap();
+    let written = some_attempt();
+    dead.write(&written, "store", &[(recipient(0), "no")]).unwrap();
     let dir = dead.dir();
     // In lower case, with a leading zero, and two that are no ids.
     for name in ["00000011z", "00000010111", "notes", "0000000"] {
@@ -163,16 +165,16 @@ fn what_is_malformed_is_named_with_its_file_and_can_be_removed() {
     for (what, damage, words) in table {
         let root = tempfile::tempdir().unwrap();
         let dead = DeadLetters::new(root.path()).unwrap();
-        let job = some_job();
-        dead.write(&job, &[(recipient(0), "no")]).unwrap();
-        damage(&dead.path(job.id));
-        let opened = dead.read(job.id).and_then(|letter| dead.open_content(&letter));
+        let attempt = some_attempt();
+        dead.write(&attempt, "store", &[(recipient(0), "no")]).unwrap();
+        damage(&dead.path(attempt.id));
+        let opened = dead.read(attempt.id).and_then(|letter| dead.open_content(&letter));
         let error = opened.expect_err(what);
         assert!(matches!(error, ReadError::Malformed(..)), "{what}: {error:?}");
         assert!(error.to_string().contains(&format!("/000000111/{words}")), "{what}: {error}");
-        dead.requests().add(&[job.id]).unwrap();
-        assert!(dead.remove(job.id).unwrap(), "{what}");
-        assert!(names(root.path()).is_empty() && !dead.requests().has(job.id), "{what}");
+        dead.requests().add(&[attempt.id]).unwrap();
+        assert!(dead.remove(attempt.id).unwrap(), "{what}");
+        assert!(names(root.path()).is_empty() && !dead.requests().has(attempt.id), "{what}");
     }
 }
 
@@ -180,17 +182,17 @@ fn what_is_malformed_is_named_with_its_file_and_can_be_removed() {
 fn recipients_added_meanwhile_stay_when_the_others_are_taken_out() {
     let root = tempfile::tempdir().unwrap();
     let dead = DeadLetters::new(root.path()).unwrap();
-    let job = some_job();
-    dead.write(&job, &[(recipient(0), "first"), (recipient(2), "first")]).unwrap();
-    let sent: Vec<_> = dead.read(job.id).unwrap().recipients.iter().map(|r| r.index).collect();
-    dead.write(&job, &[(recipient(1), "second")]).unwrap();
-    dead.take_out(job.id, &sent).unwrap();
-    let left = dead.read(job.id).unwrap();
+    let attempt = some_attempt();
+    dead.write(&attempt, "store", &[(recipient(0), "first"), (recipient(2), "first")]).unwrap();
+    let sent: Vec<_> = dead.read(attempt.id).unwrap().recipients.iter().map(|r| r.index).collect();
+    dead.write(&attempt, "store", &[(recipient(1), "second")]).unwrap();
+    dead.take_out(attempt.id, &sent).unwrap();
+    let left = dead.read(attempt.id).unwrap();
     assert_eq!(left.recipients.iter().map(|r| (r.index, &*r.reason)).collect::<Vec<_>>(), [(1, "second")]);
     assert!(dead.open_content(&left).is_ok());
-    dead.take_out(job.id, &[1]).unwrap();
+    dead.take_out(attempt.id, &[1]).unwrap();
     assert!(names(root.path()).is_empty());
-    dead.take_out(job.id, &[1]).unwrap();
+    dead.take_out(attempt.id, &[1]).unwrap();
 }
 
 #[test]
@@ -199,15 +201,15 @@ fn a_letter_is_changed_and_removed_by_one_at_a_time() {
     let dead = DeadLetters::new(root.path()).unwrap();
     // Whoever adds a recipient, and whoever removes the letter with those it knows of, must not lose one.
     for _ in 0..50 {
-        let job = some_job();
-        dead.write(&job, &[(recipient(0), "first")]).unwrap();
+        let attempt = some_attempt();
+        dead.write(&attempt, "store", &[(recipient(0), "first")]).unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| dead.take_out(job.id, &[0]).unwrap());
-            scope.spawn(|| dead.write(&job, &[(recipient(1), "second")]).unwrap());
+            scope.spawn(|| dead.take_out(attempt.id, &[0]).unwrap());
+            scope.spawn(|| dead.write(&attempt, "store", &[(recipient(1), "second")]).unwrap());
         });
-        let left = dead.read(job.id).unwrap();
+        let left = dead.read(attempt.id).unwrap();
         assert_eq!(left.recipients.iter().map(|r| r.index).collect::<Vec<_>>(), [1]);
-        dead.remove(job.id).unwrap();
+        dead.remove(attempt.id).unwrap();
     }
 }
 
@@ -218,8 +220,16 @@ impl StoredContent for Damaged {
         10
     }
 
-    fn open(&self) -> io::Result<Box<dyn io::Read + Send + '_>> {
-        Ok(Box::new(&b"part"[..]))
+    fn parts_count(&self) -> usize {
+        1
+    }
+
+    fn part(&self, _: usize) -> io::Result<Bytes> {
+        Ok(Bytes::from_static(b"part"))
+    }
+
+    fn is_at_hand(&self, _: usize) -> bool {
+        false
     }
 }
 
@@ -227,11 +237,11 @@ impl StoredContent for Damaged {
 fn a_message_that_cannot_be_read_whole_leaves_nothing() {
     let root = tempfile::tempdir().unwrap();
     let dead = DeadLetters::new(root.path()).unwrap();
-    let mut job = some_job();
-    job.content = Content::Stored(Box::new(Damaged));
-    assert!(dead.write(&job, &[(recipient(0), "no")]).is_err());
+    let mut attempt = some_attempt();
+    attempt.content = Arc::new(Content::Stored(Box::new(Damaged)));
+    assert!(dead.write(&attempt, "store", &[(recipient(0), "no")]).is_err());
     assert!(names(root.path()).is_empty());
-    job.content = Content::Memory(vec![]);
-    dead.write(&job, &[(recipient(0), "no")]).unwrap();
-    assert_eq!(names(root.path()), [job.id.to_string()]);
+    attempt.content = Arc::new(Content::Memory(vec![]));
+    dead.write(&attempt, "store", &[(recipient(0), "no")]).unwrap();
+    assert_eq!(names(root.path()), [attempt.id.to_string()]);
 }

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use super::template::{PathTemplate, TooLong};
-use crate::delivery::{Attempt, CopyError, Delivery, Outcome, folder};
+use crate::delivery::{Attempt, BlockingDelivery, CopyError, Outcome, folder};
 use crate::limits::COPY_SIZE;
 use crate::mail::{Capabilities, Domain};
 
@@ -38,7 +38,6 @@ const DURABLE_FOLDERS_MAX: usize = 64 << 10;
 
 /// A Maildir, or one for each recipient.
 pub struct Maildir {
-    name: Box<str>,
     path: PathTemplate,
     return_path: bool,
     host: Domain,
@@ -48,20 +47,13 @@ pub struct Maildir {
 }
 
 impl Maildir {
-    /// A transport of the given name that delivers into the folder that `path` gives for a recipient; `host` is the gateway's
+    /// Delivers into the folder that `path` gives for a recipient; `host` is the gateway's
     /// name. The Maildirs are made when they are needed.
-    pub fn new(name: &str, path: PathTemplate, return_path: bool, host: Domain) -> Self {
-        Maildir {
-            name: name.into(),
-            path,
-            return_path,
-            host,
-            count: AtomicU64::new(0),
-            durable: Mutex::new(HashSet::new()),
-        }
+    pub fn new(path: PathTemplate, return_path: bool, host: Domain) -> Self {
+        Maildir { path, return_path, host, count: AtomicU64::new(0), durable: Mutex::new(HashSet::new()) }
     }
 
-    fn deliver_into(&self, maildir: &Path, attempt: &Attempt<'_>) -> io::Result<()> {
+    fn deliver_into(&self, maildir: &Path, attempt: &Attempt) -> io::Result<()> {
         self.make_durable(maildir)?;
         let return_path = match self.return_path {
             true => format!("Return-Path: <{}>\r\n", attempt.envelope.reverse_path),
@@ -100,7 +92,7 @@ impl Maildir {
         Ok(())
     }
 
-    fn unique_name(&self, attempt: &Attempt<'_>, size: u64) -> io::Result<String> {
+    fn unique_name(&self, attempt: &Attempt, size: u64) -> io::Result<String> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(io::Error::other)?;
         let (seconds, micros) = (now.as_secs(), now.subsec_micros());
         let (pid, count) = (process::id(), self.count.fetch_add(1, Ordering::Relaxed));
@@ -117,18 +109,14 @@ impl Maildir {
     }
 }
 
-impl Delivery for Maildir {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
+impl BlockingDelivery for Maildir {
     /// A file holds any octets, and the message goes no further. Nobody here tells a sender that it was delivered.
     fn capabilities(&self) -> Capabilities {
         Capabilities { binary: true, dsn: false, require_tls: true }
     }
 
     /// One copy for each folder: recipients whose folder is the same share it.
-    fn deliver(&self, attempt: &Attempt<'_>) -> Vec<Outcome> {
+    fn deliver(&self, attempt: &Attempt) -> Vec<Outcome> {
         let mut seen: Vec<(PathBuf, Outcome)> = Vec::new();
         let deliver_to = |path| match self.path.expand(path, &self.host) {
             Err(TooLong) => {
@@ -138,7 +126,7 @@ impl Delivery for Maildir {
                 Some((_, outcome)) => outcome.clone(),
                 None => {
                     let outcome = match self.deliver_into(&maildir, attempt) {
-                        Ok(()) => Outcome::Delivered,
+                        Ok(()) => Outcome::delivered(),
                         Err(e) => Outcome::deferred(format!("{}: {e}", maildir.display())),
                     };
                     seen.push((maildir, outcome.clone()));
@@ -146,7 +134,7 @@ impl Delivery for Maildir {
                 }
             },
         };
-        attempt.recipients.iter().map(|recipient| recipient.path).map(deliver_to).collect()
+        attempt.paths().map(deliver_to).collect()
     }
 }
 
@@ -155,7 +143,7 @@ fn create_file(path: &Path) -> io::Result<File> {
 }
 
 /// Step 2.
-fn write_whole(file: File, return_path: &str, attempt: &Attempt<'_>) -> io::Result<()> {
+fn write_whole(file: File, return_path: &str, attempt: &Attempt) -> io::Result<()> {
     let size = return_path.len() as u64 + attempt.content_size();
     let mut sink = BufWriter::with_capacity(size.min(COPY_SIZE as u64) as usize, file);
     sink.write_all(return_path.as_bytes())?;
@@ -168,27 +156,18 @@ fn write_whole(file: File, return_path: &str, attempt: &Attempt<'_>) -> io::Resu
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
     use std::sync::Arc;
 
-    use super::*;
-    use crate::delivery::worker::tests::job;
-    use crate::delivery::{Content, Job, Recipient, StoredContent, outcome_channel};
-    use crate::mail::{Envelope, ForwardPath, ReversePath};
+    use bytes::Bytes;
 
-    fn job_for(recipients: &[&str]) -> Job {
-        let mut job = job(33, &outcome_channel(1, Arc::new(|| ())).0);
-        job.envelope = Arc::new(Envelope {
-            forward_paths: recipients.iter().map(|path| ForwardPath::parse(path, true).unwrap()).collect(),
-            ..(*job.envelope).clone()
-        });
-        job.recipients = (0..recipients.len() as u32).map(|index| Recipient { index, attempts: 0 }).collect();
-        job
-    }
+    use super::*;
+    use crate::delivery::tests::attempt_for;
+    use crate::delivery::{Content, StoredContent};
+    use crate::mail::ReversePath;
 
     fn maildir(path: &Path, return_path: bool) -> Maildir {
         let path = PathTemplate::parse(path.to_str().unwrap()).unwrap();
-        Maildir::new("store", path, return_path, Domain::parse("mx.example.com", false).unwrap())
+        Maildir::new(path, return_path, Domain::parse("mx.example.com", false).unwrap())
     }
 
     fn files(folder: &Path) -> Vec<PathBuf> {
@@ -211,10 +190,11 @@ mod tests {
         for pieces in contents {
             for return_path in [true, false] {
                 let root = tempfile::tempdir().unwrap();
-                let mut job = job_for(&["a@e.org"]);
-                job.content = Content::Memory(pieces.iter().map(|p| p.to_vec()).collect());
-                let outcomes = maildir(root.path(), return_path).deliver(&Attempt::of(&job));
-                assert_eq!(outcomes, [Outcome::Delivered]);
+                let mut attempt = attempt_for(&["a@e.org"]);
+                let parts = pieces.iter().map(|p| Bytes::copy_from_slice(p)).collect();
+                attempt.content = Arc::new(Content::Memory(parts));
+                let outcomes = maildir(root.path(), return_path).deliver(&attempt);
+                assert_eq!(outcomes, [Outcome::delivered()]);
                 let [file] = &files(&root.path().join("new"))[..] else { panic!("one file") };
                 let head: &[u8] = if return_path { b"Return-Path: <s@e.net>\r\n" } else { b"" };
                 let expected = [head, &pieces.concat()].concat();
@@ -229,9 +209,9 @@ mod tests {
     #[test]
     fn the_null_reverse_path_is_written_as_such() {
         let root = tempfile::tempdir().unwrap();
-        let mut job = job_for(&["a@e.org"]);
-        job.envelope = Arc::new(Envelope { reverse_path: ReversePath::Null, ..(*job.envelope).clone() });
-        maildir(root.path(), true).deliver(&Attempt::of(&job));
+        let mut attempt = attempt_for(&["a@e.org"]);
+        Arc::make_mut(&mut attempt.envelope).reverse_path = ReversePath::Null;
+        maildir(root.path(), true).deliver(&attempt);
         let content = fs::read(&files(&root.path().join("new"))[0]).unwrap();
         assert!(content.starts_with(b"Return-Path: <>\r\nReceived: x\r\n"));
     }
@@ -251,8 +231,8 @@ mod tests {
         for (template, folders) in table {
             let root = tempfile::tempdir().unwrap();
             let transport = maildir(&root.path().join(template), true);
-            let outcomes = transport.deliver(&Attempt::of(&job_for(&recipients)));
-            assert_eq!(outcomes, vec![Outcome::Delivered; recipients.len()], "{template}");
+            let outcomes = transport.deliver(&attempt_for(&recipients));
+            assert_eq!(outcomes, vec![Outcome::delivered(); recipients.len()], "{template}");
             for folder in folders {
                 assert_eq!(files(&root.path().join(folder).join("new")).len(), 1, "{template}: {folder}");
             }
@@ -266,11 +246,16 @@ mod tests {
             self.1
         }
 
-        fn open(&self) -> io::Result<Box<dyn Read + Send + '_>> {
-            match &self.0 {
-                Ok(octets) => Ok(Box::new(*octets)),
-                Err(e) => Err(e.kind().into()),
-            }
+        fn parts_count(&self) -> usize {
+            1
+        }
+
+        fn part(&self, _: usize) -> io::Result<Bytes> {
+            self.0.as_ref().map(|octets| Bytes::from_static(octets)).map_err(|e| e.kind().into())
+        }
+
+        fn is_at_hand(&self, _: usize) -> bool {
+            false
         }
     }
 
@@ -283,12 +268,12 @@ mod tests {
         ];
         for (content, words) in table {
             let root = tempfile::tempdir().unwrap();
-            let mut job = job_for(&["a@e.org", "b@e.org"]);
-            job.content = Content::Stored(Box::new(content));
-            let outcomes = maildir(root.path(), true).deliver(&Attempt::of(&job));
+            let mut attempt = attempt_for(&["a@e.org", "b@e.org"]);
+            attempt.content = Arc::new(Content::Stored(Box::new(content)));
+            let outcomes = maildir(root.path(), true).deliver(&attempt);
             for outcome in outcomes {
                 assert!(
-                    matches!(&outcome, Outcome::Deferred { reason } if reason.contains(words)),
+                    matches!(&outcome, Outcome::Deferred { reason, .. } if reason.contains(words)),
                     "{outcome:?}"
                 );
             }
@@ -303,11 +288,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("e.org"), "in the way").unwrap();
         let transport = maildir(&root.path().join("{domain}"), true);
-        let outcomes = transport.deliver(&Attempt::of(&job_for(&["a@e.org", "a@e.net"])));
+        let outcomes = transport.deliver(&attempt_for(&["a@e.org", "a@e.net"]));
         assert!(matches!(outcomes[0], Outcome::Deferred { .. }));
-        assert_eq!(outcomes[1], Outcome::Delivered);
+        assert_eq!(outcomes[1], Outcome::delivered());
         fs::remove_file(root.path().join("e.org")).unwrap();
-        assert_eq!(transport.deliver(&Attempt::of(&job_for(&["a@e.org"]))), [Outcome::Delivered]);
+        assert_eq!(transport.deliver(&attempt_for(&["a@e.org"])), [Outcome::delivered()]);
     }
 
     #[test]
@@ -315,7 +300,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let transport = maildir(&root.path().join("m"), true);
         for _ in 0..2 {
-            assert_eq!(transport.deliver(&Attempt::of(&job_for(&["a@e.org"]))), [Outcome::Delivered]);
+            assert_eq!(transport.deliver(&attempt_for(&["a@e.org"])), [Outcome::delivered()]);
             fs::remove_dir_all(root.path().join("m")).unwrap();
         }
     }
@@ -326,9 +311,9 @@ mod tests {
         // The local part takes 62 × 3 + 2 × 3 = 192 octets, with the `@` 193; the domain has the rest.
         for (domain_size, is_delivered) in [(62, true), (63, false)] {
             let recipient = format!("\"{}\"@{}", " ".repeat(62), "d".repeat(domain_size));
-            let outcomes = maildir(&root.path().join("{recipient}"), true)
-                .deliver(&Attempt::of(&job_for(&[&recipient])));
-            assert_eq!(outcomes[0] == Outcome::Delivered, is_delivered, "{outcomes:?}");
+            let outcomes =
+                maildir(&root.path().join("{recipient}"), true).deliver(&attempt_for(&[&recipient]));
+            assert_eq!(outcomes[0] == Outcome::delivered(), is_delivered, "{outcomes:?}");
             assert_eq!(matches!(outcomes[0], Outcome::Rejected { .. }), !is_delivered, "{outcomes:?}");
         }
     }
@@ -339,9 +324,7 @@ mod tests {
         let transport = maildir(root.path(), true);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| {
-                    (0..25).for_each(|_| drop(transport.deliver(&Attempt::of(&job_for(&["a@e.org"])))))
-                });
+                scope.spawn(|| (0..25).for_each(|_| drop(transport.deliver(&attempt_for(&["a@e.org"])))));
             }
         });
         let files = files(&root.path().join("new"));
@@ -354,12 +337,8 @@ mod tests {
         for host in ["[IPv6:2001:db8::1]".to_string(), format!("{}example", "d.".repeat(120))] {
             let root = tempfile::tempdir().unwrap();
             let path = PathTemplate::parse(root.path().to_str().unwrap()).unwrap();
-            let transport = Maildir::new("store", path, true, Domain::parse(&host, false).unwrap());
-            assert_eq!(
-                transport.deliver(&Attempt::of(&job_for(&["a@e.org"]))),
-                [Outcome::Delivered],
-                "{host}"
-            );
+            let transport = Maildir::new(path, true, Domain::parse(&host, false).unwrap());
+            assert_eq!(transport.deliver(&attempt_for(&["a@e.org"])), [Outcome::delivered()], "{host}");
             assert!(!files(&root.path().join("new"))[0].file_name().unwrap().to_str().unwrap().contains(':'));
         }
     }

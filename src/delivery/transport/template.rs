@@ -43,6 +43,13 @@ impl PathTemplate {
         Ok(PathTemplate { text: text.into(), components })
     }
 
+    /// A path that has none, whatever is in it.
+    pub fn literal(path: &str) -> Self {
+        let component =
+            |text: &str| (!text.is_empty()).then(|| Part::Literal(text.into())).into_iter().collect();
+        PathTemplate { text: path.into(), components: path.split('/').map(component).collect() }
+    }
+
     /// The folder of `recipient`, at a gateway named `host`.
     pub fn expand(&self, recipient: &ForwardPath, host: &Domain) -> Result<PathBuf, TooLong> {
         let (local, domain) = match recipient {

@@ -85,6 +85,14 @@ impl Breaker {
         Ok(Turn { probe: Some(number) })
     }
 
+    /// Whether [`Breaker::turn`] would give one.
+    pub fn has_turn(&self, now: Instant) -> bool {
+        match self.inner().state {
+            State::Closed { .. } => true,
+            State::Open { until } | State::Probing { until, .. } => now >= until,
+        }
+    }
+
     /// Who was asked has answered.
     pub fn handle_success(&self, turn: Turn) -> Change {
         let state = &mut self.inner().state;

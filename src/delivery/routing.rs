@@ -1,0 +1,250 @@
+//! Who gets a message: targets, by recipient and by what policies have noticed.
+//!
+//! Routes are looked at in their order. The first that fits a recipient says where its copy goes; those before it that fit and are
+//! `also` add to that. Where none fits, the default target has it.
+//!
+//! It is decided when an attempt is due, not when a message comes: what waits follows a changed configuration.
+//!
+//! Invariants: every recipient has at least one target, and none twice; how long it takes does not depend on how many routes there are,
+//! but on those that name the recipient.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+
+use super::TargetId;
+use crate::limits::TARGETS_MAX;
+use crate::mail::{Domain, Envelope, ForwardPath, Tag};
+
+/// Recipients that a route is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecipientPattern {
+    text: Box<str>,
+    /// What it is found by: in canonical form.
+    key: Box<str>,
+}
+
+impl RecipientPattern {
+    /// What [`RecipientPattern::parse`] takes.
+    pub const EXPECTED: &'static str = "an address, a domain, \"*.\" and a domain, an address with \"*\" in the place of the domain, or \"*\"";
+
+    /// `a@example.com`, `example.com`, `*.example.com` (every domain below it), `a@*`, `*`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let domain = |text: &str| Domain::parse(text, true).ok().map(|domain| domain.canonical().to_string());
+        let key = match (text, text.rsplit_once('@')) {
+            ("*", _) => "*".to_string(),
+            (_, Some((local, "*"))) => {
+                let mailbox = crate::mail::Mailbox::parse(&format!("{local}@a.example"), true).ok()?;
+                format!("{}@*", mailbox.local_part().to_lowercase())
+            }
+            (_, Some(_)) => {
+                let mailbox = crate::mail::Mailbox::parse(text, true).ok()?;
+                format!("{}@{}", mailbox.local_part().to_lowercase(), mailbox.canonical_domain())
+            }
+            (_, None) => match text.strip_prefix("*.") {
+                Some(parent) => format!("*.{}", domain(parent)?),
+                None => domain(text)?,
+            },
+        };
+        Some(RecipientPattern { text: text.into(), key: key.into() })
+    }
+}
+
+impl fmt::Display for RecipientPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// One route.
+#[derive(Clone, Debug, Default)]
+pub struct Route {
+    /// It fits these recipients; none: all.
+    pub recipients: Vec<RecipientPattern>,
+    /// It fits messages with one of these tags; none: all.
+    pub tags: Vec<Tag>,
+    /// Who gets what fits.
+    pub to: Vec<TargetId>,
+    /// Later routes are looked at as well.
+    pub is_also: bool,
+}
+
+/// All routes, made ready to be asked.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    routes: Vec<Route>,
+    /// The routes that name a key, in their order.
+    by_key: HashMap<Box<str>, Vec<usize>>,
+    /// The routes for all recipients, in their order.
+    for_all: Vec<usize>,
+    default: TargetId,
+    host: Domain,
+}
+
+/// Who gets a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Routed {
+    /// All recipients go to one target.
+    All(TargetId),
+    /// Each recipient, by its place in the envelope, with each of its targets.
+    Each(Vec<(u32, TargetId)>),
+}
+
+impl Routes {
+    /// `routes` in this order, and `default` behind them, of a gateway named `host`.
+    pub fn new(routes: Vec<Route>, default: TargetId, host: Domain) -> Self {
+        let mut by_key: HashMap<Box<str>, Vec<usize>> = HashMap::new();
+        let mut for_all = Vec::new();
+        for (n, route) in routes.iter().enumerate() {
+            if route.recipients.is_empty() {
+                for_all.push(n);
+            }
+            for pattern in &route.recipients {
+                match &*pattern.key {
+                    "*" => for_all.push(n),
+                    key => by_key.entry(key.into()).or_default().push(n),
+                }
+            }
+        }
+        for_all.dedup();
+        Routes { routes, by_key, for_all, default, host }
+    }
+
+    /// Every target that some message may go to.
+    pub fn targets(&self) -> Vec<TargetId> {
+        let mut all: Vec<_> = self.routes.iter().flat_map(|route| &route.to).copied().collect();
+        all.push(self.default);
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Who gets a message with this envelope and these tags.
+    pub fn route(&self, envelope: &Envelope, tags: &[Tag]) -> Routed {
+        if self.routes.is_empty() {
+            return Routed::All(self.default);
+        }
+        let mut each = Vec::with_capacity(envelope.forward_paths.len());
+        for (index, path) in (0..).zip(&envelope.forward_paths) {
+            each.extend(self.targets_of(path, tags).into_iter().map(|target| (index, target)));
+        }
+        let (_, first) = each[0];
+        match each.len() == envelope.forward_paths.len() && each.iter().all(|(_, target)| *target == first) {
+            true => Routed::All(first),
+            false => Routed::Each(each),
+        }
+    }
+
+    fn targets_of(&self, path: &ForwardPath, tags: &[Tag]) -> Vec<TargetId> {
+        let mut fitting = self.for_all.clone();
+        let (local, domain): (&str, Cow<'_, str>) = match path {
+            ForwardPath::Postmaster => ("postmaster", self.host.canonical().into()),
+            ForwardPath::Mailbox(mailbox) => (mailbox.local_part(), mailbox.canonical_domain()),
+        };
+        let local = local.to_lowercase();
+        let mut find = |key: &str| fitting.extend(self.by_key.get(key).into_iter().flatten());
+        find(&format!("{local}@{domain}"));
+        find(&format!("{local}@*"));
+        find(&domain);
+        let mut rest = &*domain;
+        while let Some((_, parent)) = rest.split_once('.') {
+            find(&format!("*.{parent}"));
+            rest = parent;
+        }
+        fitting.sort_unstable();
+        fitting.dedup();
+        let mut targets = Vec::new();
+        for route in fitting.into_iter().map(|n| &self.routes[n]) {
+            if !route.tags.is_empty() && !route.tags.iter().any(|tag| tags.contains(tag)) {
+                continue;
+            }
+            add(&mut targets, &route.to);
+            if !route.is_also {
+                return targets;
+            }
+        }
+        add(&mut targets, &[self.default]);
+        targets
+    }
+}
+
+/// The bound is proved by the configuration for what one route says; several may say more.
+fn add(targets: &mut Vec<TargetId>, more: &[TargetId]) {
+    for target in more {
+        if targets.len() < TARGETS_MAX && !targets.contains(target) {
+            targets.push(*target);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mail::ReversePath;
+
+    fn route(recipients: &[&str], tags: &[&str], to: &[u16], is_also: bool) -> Route {
+        Route {
+            recipients: recipients.iter().map(|text| RecipientPattern::parse(text).unwrap()).collect(),
+            tags: tags.iter().map(|tag| Tag::parse(tag).unwrap()).collect(),
+            to: to.iter().map(|id| TargetId(*id)).collect(),
+            is_also,
+        }
+    }
+
+    #[test]
+    fn the_first_route_that_fits_decides_and_those_before_it_may_add() {
+        let routes = vec![
+            route(&[], &[], &[9], true),
+            route(&["boss@example.com", "abuse@*"], &[], &[1, 2], false),
+            route(&[], &["spam"], &[3], false),
+            route(&["example.com", "bücher.example"], &[], &[4], false),
+            route(&["*.example.com"], &["list", "bulk"], &[5], false),
+            route(&["*.example.com"], &[], &[6, 9], false),
+            route(&["mx.example.net"], &[], &[7], true),
+        ];
+        let routes = Routes::new(routes, TargetId(0), Domain::parse("mx.example.net", false).unwrap());
+        let table: [(&str, &[&str], &[u16]); 14] = [
+            ("x@elsewhere.example", &[], &[9, 0]),
+            ("boss@example.com", &[], &[9, 1, 2]),
+            ("BOSS@Example.COM", &["spam"], &[9, 1, 2]),
+            ("abuse@anywhere.example", &[], &[9, 1, 2]),
+            ("x@example.com", &["other", "spam"], &[9, 3]),
+            ("x@example.com", &[], &[9, 4]),
+            ("x@xn--bcher-kva.example", &[], &[9, 4]),
+            ("x@bücher.example", &[], &[9, 4]),
+            ("x@a.example.com", &[], &[9, 6]),
+            ("x@a.b.example.com", &["bulk"], &[9, 5]),
+            ("boss@a.example.com", &[], &[9, 6]),
+            ("x@notexample.com", &[], &[9, 0]),
+            ("postmaster", &[], &[9, 7, 0]),
+            ("\"a b\"@example.com", &[], &[9, 4]),
+        ];
+        for (recipient, tags, expected) in table {
+            let path = ForwardPath::parse(recipient, true).unwrap();
+            let tags: Vec<_> = tags.iter().map(|tag| Tag::parse(tag).unwrap()).collect();
+            let targets: Vec<u16> = routes.targets_of(&path, &tags).iter().map(|target| target.0).collect();
+            assert_eq!(targets, expected, "{recipient} {tags:?}");
+        }
+        assert_eq!(routes.targets().len(), 9);
+    }
+
+    #[test]
+    fn what_all_recipients_share_is_said_once() {
+        let routes = vec![route(&["a.example"], &[], &[1], false), route(&["b.example"], &[], &[1], false)];
+        let routes = Routes::new(routes, TargetId(0), Domain::parse("h.example", false).unwrap());
+        let routed = |paths: &[&str]| {
+            let paths = paths.iter().map(|path| ForwardPath::parse(path, false).unwrap()).collect();
+            routes.route(&Envelope::new(ReversePath::Null, paths), &[])
+        };
+        assert_eq!(routed(&["x@a.example", "x@b.example"]), Routed::All(TargetId(1)));
+        let each = Routed::Each(vec![(0, TargetId(1)), (1, TargetId(0))]);
+        assert_eq!(routed(&["x@a.example", "x@c.example"]), each);
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_refused() {
+        for text in ["", "*.", "@example.com", "a@", "a@*.example.com", "**", "a b", "*@*@*", ".."] {
+            assert_eq!(RecipientPattern::parse(text), None, "{text:?}");
+        }
+    }
+}
