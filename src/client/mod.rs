@@ -20,7 +20,11 @@ mod message;
 mod offers;
 mod pool;
 mod reply;
+#[cfg(test)]
+pub(crate) mod scripted;
 mod stuffing;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod transaction;
 mod wire;

@@ -366,7 +366,8 @@ mod tests {
             match transaction.stage() {
                 Stage::Content | Stage::Dot => {
                     let is_dot = transaction.stage() == Stage::Dot;
-                    said += if is_dot { "dot " } else { transaction.chunk().map_or("content ", |_| "chunk ") };
+                    said +=
+                        if is_dot { "dot " } else { transaction.chunk().map_or("content ", |_| "chunk ") };
                     transaction.handle_end_said();
                 }
                 Stage::Done => break,
@@ -399,8 +400,20 @@ mod tests {
         let table: [Case; 22] = [
             (Smtp, all, &[250, 250, 250, 354, 250], "M R<a@x> R<b@x> DATA | | | | content |", "250 250"),
             (Smtp, one, &[250, 250, 250, 354, 250], "M | R<a@x> | R<b@x> | DATA | content |", "250 250"),
-            (Lmtp, all, &[250, 250, 250, 354, 250, 452], "M R<a@x> R<b@x> DATA | | | | content | |", "250 452"),
-            (Lmtp, one, &[250, 250, 250, 354, 550, 250], "M | R<a@x> | R<b@x> | DATA | content | |", "550 250"),
+            (
+                Lmtp,
+                all,
+                &[250, 250, 250, 354, 250, 452],
+                "M R<a@x> R<b@x> DATA | | | | content | |",
+                "250 452",
+            ),
+            (
+                Lmtp,
+                one,
+                &[250, 250, 250, 354, 550, 250],
+                "M | R<a@x> | R<b@x> | DATA | content | |",
+                "550 250",
+            ),
             // A part of the recipients.
             (Smtp, all, &[250, 550, 250, 354, 250], "M R<a@x> R<b@x> DATA | | | | content |", "550 250"),
             (Lmtp, all, &[250, 250, 451, 354, 250], "M R<a@x> R<b@x> DATA | | | | content |", "250 451"),
@@ -428,7 +441,8 @@ mod tests {
         for (protocol, offers, replies, said, fates) in table {
             let envelope = envelope(two);
             let offers = Offers::new(offers.into());
-            let transaction = Transaction::new(message(&envelope, &[0, 1]), protocol, &offers, false).unwrap();
+            let transaction =
+                Transaction::new(message(&envelope, &[0, 1]), protocol, &offers, false).unwrap();
             let expected = Ok((said.into(), fates.into()));
             assert_eq!(converse(transaction, replies), expected, "{protocol:?} {replies:?}");
         }
@@ -438,7 +452,12 @@ mod tests {
     fn chunks_begin_when_somebody_gets_them() {
         let table: [(Protocol, &[u16], &str, &str); 4] = [
             (Protocol::Smtp, &[250, 250, 550, 250], "M SIZE=100 R<a@x> R<b@x> | | | chunk |", "250 550"),
-            (Protocol::Lmtp, &[250, 250, 250, 250, 452], "M SIZE=100 R<a@x> R<b@x> | | | chunk | |", "250 452"),
+            (
+                Protocol::Lmtp,
+                &[250, 250, 250, 250, 452],
+                "M SIZE=100 R<a@x> R<b@x> | | | chunk | |",
+                "250 452",
+            ),
             (Protocol::Smtp, &[250, 450, 550], "M SIZE=100 R<a@x> R<b@x> | | |", "450 550"),
             (Protocol::Smtp, &[451, 503, 503], "M SIZE=100 R<a@x> R<b@x> | | |", "451 451"),
         ];
@@ -466,7 +485,8 @@ mod tests {
         for (protocol, replies, expected) in table {
             let envelope = envelope(&["a@x", "b@x"]);
             let offers = Offers::new("mx\nPIPELINING".into());
-            let transaction = Transaction::new(message(&envelope, &[0, 1]), protocol, &offers, false).unwrap();
+            let transaction =
+                Transaction::new(message(&envelope, &[0, 1]), protocol, &offers, false).unwrap();
             let error = converse(transaction, replies).unwrap_err();
             assert!(error.ends_with(expected.rsplit(": ").next().unwrap()), "{replies:?}: {error}");
         }
@@ -475,7 +495,8 @@ mod tests {
     #[test]
     fn what_is_answered_before_its_end_was_never_there() {
         let envelope = envelope(&["a@x", "b@x"]);
-        for (code, all_written, stage) in [(552, false, "content"), (451, false, "end"), (250, false, "end")] {
+        for (code, all_written, stage) in [(552, false, "content"), (451, false, "end"), (250, false, "end")]
+        {
             let offers = Offers::new("mx\nPIPELINING".into());
             let mut transaction =
                 Transaction::new(message(&envelope, &[0, 1]), Protocol::Smtp, &offers, false).unwrap();
@@ -495,8 +516,10 @@ mod tests {
             handled.unwrap();
             assert!(transaction.is_cut() && transaction.stage() == Stage::Done);
             let codes: Vec<_> = transaction.into_fates().into_iter().flatten().collect();
-            assert!(matches!(&codes[..], [Fate::Refused(a, Step::Content), Fate::Refused(b, Step::Recipient)]
-                if (a.code, b.code) == (code, 550)));
+            assert!(
+                matches!(&codes[..], [Fate::Refused(a, Step::Content), Fate::Refused(b, Step::Recipient)]
+                if (a.code, b.code) == (code, 550))
+            );
         }
     }
 
@@ -514,7 +537,13 @@ mod tests {
             other => panic!("{other:?}"),
         });
         let lines = String::from_utf8(out).unwrap();
-        Ok(lines.lines().map(String::from).filter(|line| line != "DATA").chain(unfit).collect::<Vec<_>>().join("; "))
+        Ok(lines
+            .lines()
+            .map(String::from)
+            .filter(|line| line != "DATA")
+            .chain(unfit)
+            .collect::<Vec<_>>()
+            .join("; "))
     }
 
     #[test]
@@ -544,7 +573,12 @@ mod tests {
         let s = "MAIL FROM:<s@client.example>";
         let unknown = HeaderText::Unknown;
         let table: &[(&Envelope, &str, HeaderText, Result<String, &str>)] = &[
-            (&plain, "", unknown, Ok(format!("{s}; RCPT TO:<postmaster>; RCPT TO:<b@xn--bcher-kva.example>"))),
+            (
+                &plain,
+                "",
+                unknown,
+                Ok(format!("{s}; RCPT TO:<postmaster>; RCPT TO:<b@xn--bcher-kva.example>")),
+            ),
             (&null, "SIZE", unknown, Ok("MAIL FROM:<> SIZE=100; RCPT TO:<A.b@x>".into())),
             (&null, "SIZE 100", unknown, Ok("MAIL FROM:<> SIZE=100; RCPT TO:<A.b@x>".into())),
             (&null, "SIZE 99", unknown, Err("5.3.4")),
@@ -553,7 +587,12 @@ mod tests {
             (&bits(Body::EightBit), "", unknown, Ok(format!("{s}; RCPT TO:<a@x>"))),
             (&bits(Body::Binary), "8BITMIME\nCHUNKING", unknown, Err("5.6.3")),
             (&bits(Body::Binary), "BINARYMIME", unknown, Err("5.6.3")),
-            (&bits(Body::Binary), "BINARYMIME\nCHUNKING", unknown, Ok(format!("{s} BODY=BINARYMIME; RCPT TO:<a@x>"))),
+            (
+                &bits(Body::Binary),
+                "BINARYMIME\nCHUNKING",
+                unknown,
+                Ok(format!("{s} BODY=BINARYMIME; RCPT TO:<a@x>")),
+            ),
             (
                 &utf8("ü@é.example", &["ö@bücher.example"]),
                 "SMTPUTF8",

@@ -211,6 +211,8 @@ impl Config {
         let into = match &self.transports[&self.delivery.transport].kind {
             TransportKind::Maildir(maildir) => format!("the Maildir {}", maildir.path()),
             TransportKind::Discard(_) => "nowhere: what is delivered is discarded".to_string(),
+            TransportKind::Lmtp(lmtp) => format!("LMTP at {}", lmtp.address.0),
+            TransportKind::Smtp(smtp) => format!("SMTP at {}", smtp.summary()),
         };
         let more = match self.routes.len() {
             0 => "",

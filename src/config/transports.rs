@@ -4,7 +4,10 @@
 //! settings.
 
 mod discard;
+mod lmtp;
 mod maildir;
+mod next_hop;
+mod smtp;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -18,7 +21,10 @@ use super::value::{count, duration, write_duration};
 use crate::delivery::Limits;
 
 pub use discard::Discard;
+pub use lmtp::Lmtp;
 pub use maildir::Maildir;
+pub use next_hop::{Offer, Session};
+pub use smtp::Smtp;
 
 /// Attempts at a time of a transport, at most: some have a thread each, the others a connection.
 pub const CONCURRENCY_MAX: u64 = 4096;
@@ -117,6 +123,10 @@ kinds! {
     Discard "discard" 32,
     /// Delivers into Maildirs.
     Maildir "maildir" 8,
+    /// Gives to an LMTP server.
+    Lmtp "lmtp" 16,
+    /// Gives to SMTP servers.
+    Smtp "smtp" 16,
 }
 
 /// The transport that `table` describes; `data` is the data directory.

@@ -2,8 +2,10 @@
 
 mod discard;
 mod maildir;
+pub mod next_hop;
 mod template;
 
 pub use discard::Discard;
 pub use maildir::Maildir;
+pub use next_hop::NextHop;
 pub use template::{PathTemplate, TooLong};
