@@ -164,7 +164,6 @@ fn fare(script: Script, timeouts: Timeouts) -> (String, Vec<u16>) {
 
 #[test]
 fn a_server_that_is_hostile_or_broken_holds_nobody_for_longer_than_a_step_may_take() {
-    let ended = "the connection has ended";
     let step = |change: fn(&mut Timeouts)| {
         let mut timeouts = Timeouts::all(LONG);
         change(&mut timeouts);
@@ -183,13 +182,7 @@ fn a_server_that_is_hostile_or_broken_holds_nobody_for_longer_than_a_step_may_ta
         ("RCPT", "drip", command, &["RCPT: no answer in time"], &[0, 0]),
         ("RCPT", "never end", step(|_| ()), &["RCPT: too many lines in one reply"], &[0, 0]),
         ("RCPT", "421 too busy", command, &["RCPT: 421 too busy"], &[0, 0]),
-        (
-            "RCPT",
-            "raw 250 a\r\n250 b\r\n250 c\r\n",
-            command,
-            &["the content: a reply that does not fit", "DATA: a reply that does not fit"],
-            &[0, 0],
-        ),
+        ("RCPT", "raw 250 a\r\n250 b\r\n250 c\r\n", command, &["DATA: a reply that does not fit"], &[0, 0]),
         (
             "DATA",
             "raw 354 go\r\n250 what\r\n",
@@ -206,7 +199,9 @@ fn a_server_that_is_hostile_or_broken_holds_nobody_for_longer_than_a_step_may_ta
     for (verb, answer, timeouts, expected, fates) in table {
         let script = Script::of(Protocol::Smtp, &["PIPELINING"]).saying(verb, &[answer]);
         let (trouble, found) = fare(script, timeouts);
-        assert!(expected.contains(&trouble.as_str()), "{verb} {answer}: {trouble} {ended}");
+        // Closed with octets unread, a socket is reset.
+        let trouble = trouble.replace("Connection reset by peer (os error 104)", "the connection has ended");
+        assert!(expected.contains(&trouble.as_str()), "{verb} {answer}: {trouble}");
         assert_eq!(found, fates, "{verb} {answer}");
     }
 }
@@ -457,7 +452,8 @@ fn a_connection_whose_server_has_spoken_or_gone_is_not_used_again() {
                 }
             });
             let introduction = Introduction { protocol: Protocol::Smtp, name: "mx.test".into() };
-            let pool = Pool::new(Target::in_clear(endpoint, introduction, Timeouts::all(LONG)), BOUNDS);
+            let bounds = Bounds { uses_max: u32::MAX, ..BOUNDS };
+            let pool = Pool::new(Target::in_clear(endpoint, introduction, Timeouts::all(LONG)), bounds);
             let first = pool.take().await.unwrap();
             pool.give_back(first);
             let same = pool.take().await.unwrap();
@@ -465,7 +461,11 @@ fn a_connection_whose_server_has_spoken_or_gone_is_not_used_again() {
             pool.give_back(same);
             go.send(()).await.unwrap();
             done.recv().await.unwrap();
-            assert!(!pool.take().await.unwrap().is_used(), "it {deed}");
+            // The octets may still be on their way; without an end this ends by its time.
+            while let Some(leased) = Some(pool.take().await.unwrap()).filter(Leased::is_used) {
+                pool.give_back(leased);
+                tokio::task::yield_now().await;
+            }
         });
     }
 }
