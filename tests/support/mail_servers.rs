@@ -17,6 +17,9 @@ use super::{tools, wait};
 /// The password of every user of [`Dovecot`].
 pub const PASSWORD: &str = "secret";
 
+/// The user and the group to whom the mail belongs.
+const NOBODY: u32 = 65534;
+
 /// How often another port is tried, if somebody else has taken the one that was free.
 const PORT_TRIES: usize = 20;
 
@@ -95,6 +98,9 @@ impl Dovecot {
         let folder = tempfile::tempdir().expect("a folder");
         // Its processes have users of their own.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
+        let mail = folder.path().join("mail");
+        fs::create_dir(&mail).expect("a folder");
+        chown(&mail, Some(NOBODY), Some(NOBODY)).expect("an owner");
         let users: String =
             users.iter().map(|user| format!("{user}:{{PLAIN}}{PASSWORD}::::/nonexistent::\n")).collect();
         fs::write(folder.path().join("users"), users).expect("users");
@@ -281,13 +287,16 @@ impl Postfix {
         for name in ["etc", "queue", "queue/pid"] {
             folder(name, None, None, 0o755);
         }
-        for name in ["active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming", "private", "saved", "trace"] {
+        for name in [
+            "active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming", "private",
+            "saved", "trace",
+        ] {
             folder(&format!("queue/{name}"), Some(user), None, 0o700);
         }
         folder("queue/maildrop", Some(user), Some(group), 0o1730);
         folder("queue/public", Some(user), Some(group), 0o2710);
         folder("data", Some(user), None, 0o700);
-        folder("mail", Some(65534), None, 0o755);
+        folder("mail", Some(NOBODY), None, 0o755);
         if let Some(Issued { chain, key }) = certificate {
             fs::write(home.join("etc/pair.pem"), format!("{key}{chain}")).expect("a certificate");
         }
@@ -297,7 +306,9 @@ impl Postfix {
     fn configure(&self, settings: &str) {
         let home = self.folder.path().display();
         let tls = match self.folder.path().join("etc/pair.pem").exists() {
-            true => format!("smtpd_tls_chain_files = {home}/etc/pair.pem\nsmtpd_tls_security_level = may\nsmtpd_tls_received_header = yes\n"),
+            true => format!(
+                "smtpd_tls_chain_files = {home}/etc/pair.pem\nsmtpd_tls_security_level = may\nsmtpd_tls_received_header = yes\n"
+            ),
             false => String::new(),
         };
         // What is said last counts.
