@@ -24,9 +24,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 
 use incoming::mail::{Arrival, Body, Envelope, ForwardPath, MessageId, Protocol, ReversePath};
-use incoming::spool::format::RecipientOutcome;
+use incoming::spool::format::{Made, RecipientOutcome};
 use incoming::spool::recovery::Recovered;
-use incoming::spool::{Completion, Incoming, Io, Receiving, Slot, Spool, SpoolConfig};
+use incoming::spool::{Completion, Incoming, Io, Lane, Receiving, Slot, Spool, SpoolConfig};
 use load::{target, usage};
 use support::setup::{Setup, binary};
 
@@ -165,6 +165,7 @@ impl Queue {
             smtputf8: false,
             require_tls: false,
             dsn: None,
+            via: None,
         };
         let unix_time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let arrival = Arrival {
@@ -194,8 +195,8 @@ impl Queue {
     /// Every message was attempted once and is to be tried again a day later.
     fn defer_all(&mut self) {
         let unix_now = self.arrival.unix_time;
-        while let Some(sequence) = self.spool.next_of_backlog(self.now) {
-            self.spool.hand_off(sequence);
+        while let Some(sequence) = self.spool.next_of_backlog(Lane::UNROUTED, self.now) {
+            self.spool.hand_off(sequence, Lane::UNROUTED);
             let outcome = RecipientOutcome {
                 index: 0,
                 is_done: false,
@@ -203,7 +204,13 @@ impl Queue {
                 next_attempt: unix_now + 86_400,
                 reason: "451 4.3.0 the mail store is away".into(),
             };
-            self.spool.handle_outcome(sequence, &[outcome], self.now, unix_now);
+            self.spool.handle_outcome(
+                sequence,
+                Lane::UNROUTED,
+                Made::default(),
+                &[outcome],
+                (self.now, unix_now),
+            );
             self.settle();
         }
         self.now += Duration::from_secs(1);

@@ -25,7 +25,7 @@ pub const PIECE_SIZE_MIN: usize = 16 << 10;
 /// wait for the next group commit.
 pub const SPOOL_PAGE_SIZE: usize = 256 << 10;
 /// Pages of a log between append and completed write: several batches of full sessions, and the largest record.
-pub const SPOOL_PAGES_MAX: usize = 20;
+pub const SPOOL_PAGES_MAX: usize = 21;
 /// The ring's own memory, in octets per shard: the pages, twice over because its allocator rounds to powers of two.
 pub const RING_MEMORY_SIZE: usize = 2 * SPOOL_PAGE_SIZE * SPOOL_PAGES_MAX;
 
@@ -105,6 +105,11 @@ pub const TARGETS_MAX: usize = 4;
 pub const COPY_SIZE: usize = PIECE_SIZE_MAX;
 /// How much of a peer's text a log line shows, in octets of the peer's.
 pub const LOGGED_TEXT_SIZE_MAX: usize = 256;
+/// What a notification brings back of a message at most, in octets: of a larger one its header section, and of a larger header section
+/// its beginning. As much as any server takes (RFC 5321 §4.5.3.1.7).
+pub const RETURNED_SIZE_MAX: usize = 48 << 10;
+/// How much of a message's header section is looked at, in octets: twice what sessions accept by default, and our own lines.
+pub const HEADER_FIELDS_SIZE_MAX: usize = 2 * MIB as usize;
 /// The longest reason kept with an outcome, in octets: a next hop may say more than anybody reads.
 pub const REASON_SIZE_MAX: usize = 1024;
 
@@ -130,8 +135,9 @@ const MESSAGE_RECORD_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * 260
     + PIECE_SIZE_MAX as u64
     + 16 * KIB;
 
-/// What a message's record grows by when it is moved: of each recipient what became of it, and 64 KiB of reasons.
-const PROGRESS_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * 35 + 64 * KIB;
+/// What a message's record grows by when it is moved: of each recipient what became of it at each of its targets, their names, and 64 KiB of
+/// reasons.
+const PROGRESS_SIZE_MAX: u64 = RECIPIENTS_MAX_HIGH * TARGETS_MAX as u64 * 35 + 72 * KIB;
 
 const _: () = assert!(
     MESSAGE_RECORD_SIZE_MAX + PROGRESS_SIZE_MAX <= SEGMENT_SIZE_LOW - 128 * KIB,

@@ -12,14 +12,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use incoming::mail::MessageId;
-use incoming::spool::Entry;
-use incoming::spool::format::{self, MessagePayload, PieceRef, RecipientOutcome};
+use incoming::spool::format::{self, Made, MessagePayload, PieceRef, RecipientOutcome};
 use incoming::spool::memory_disk::{mail, recover};
 use incoming::spool::recovery::{Depth, Recovered};
 use incoming::spool::{
     AppendError, Completion, Incoming, Io, IoFailure, Location, Receiving, RecordPlace, Slot, Spool,
     SpoolConfig,
 };
+use incoming::spool::{Entry, Lane};
 
 const SECTOR: usize = 512;
 /// What a log may have beyond twice what is needed: sparse segments, the one being emptied, the one being filled, the prepared
@@ -172,9 +172,9 @@ impl World {
             }
             self.poll(&mut spool, &mut in_flight);
             if self.random.one_in(2)
-                && let Some(sequence) = spool.next_of_backlog(self.now)
+                && let Some(sequence) = spool.next_of_backlog(Lane::UNROUTED, self.now)
             {
-                spool.hand_off(sequence);
+                spool.hand_off(sequence, Lane::UNROUTED);
                 let entry = spool.entry(sequence).expect("it is in the backlog");
                 let place = |p: &PieceRef| Location {
                     epoch: p.epoch,
@@ -348,7 +348,7 @@ impl World {
         progress.left.retain(|(index, ..)| !outcomes.iter().any(|o| o.is_done && o.index == *index));
         let times = outcomes.iter().filter(|o| !o.is_done).map(|o| o.next_attempt);
         progress.next_attempt = times.min().unwrap_or(0);
-        spool.handle_outcome(sequence, &outcomes, self.now, unix_now);
+        spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &outcomes, (self.now, unix_now));
         assert_eq!(spool.entry(sequence).is_none(), progress.left.is_empty());
         let state = Some(progress).filter(|progress| !progress.left.is_empty());
         self.known(sequence).states.push(state);
@@ -422,7 +422,7 @@ impl World {
         let (quick, whole) = (recover(&files, Depth::Quick), recover(&files, Depth::Whole));
         let facts = |recovered: &Recovered| -> Vec<_> {
             let of = |message: &Entry| {
-                let left = message.outstanding().map(<[_]>::to_vec);
+                let left = message.outstanding();
                 (message.location, message.pieces.clone(), left, message.due())
             };
             recovered.messages.iter().map(|(sequence, message)| (sequence, of(message))).collect()
@@ -439,13 +439,11 @@ impl World {
         for (sequence, message) in recovered.messages.iter() {
             let content = self.content(recovered, sequence);
             let next_attempt = message.due().unwrap_or(0) / 1000;
-            let left = match message.outstanding() {
-                None => everybody(message.recipient_count as usize),
-                Some(left) => left
-                    .iter()
-                    .map(|o| (o.index, o.attempts, o.reason.as_deref().unwrap_or_default().to_owned()))
-                    .collect(),
-            };
+            let left: Vec<_> = message
+                .outstanding()
+                .iter()
+                .map(|(_, o)| (o.index, o.attempts, o.reason.as_deref().unwrap_or_default().to_owned()))
+                .collect();
             let candidates = self.known.get_mut(&sequence).expect("only what was appended is recovered");
             candidates.retain(|known| known.content == content);
             let known = candidates.last_mut().expect("with its own content");

@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use incoming::mail::{
     Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
-    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion,
+    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion, Via,
 };
 use incoming::spool::format::{
-    self, BLOCK_SIZE, EnvelopeOctets, IndexBuilder, IndexPayload, IndexedMessage, Kind, MessageHead,
-    MessagePayload, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader, Seal, SegmentHeader,
+    self, BLOCK_SIZE, EnvelopeOctets, IndexBuilder, IndexPayload, IndexedMessage, Kind, Made, MessageHead,
+    MessagePayload, OutcomeEntry, OutcomeHead, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader,
+    Seal, SegmentHeader, TargetOutcomes,
 };
 use incoming::spool::memory_disk::MemoryDisk;
 use incoming::spool::recovery::{Depth, Finding, Recovered};
@@ -95,6 +96,7 @@ fn the_message_record_of_version_1() {
                 },
             ],
         })),
+        via: Some(Via::Only("archive".into())),
     };
     let arrival = Arrival {
         peer: "[2001:db8::1]:25".parse().unwrap(),
@@ -120,6 +122,7 @@ fn the_message_record_of_version_1() {
     let reason = "451 busy".into();
     let tried =
         RecipientOutcome { index: 1, is_done: false, attempts: 3, next_attempt: 1_700_000_060, reason };
+    let tried = TargetOutcomes { target: "store".into(), here_only: false, recipients: vec![tried] };
     assert_eq!(message.progress, std::slice::from_ref(&tried));
     let head = MessageHead {
         sequence: 13,
@@ -143,11 +146,28 @@ fn the_outcomes_record_of_version_1() {
     let deferred =
         RecipientOutcome { index: 1, is_done: false, attempts: 3, next_attempt: 1_700_000_060, reason };
     let entries = format::decode_outcomes(&payload).expect("an Outcomes payload");
-    let entries: Vec<_> = entries.into_iter().map(|entry| (entry.sequence, entry.recipients)).collect();
-    assert_eq!(entries, [(5, vec![]), (13, vec![done, deferred])]);
+    let made = Made { unix_millis: 1_700_000_000_123, duration_millis: 250 };
+    let expected = [
+        OutcomeHead {
+            sequence: 5,
+            is_message_done: true,
+            made: Made::default(),
+            target: "",
+            here_only: false,
+        },
+        OutcomeHead { sequence: 13, is_message_done: false, made, target: "store", here_only: true },
+    ];
+    let recipients = [vec![], vec![done, deferred]];
     let mut written = Vec::new();
-    entries.iter().for_each(|(sequence, left)| format::encode_outcome(*sequence, left, &mut written));
+    for (head, recipients) in expected.into_iter().zip(&recipients) {
+        format::encode_outcome(head, recipients, &mut written);
+    }
     assert_eq!(written, payload);
+    for (entry, (head, recipients)) in entries.into_iter().zip(expected.into_iter().zip(recipients)) {
+        let outcomes = TargetOutcomes { target: head.target.into(), here_only: head.here_only, recipients };
+        let OutcomeHead { sequence, is_message_done, made, .. } = head;
+        assert_eq!(entry, OutcomeEntry { sequence, is_message_done, made, outcomes });
+    }
 }
 
 #[test]

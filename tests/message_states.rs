@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use incoming::spool::format::RecipientOutcome;
+use incoming::spool::format::{Made, RecipientOutcome};
 use incoming::spool::memory_disk::{MemoryDisk, mail, recover};
 use incoming::spool::recovery::{Depth, Recovered};
-use incoming::spool::{Incoming, Io, Receiving, Slot, Spool, SpoolConfig};
+use incoming::spool::{Incoming, Io, Lane, Receiving, Slot, Spool, SpoolConfig};
 
 const CONFIG: SpoolConfig =
     SpoolConfig { segment_size: 128 << 10, sync: true, page_size: 16 << 10, pages_max: 8 };
@@ -76,10 +76,10 @@ impl Log {
     }
 
     fn attempt(&mut self, sequence: u64, is_done: bool) {
-        self.spool.hand_off(sequence);
+        self.spool.hand_off(sequence, Lane::UNROUTED);
         let outcome =
             RecipientOutcome { index: 0, is_done, attempts: 1, next_attempt: 5000, reason: "busy".into() };
-        self.spool.handle_outcome(sequence, &[outcome], self.now, 1000);
+        self.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[outcome], (self.now, 1000));
     }
 
     /// The power goes, and what was synced is read: is the message in the queue, and with how many attempts made?
@@ -87,7 +87,7 @@ impl Log {
         let recovered = recover(&self.durable, Depth::Quick);
         assert!(recovered.findings.iter().all(|finding| !finding.is_damage()), "{:?}", recovered.findings);
         let message = recovered.messages.get(sequence)?;
-        Some(message.outstanding().map_or(0, |left| left[0].attempts))
+        Some(message.outstanding()[0].1.attempts)
     }
 }
 
@@ -123,7 +123,7 @@ fn every_state_of_a_message_is_after_a_power_cut_what_the_table_says() {
             "handed off",
             |log| {
                 let sequence = log.stored();
-                log.spool.hand_off(sequence);
+                log.spool.hand_off(sequence, Lane::UNROUTED);
                 sequence
             },
             Some(0),
@@ -172,7 +172,7 @@ fn every_state_of_a_message_is_after_a_power_cut_what_the_table_says() {
             |log| {
                 let sequence = surrounded(log, false);
                 log.pass(Duration::from_secs(5000));
-                assert_eq!(log.spool.next_of_backlog(log.now), Some(sequence));
+                assert_eq!(log.spool.next_of_backlog(Lane::UNROUTED, log.now), Some(sequence));
                 log.attempt(sequence, true);
                 log.pass(Duration::from_secs(1));
                 sequence

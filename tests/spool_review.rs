@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use incoming::spool::format::{BLOCK_SIZE, Kind, RecordHeader};
 use incoming::spool::memory_disk::{MemoryDisk, mail};
 use incoming::spool::recovery::{Depth, Finding, Recovered, VOIDS_MAX};
-use incoming::spool::{Completion, Incoming, Io, IoFailure, Receiving, Slot, Spool, SpoolConfig};
+use incoming::spool::{Completion, Incoming, Io, IoFailure, Lane, Receiving, Slot, Spool, SpoolConfig};
 use log::Log;
 
 const SMALL: SpoolConfig =
@@ -95,7 +95,7 @@ fn a_damaged_message_that_is_being_delivered_is_not_read_again_and_again() {
     disk.files.get_mut(&slot).unwrap()[location.offset as usize + 60] ^= 1;
     let mut now = Instant::now();
     let mut spool = open(recovered, now);
-    spool.hand_off(oldest);
+    spool.hand_off(oldest, Lane::UNROUTED);
     let mut reads = 0;
     for _ in 0..100 {
         reads += run(&mut spool, &mut disk, now, |_| false);
@@ -103,7 +103,7 @@ fn a_damaged_message_that_is_being_delivered_is_not_read_again_and_again() {
     }
     assert!((1..=10).contains(&reads), "{reads} reads in ten seconds");
     assert_eq!(spool.poll_damaged(), None, "the delivery finds out");
-    spool.take_back(oldest);
+    spool.take_back(oldest, Lane::UNROUTED);
     now += Duration::from_secs(60);
     run(&mut spool, &mut disk, now, |_| false);
     assert_eq!(spool.poll_damaged(), Some(oldest));

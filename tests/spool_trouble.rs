@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use incoming::spool::format::RecipientOutcome;
+use incoming::spool::format::{Made, RecipientOutcome};
 use incoming::spool::memory_disk::{mail, recover};
 use incoming::spool::recovery::{Depth, Recovered};
 use incoming::spool::{
-    AppendError, Completion, Incoming, Io, IoFailure, Receiving, RecordPlace, Slot, Spool, SpoolConfig,
+    AppendError, Completion, Incoming, Io, IoFailure, Lane, Receiving, RecordPlace, Slot, Spool, SpoolConfig,
 };
 
 /// As a shard has it.
@@ -131,10 +131,10 @@ impl Lab {
     }
 
     fn deliver(&mut self, sequence: u64) {
-        self.spool.hand_off(sequence);
+        self.spool.hand_off(sequence, Lane::UNROUTED);
         let done =
             RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
-        self.spool.handle_outcome(sequence, &[done], self.now, 0);
+        self.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[done], (self.now, 0));
     }
 
     fn append(
@@ -234,9 +234,9 @@ fn outcomes_of_any_permitted_size_are_recorded() {
     let sequence = lab.append(&mut Receiving::default(), 10_000, b"x").unwrap();
     lab.run(nothing);
     assert_eq!(lab.stored, [(sequence, true)]);
-    lab.spool.hand_off(sequence);
+    lab.spool.hand_off(sequence, Lane::UNROUTED);
     let outcomes: Vec<_> = (0..10_000).map(|index| deferred(index, 600, 60)).collect();
-    lab.spool.handle_outcome(sequence, &outcomes, lab.now, 0);
+    lab.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &outcomes, (lab.now, 0));
     for _ in 0..100 {
         lab.now += Duration::from_millis(30);
         lab.spool.finish(lab.now);
@@ -265,10 +265,10 @@ fn outcomes_that_gathered_while_no_segment_could_be_prepared_are_recorded_when_o
         for sequence in sequences.iter().copied() {
             let Some(entry) = lab.spool.entry(sequence) else { continue };
             let _ = entry;
-            lab.spool.next_of_backlog(lab.now);
-            lab.spool.hand_off(sequence);
+            lab.spool.next_of_backlog(Lane::UNROUTED, lab.now);
+            lab.spool.hand_off(sequence, Lane::UNROUTED);
             let outcomes: Vec<_> = (0..1000).map(|index| deferred(index, 30, 0)).collect();
-            lab.spool.handle_outcome(sequence, &outcomes, lab.now, 0);
+            lab.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &outcomes, (lab.now, 0));
             lab.now += Duration::from_millis(30);
             lab.run(prepares_fail);
         }
@@ -287,8 +287,8 @@ fn a_due_message_that_the_full_channel_does_not_take_does_not_spin_the_driver() 
     let mut lab = Lab::fresh(SMALL);
     let sequence = lab.append(&mut Receiving::default(), 1, b"x").unwrap();
     lab.run(nothing);
-    lab.spool.hand_off(sequence);
-    lab.spool.handle_outcome(sequence, &[deferred(0, 10, 60)], lab.now, 0);
+    lab.spool.hand_off(sequence, Lane::UNROUTED);
+    lab.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[deferred(0, 10, 60)], (lab.now, 0));
     lab.now += Duration::from_secs(61);
     // What Disk::perform_all does; Handoff::take_backlog does not ask while the channel is full.
     lab.run(nothing);
@@ -300,13 +300,19 @@ fn outcomes_on_a_failed_medium_do_not_spin_the_driver() {
     let mut lab = Lab::fresh(SMALL);
     let sequence = lab.append(&mut Receiving::default(), 1, b"x").unwrap();
     lab.run(nothing);
-    lab.spool.hand_off(sequence);
+    lab.spool.hand_off(sequence, Lane::UNROUTED);
     for _ in 0..2 {
         let _ = lab.append(&mut Receiving::default(), 1, b"y");
         lab.run(syncs_fail);
     }
     assert!(!lab.spool.is_accepting());
-    lab.spool.handle_outcome(sequence, &[deferred(0, 10, 3600)], lab.now, 0);
+    lab.spool.handle_outcome(
+        sequence,
+        Lane::UNROUTED,
+        Made::default(),
+        &[deferred(0, 10, 3600)],
+        (lab.now, 0),
+    );
     lab.now += Duration::from_secs(1);
     lab.run(syncs_fail);
     assert!(lab.spool.poll_timeout().is_none_or(|due| due > lab.now));
@@ -336,9 +342,9 @@ fn a_segment_of_another_size_is_not_used_again_as_one_of_this_size() {
     let mut lab = Lab::fresh(SMALL);
     let sequence = lab.append(&mut Receiving::default(), 1, b"x").unwrap();
     lab.run(nothing);
-    lab.spool.hand_off(sequence);
+    lab.spool.hand_off(sequence, Lane::UNROUTED);
     let done = RecipientOutcome { is_done: true, ..deferred(0, 0, 0) };
-    lab.spool.handle_outcome(sequence, &[done], lab.now, 0);
+    lab.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[done], (lab.now, 0));
     lab.now += Duration::from_secs(1);
     lab.run(nothing);
     let larger = SpoolConfig { segment_size: 2 * SMALL.segment_size, ..SMALL };

@@ -124,12 +124,6 @@ impl Pool {
         }
     }
 
-    /// Closes what is idle: the server is not what it was.
-    pub fn forget(&self) {
-        let idles = std::mem::take(&mut self.0.lock().all);
-        idles.into_iter().for_each(|idle| idle.connection.quit());
-    }
-
     async fn open(&self, place: OwnedSemaphorePermit) -> Result<Leased, Failure> {
         let connection = Connection::open(&self.0.target).await?;
         Ok(Leased { connection, refusals: 0, uses: 0, place })

@@ -7,7 +7,9 @@ mod discard;
 mod lmtp;
 mod maildir;
 mod next_hop;
+mod pipe;
 mod smtp;
+mod webhook;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -24,7 +26,9 @@ pub use discard::Discard;
 pub use lmtp::Lmtp;
 pub use maildir::Maildir;
 pub use next_hop::{Offer, Session};
+pub use pipe::Pipe;
 pub use smtp::Smtp;
+pub use webhook::Webhook;
 
 /// Attempts at a time of a transport, at most: some have a thread each, the others a connection.
 pub const CONCURRENCY_MAX: u64 = 4096;
@@ -124,9 +128,13 @@ kinds! {
     /// Delivers into Maildirs.
     Maildir "maildir" 8,
     /// Gives to an LMTP server.
-    Lmtp "lmtp" 16,
+    Lmtp "lmtp" 32,
     /// Gives to SMTP servers.
-    Smtp "smtp" 16,
+    Smtp "smtp" 32,
+    /// Delivers to a command.
+    Pipe "pipe" 8,
+    /// Posts messages to an application.
+    Webhook "webhook" 32,
 }
 
 /// The transport that `table` describes; `data` is the data directory.

@@ -1,8 +1,9 @@
 //! One message on its way to some of its recipients, as a transport sees it.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::Arc;
 
+use super::HeaderFields;
 use super::content::{Chunks, Content, ContentReader, CopyError};
 use crate::mail::{Arrival, Envelope, ForwardPath, MessageId};
 
@@ -54,6 +55,11 @@ impl Attempt {
         self.content.copy_to(sink)
     }
 
+    /// The fields of the header section; this may block.
+    pub fn header(&self) -> io::Result<HeaderFields> {
+        HeaderFields::read(&mut self.open_content())
+    }
+
     /// The content in parts, for a thread that must not block.
     pub fn chunks(&self) -> Chunks<'_> {
         Chunks::of(&self.content)
@@ -69,7 +75,15 @@ impl Attempt {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::delivery::tests::attempt_for;
+
+    #[test]
+    fn the_header_section_is_that_of_the_content() {
+        let mut attempt = attempt_for(&["a@e.org"]);
+        attempt.content = Content::Memory(vec!["A: b\r".into(), "\n c\r\n\r\nbody".into()]).into();
+        assert_eq!(attempt.header().unwrap().get("a").unwrap().value(), "b c");
+    }
 
     #[test]
     fn the_key_is_that_of_a_message_and_its_recipients() {

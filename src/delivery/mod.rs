@@ -26,7 +26,9 @@ mod attempt;
 mod content;
 pub mod dead;
 pub(crate) mod folder;
+mod header;
 mod job;
+pub mod notification;
 mod outcome;
 mod queue;
 pub(crate) mod record;
@@ -43,6 +45,7 @@ use crate::mail::Capabilities;
 pub use attempt::{Attempt, Recipient};
 pub use content::{Chunks, Content, ContentReader, CopyError, StoredContent};
 pub use dead::{DeadLetters, Intake, NotTaken, Resent, Upkeep};
+pub use header::{Address, HeaderField, HeaderFields, HeaderReader};
 pub use job::Job;
 pub use outcome::{Outcome, Report};
 pub use queue::{JobReceiver, JobSender, OutcomeReceiver, OutcomeSender, job_channel, outcome_channel};
@@ -82,6 +85,9 @@ pub trait BlockingDelivery: Send + Sync {
 
     /// As [`Delivery::deliver`].
     fn deliver(&self, attempt: &Attempt) -> Vec<Outcome>;
+
+    /// No attempt will begin any more, and those that are being made should end within seconds. From any thread, once.
+    fn stop(&self) {}
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{COMMAND_SIZE_MAX_HIGH, RECIPIENTS_MAX_HIGH};
 use crate::mail::{
     Arrival, Body, ClientCertificate, Domain, Dsn, Envelope, EnvelopeId, ForwardPath, Notify,
-    OriginalRecipient, Protocol, RecipientDsn, Ret, ReversePath, TAGS_MAX, Tag, Tls, TlsVersion,
+    OriginalRecipient, Protocol, RecipientDsn, Ret, ReversePath, TAGS_MAX, Tag, Tls, TlsVersion, Via,
 };
 
 /// Why a text is not what it should be: the key, and what is wrong.
@@ -36,6 +36,12 @@ pub struct EnvelopeRecord {
     require_tls: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     dsn: Option<DsnRecord>,
+    /// Its target, whatever the routes say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    through: Option<String>,
+    /// Of the targets that the routes say, this one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    only: Option<String>,
 }
 
 /// Parameters as they were given (RFC 3461).
@@ -96,8 +102,14 @@ impl From<&Envelope> for EnvelopeRecord {
             smtputf8: envelope.smtputf8,
             require_tls: envelope.require_tls,
             dsn: envelope.dsn.as_deref().map(DsnRecord::from),
+            through: name(&envelope.via, |via| matches!(via, Via::Through(_))),
+            only: name(&envelope.via, |via| matches!(via, Via::Only(_))),
         }
     }
+}
+
+fn name(via: &Option<Via>, is_it: impl Fn(&Via) -> bool) -> Option<String> {
+    via.as_ref().filter(|via| is_it(via)).map(|via| via.name().to_string())
 }
 
 impl From<&Arrival> for ArrivalRecord {
@@ -169,6 +181,11 @@ impl EnvelopeRecord {
             smtputf8: self.smtputf8,
             require_tls: self.require_tls,
             dsn: self.dsn.as_ref().map(|dsn| dsn.parse(count).map(Box::new)).transpose()?,
+            via: match (&self.through, &self.only) {
+                (Some(name), _) => Some(Via::Through(name.as_str().into())),
+                (None, Some(name)) => Some(Via::Only(name.as_str().into())),
+                (None, None) => None,
+            },
         })
     }
 }

@@ -11,10 +11,11 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use super::TargetId;
 use crate::limits::TARGETS_MAX;
-use crate::mail::{Domain, Envelope, ForwardPath, Tag};
+use crate::mail::{Domain, Envelope, ForwardPath, Tag, Via};
 
 /// Recipients that a route is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +79,8 @@ pub struct Routes {
     /// The routes for all recipients, in their order.
     for_all: Vec<usize>,
     default: TargetId,
+    /// Of all targets, by their ids.
+    names: Vec<Arc<str>>,
     host: Domain,
 }
 
@@ -91,8 +94,8 @@ pub enum Routed {
 }
 
 impl Routes {
-    /// `routes` in this order, and `default` behind them, of a gateway named `host`.
-    pub fn new(routes: Vec<Route>, default: TargetId, host: Domain) -> Self {
+    /// `routes` in this order, and `default` behind them, to targets with these names, of a gateway named `host`.
+    pub fn new(routes: Vec<Route>, default: TargetId, names: Vec<Arc<str>>, host: Domain) -> Self {
         let mut by_key: HashMap<Box<str>, Vec<usize>> = HashMap::new();
         let mut for_all = Vec::new();
         for (n, route) in routes.iter().enumerate() {
@@ -107,7 +110,7 @@ impl Routes {
             }
         }
         for_all.dedup();
-        Routes { routes, by_key, for_all, default, host }
+        Routes { routes, by_key, for_all, default, names, host }
     }
 
     /// Every target that some message may go to.
@@ -121,18 +124,34 @@ impl Routes {
 
     /// Who gets a message with this envelope and these tags.
     pub fn route(&self, envelope: &Envelope, tags: &[Tag]) -> Routed {
+        if let Some(Via::Through(name)) = &envelope.via
+            && let Some(target) = self.named(name)
+        {
+            return Routed::All(target);
+        }
         if self.routes.is_empty() {
             return Routed::All(self.default);
         }
         let mut each = Vec::with_capacity(envelope.forward_paths.len());
         for (index, path) in (0..).zip(&envelope.forward_paths) {
-            each.extend(self.targets_of(path, tags).into_iter().map(|target| (index, target)));
+            let mut targets = self.targets_of(path, tags);
+            if let Some(Via::Only(name)) = &envelope.via
+                && let Some(only) = self.named(name).filter(|only| targets.contains(only))
+            {
+                targets = vec![only];
+            }
+            each.extend(targets.into_iter().map(|target| (index, target)));
         }
         let (_, first) = each[0];
         match each.len() == envelope.forward_paths.len() && each.iter().all(|(_, target)| *target == first) {
             true => Routed::All(first),
             false => Routed::Each(each),
         }
+    }
+
+    fn named(&self, name: &str) -> Option<TargetId> {
+        let at = self.names.iter().position(|known| **known == *name)?;
+        Some(TargetId(at as u16))
     }
 
     fn targets_of(&self, path: &ForwardPath, tags: &[Tag]) -> Vec<TargetId> {
@@ -202,7 +221,8 @@ mod tests {
             route(&["*.example.com"], &[], &[6, 9], false),
             route(&["mx.example.net"], &[], &[7], true),
         ];
-        let routes = Routes::new(routes, TargetId(0), Domain::parse("mx.example.net", false).unwrap());
+        let routes =
+            Routes::new(routes, TargetId(0), names(), Domain::parse("mx.example.net", false).unwrap());
         let table: [(&str, &[&str], &[u16]); 14] = [
             ("x@elsewhere.example", &[], &[9, 0]),
             ("boss@example.com", &[], &[9, 1, 2]),
@@ -228,10 +248,36 @@ mod tests {
         assert_eq!(routes.targets().len(), 9);
     }
 
+    fn names() -> Vec<Arc<str>> {
+        (0..10).map(|n| format!("t{n}").into()).collect()
+    }
+
+    #[test]
+    fn a_message_may_name_its_target() {
+        let routes = vec![route(&["a.example"], &[], &[1, 2], false)];
+        let routes = Routes::new(routes, TargetId(0), names(), Domain::parse("h.example", false).unwrap());
+        let paths = ["x@a.example", "x@b.example"];
+        let paths: Vec<_> = paths.iter().map(|path| ForwardPath::parse(path, false).unwrap()).collect();
+        let each =
+            |each: &[(u32, u16)]| Routed::Each(each.iter().map(|(n, id)| (*n, TargetId(*id))).collect());
+        let usual = each(&[(0, 1), (0, 2), (1, 0)]);
+        let table = [
+            (None, usual.clone()),
+            (Some(Via::Through("t7".into())), Routed::All(TargetId(7))),
+            (Some(Via::Through("gone".into())), usual.clone()),
+            (Some(Via::Only("t2".into())), each(&[(0, 2), (1, 0)])),
+            (Some(Via::Only("gone".into())), usual),
+        ];
+        for (via, expected) in table {
+            let envelope = Envelope { via, ..Envelope::new(ReversePath::Null, paths.clone()) };
+            assert_eq!(routes.route(&envelope, &[]), expected, "{:?}", envelope.via);
+        }
+    }
+
     #[test]
     fn what_all_recipients_share_is_said_once() {
         let routes = vec![route(&["a.example"], &[], &[1], false), route(&["b.example"], &[], &[1], false)];
-        let routes = Routes::new(routes, TargetId(0), Domain::parse("h.example", false).unwrap());
+        let routes = Routes::new(routes, TargetId(0), names(), Domain::parse("h.example", false).unwrap());
         let routed = |paths: &[&str]| {
             let paths = paths.iter().map(|path| ForwardPath::parse(path, false).unwrap()).collect();
             routes.route(&Envelope::new(ReversePath::Null, paths), &[])

@@ -45,10 +45,14 @@ impl Schedule {
 
     /// Whether to give up after `attempts_made`, the message being `age` old by the wall clock.
     pub fn is_exhausted(&self, attempts_made: u32, age: Duration) -> bool {
-        if self.attempts_max > 0 && attempts_made >= self.attempts_max {
-            return true;
-        }
-        age >= self.queue_lifetime && self.span(attempts_made) >= self.queue_lifetime / 2
+        let is_last = self.attempts_max > 0 && attempts_made >= self.attempts_max;
+        is_last || age >= self.queue_lifetime && self.may_be_exhausted(attempts_made)
+    }
+
+    /// Whether there is an age at which to give up after `attempts_made`.
+    pub fn may_be_exhausted(&self, attempts_made: u32) -> bool {
+        let is_last = self.attempts_max > 0 && attempts_made >= self.attempts_max;
+        is_last || self.span(attempts_made) >= self.queue_lifetime / 2
     }
 
     /// The wait after `attempts_made`, not shortened.

@@ -62,6 +62,8 @@ pub struct Workers {
     running: Sender<()>,
     /// The same, for those who wait in a runtime.
     is_stopping: watch::Sender<bool>,
+    /// The same, for those who block.
+    blocking: Vec<Arc<dyn BlockingDelivery>>,
 }
 
 impl Workers {
@@ -76,7 +78,7 @@ impl Workers {
         assert!(count > 0, "jobs need somebody who does them");
         let (running, stop) = bounded(0);
         let (is_stopping, stopping) = watch::channel(false);
-        let mut workers = Workers { threads: Vec::new(), running, is_stopping };
+        let mut workers = Workers { threads: Vec::new(), running, is_stopping, blocking: Vec::new() };
         let settlement = Arc::new(settlement);
         for n in 0..count {
             let worker = Worker { targets: targets.clone(), settlement: settlement.clone() };
@@ -85,6 +87,7 @@ impl Workers {
         }
         for target in targets.iter() {
             let Means::Blocking(delivery) = target.means() else { continue };
+            workers.blocking.push(delivery.clone());
             for n in 0..target.limits().concurrency {
                 let worker = Worker { targets: targets.clone(), settlement: settlement.clone() };
                 let (id, delivery, stop) = (target.id(), delivery.clone(), stop.clone());
@@ -106,6 +109,7 @@ impl Workers {
     pub fn stop(self) {
         drop(self.running);
         let _ = self.is_stopping.send(true);
+        self.blocking.iter().for_each(|delivery| delivery.stop());
         for thread in self.threads {
             if thread.join().is_err() {
                 error!("a delivery worker ended by a panic outside of an attempt");

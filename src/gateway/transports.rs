@@ -5,9 +5,9 @@ mod next_hops;
 use std::sync::Arc;
 
 use super::Error;
-use crate::config::transports::{Transport, TransportKind};
+use crate::config::transports::{self, Transport, TransportKind};
 use crate::config::{Config, Route as Configured};
-use crate::delivery::transport::{Discard, Maildir};
+use crate::delivery::transport::{Discard, Maildir, Pipe, PipeSettings, User, Webhook};
 use crate::delivery::{Means, Route, Routes, Target, TargetId, Targets};
 use crate::mail::Capabilities;
 
@@ -29,8 +29,9 @@ pub fn load(config: &Config) -> Result<(Targets, Routes), Error> {
         to: route.to.iter().map(|name| id(&name.0)).collect(),
         is_also: route.also,
     };
+    let names = config.transports.keys().map(|name| name.as_str().into()).collect();
     let routes = config.routes.iter().map(route).collect();
-    let routes = Routes::new(routes, id(&config.delivery.transport), config.hostname.clone());
+    let routes = Routes::new(routes, id(&config.delivery.transport), names, config.hostname.clone());
     Ok((Targets::new(targets), routes))
 }
 
@@ -49,5 +50,56 @@ fn make(config: &Config, transport: &Transport) -> Result<Means, String> {
         }
         TransportKind::Lmtp(lmtp) => Means::Async(Arc::new(next_hops::lmtp(config, lmtp)?)),
         TransportKind::Smtp(smtp) => Means::Async(Arc::new(next_hops::smtp(config, smtp)?)),
+        TransportKind::Pipe(settings) => Means::Blocking(Arc::new(pipe(config, settings)?)),
+        TransportKind::Webhook(webhook) => Means::Async(Arc::new(Webhook::new(webhook.settings())?)),
     })
+}
+
+fn pipe(config: &Config, settings: &transports::Pipe) -> Result<Pipe, String> {
+    if settings.delivered_to && settings.command.is_for_many() {
+        return Err("delivered_to: there is nobody to name where one process is for {recipients}".into());
+    }
+    let made = Pipe::new(PipeSettings {
+        command: settings.command.clone(),
+        user: user(settings)?,
+        folder: settings.directory.clone(),
+        environment: settings.environment.clone(),
+        timeout: settings.timeout,
+        return_path: settings.return_path,
+        delivered_to: settings.delivered_to,
+        line_ends: settings.line_ends,
+        scratch: config.data.clone(),
+        host: config.hostname.clone(),
+    });
+    made.map_err(|e| e.to_string())
+}
+
+/// As whom a command runs, if not as we do. As root only where that is said.
+fn user(settings: &transports::Pipe) -> Result<Option<User>, String> {
+    let is_root = rustix::process::geteuid().is_root();
+    let Some(name) = &settings.user else {
+        return match (&settings.group, is_root) {
+            (Some(_), _) => Err("group: expected a user too".into()),
+            (None, true) => {
+                Err("user: expected the one who runs the command, for the gateway runs as root".into())
+            }
+            (None, false) => Ok(None),
+        };
+    };
+    let user = nix::unistd::User::from_name(name).map_err(|e| format!("user: {e}"))?;
+    let user = user.ok_or_else(|| format!("user: there is no {name:?}"))?;
+    let gid = match &settings.group {
+        None => user.gid,
+        Some(name) => {
+            let group = nix::unistd::Group::from_name(name).map_err(|e| format!("group: {e}"))?;
+            group.ok_or_else(|| format!("group: there is no {name:?}"))?.gid
+        }
+    };
+    let user = User { uid: user.uid.as_raw(), gid: gid.as_raw() };
+    let us = User { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+    match user == us {
+        true => Ok(None),
+        false if is_root => Ok(Some(user)),
+        false => Err("user: only a gateway that runs as root can run a command as somebody else".into()),
+    }
 }

@@ -33,7 +33,9 @@ use super::look::look;
 use super::{InspectError, Log, counted, kind_name};
 use crate::mail::MessageId;
 use crate::shard::directory::{Access, LogFile, recover};
-use crate::spool::format::{self, IndexPayload, Kind, MessagePayload, OutcomeEntry, RecordHeader};
+use crate::spool::format::{
+    self, IndexPayload, Kind, MessagePayload, OutcomeEntry, RecordHeader, TargetOutcomes,
+};
 use crate::spool::recovery::{Depth, Finding, Recovered, Seen};
 use crate::spool::{Location, ReadSegment, Slot};
 use crate::telemetry::Escaped;
@@ -115,7 +117,18 @@ enum Details {
 #[derive(Serialize)]
 struct Outcome {
     message: String,
+    /// Nobody is left, at any target.
     done: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<Box<str>>,
+    /// Who is done is left at other targets.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    here_only: bool,
+    /// When the attempt began, if one was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unix_millis: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_millis: Option<u32>,
     recipients: Vec<Recipient>,
 }
 
@@ -283,15 +296,25 @@ impl<'a> Dump<'a> {
     }
 
     fn outcome(&self, entry: OutcomeEntry) -> Outcome {
-        let recipients = entry.recipients.into_iter().map(|recipient| Recipient {
+        let OutcomeEntry { sequence, is_message_done: done, made, outcomes } = entry;
+        let TargetOutcomes { target, here_only, recipients } = outcomes;
+        let recipients = recipients.into_iter().map(|recipient| Recipient {
             index: recipient.index,
             done: recipient.is_done,
             attempts: recipient.attempts,
             next_attempt: recipient.next_attempt,
             reason: recipient.reason.into(),
         });
-        let recipients: Vec<_> = recipients.collect();
-        Outcome { message: self.id(entry.sequence), done: recipients.is_empty(), recipients }
+        let is_made = made.unix_millis != 0;
+        Outcome {
+            message: self.id(sequence),
+            done,
+            target: Some(target).filter(|target| !target.is_empty()),
+            here_only,
+            unix_millis: is_made.then_some(made.unix_millis),
+            duration_millis: is_made.then_some(made.duration_millis),
+            recipients: recipients.collect(),
+        }
     }
 
     fn id(&self, sequence: u64) -> String {

@@ -18,6 +18,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -28,8 +29,8 @@ use crate::delivery::{Content, CopyError, StoredContent, folder};
 use crate::limits::COPY_SIZE;
 use crate::mail::MessageId;
 use crate::shard::read_back::StoredMessage;
-use crate::spool::Entry;
 use crate::spool::recovery::Depth;
+use crate::spool::{Entry, Lane, Outstanding};
 
 /// A message that cannot be read is looked for again so often. More than the segments that a gateway goes through meanwhile.
 const ROUNDS_MAX: usize = 3;
@@ -160,7 +161,7 @@ impl Folder {
             Ok(stored) => stored,
             Err(error) => return Ok(Err(error)),
         };
-        let record = Record::of(id, message, &stored);
+        let record = Record::of(id, message, &reader.lanes, &stored);
         let StoredMessage { content, .. } = stored;
         let content = Content::Stored(Box::new(content));
         let (name, unfinished) = (format!("{id}.eml"), self.path.join(format!("{UNFINISHED}{id}.eml")));
@@ -240,6 +241,9 @@ struct RecipientRecord {
     /// Place in `envelope.forward_paths`, from 0.
     index: u32,
     forward_path: String,
+    /// Who is to get it for this recipient, where the log knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
     /// Attempts made.
     attempts: u32,
     /// Why the last of them did not deliver; null before the first.
@@ -247,27 +251,23 @@ struct RecipientRecord {
 }
 
 impl Record {
-    fn of(id: MessageId, message: &Entry, stored: &StoredMessage) -> Self {
+    fn of(id: MessageId, message: &Entry, lanes: &[Arc<str>], stored: &StoredMessage) -> Self {
         let envelope = &stored.envelope;
         let path = |index: u32| {
             let path = envelope.forward_paths.get(index as usize);
             path.map_or_else(String::new, |path| path.as_str().into())
         };
-        let everybody = 0..message.recipient_count;
-        let recipients = match message.outstanding() {
-            None => everybody
-                .map(|index| RecipientRecord { index, forward_path: path(index), attempts: 0, reason: None })
-                .collect(),
-            Some(outstanding) => outstanding
-                .iter()
-                .map(|left| RecipientRecord {
-                    index: left.index,
-                    forward_path: path(left.index),
-                    attempts: left.attempts,
-                    reason: left.reason.as_deref().map(str::to_owned),
-                })
-                .collect(),
+        let recipient = |(lane, left): (Lane, Outstanding)| RecipientRecord {
+            index: left.index,
+            forward_path: path(left.index),
+            target: lanes
+                .get(usize::from(lane.0))
+                .filter(|name| !name.is_empty())
+                .map(|name| name.to_string()),
+            attempts: left.attempts,
+            reason: left.reason.as_deref().map(str::to_owned),
         };
+        let recipients = message.outstanding().into_iter().map(recipient).collect();
         Record {
             message_id: id.to_string(),
             size: stored.content.size(),

@@ -98,7 +98,8 @@ mod tests {
 
     use super::*;
     use crate::mail::{Arrival, Body, Envelope, ForwardPath, Protocol, ReversePath};
-    use crate::spool::format::RecipientOutcome;
+    use crate::spool::Lane;
+    use crate::spool::format::{Made, RecipientOutcome};
     use crate::spool::memory_disk::MemoryDisk;
     use crate::spool::{Incoming, Receiving, Spool, SpoolConfig};
 
@@ -123,6 +124,7 @@ mod tests {
             smtputf8: false,
             require_tls: false,
             dsn: None,
+            via: None,
         };
         let peer = "127.0.0.1:25".parse().unwrap();
         let arrival = Arrival {
@@ -151,8 +153,14 @@ mod tests {
             }
             let now_done = if n == 40 { waiting.drain(..25).collect() } else { waiting.split_off(16) };
             for sequence in now_done {
-                spool.hand_off(sequence);
-                spool.handle_outcome(sequence, std::slice::from_ref(&done), now, 0);
+                spool.hand_off(sequence, Lane::UNROUTED);
+                spool.handle_outcome(
+                    sequence,
+                    Lane::UNROUTED,
+                    Made::default(),
+                    std::slice::from_ref(&done),
+                    (now, 0),
+                );
             }
             now += Duration::from_secs(1);
             disk.settle(&mut spool, now);

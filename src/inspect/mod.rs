@@ -26,6 +26,7 @@ use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
@@ -34,10 +35,9 @@ use crate::mail::MessageId;
 use crate::shard::directory::{self, DirectoryError};
 use crate::shard::medium::Opener;
 use crate::shard::read_back::{Batch, StoredMessage, Wanted};
-use crate::spool::Entry;
-use crate::spool::Slot;
 use crate::spool::format::Kind;
 use crate::spool::recovery::{Finding, Recovered};
+use crate::spool::{Entry, Lane, Slot};
 
 const UNSOUND: u8 = 1;
 const USAGE: u8 = 2;
@@ -167,12 +167,18 @@ fn chosen(spool: &Path, numbers: &[usize]) -> Result<Vec<Log>, InspectError> {
 struct Reader {
     opener: Opener,
     segments: HashMap<u64, (Slot, u64)>,
+    /// The names of targets, by lane.
+    lanes: Vec<Arc<str>>,
 }
 
 impl Reader {
     fn new(log: &Log, recovered: &Recovered) -> Self {
         let segments = recovered.segments.iter().map(|segment| (segment.epoch, (segment.slot, segment.life)));
-        Reader { opener: Opener::of_folder(&log.path), segments: segments.collect() }
+        Reader {
+            opener: Opener::of_folder(&log.path),
+            segments: segments.collect(),
+            lanes: recovered.lanes.clone(),
+        }
     }
 
     /// The message; its pieces are read, each by itself, when its content is.
@@ -184,6 +190,7 @@ impl Reader {
         let pieces = message.pieces.iter().map(|piece| Ok((*piece, segment(piece.epoch)?)));
         let wanted = Wanted {
             sequence,
+            lane: Lane::UNROUTED,
             location: message.location,
             segment: segment(message.location.epoch)?,
             pieces: pieces.collect::<io::Result<_>>()?,
@@ -195,7 +202,10 @@ impl Reader {
 
 /// How many forward-paths of the message still need an attempt.
 fn outstanding_count(message: &Entry) -> usize {
-    message.outstanding().map_or(message.recipient_count as usize, |outstanding| outstanding.len())
+    let mut left: Vec<u32> = message.outstanding().into_iter().map(|(_, left)| left.index).collect();
+    left.sort_unstable();
+    left.dedup();
+    left.len()
 }
 
 /// A count and what is counted, as `1 message` or `2 messages`.

@@ -76,6 +76,16 @@ impl Notify {
         })
     }
 
+    /// Whether to tell that it was delivered.
+    pub fn has_success(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// Whether to tell that it could not be.
+    pub fn has_failure(self) -> bool {
+        self.0 & 2 != 0
+    }
+
     /// As the three bits of SUCCESS, FAILURE and DELAY.
     pub fn bits(self) -> u8 {
         self.0
@@ -110,6 +120,11 @@ impl EnvelopeId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What it stands for: printable ASCII, spaces among it.
+    pub fn decode(&self) -> String {
+        decode_xtext(&self.0)
+    }
 }
 
 /// The value of ORCPT, encoded: `addr-type ";" xtext`.
@@ -134,6 +149,15 @@ impl OriginalRecipient {
     /// As it was given.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The type of the address, and what the address stands for: printable, beyond ASCII only where the type is `utf-8`.
+    pub fn decode(&self) -> (&str, String) {
+        let (kind, address) = self.0.split_once(';').expect("parsed");
+        match kind.eq_ignore_ascii_case("utf-8") {
+            true => (kind, decode_utf8_address(address)),
+            false => (kind, decode_xtext(address)),
+        }
     }
 }
 
@@ -188,6 +212,33 @@ fn is_utf8_address(text: &str, utf8: bool) -> bool {
         rest = &rest[c.len_utf8()..];
     }
     true
+}
+
+/// What [`is_xtext`] stands for.
+fn decode_xtext(text: &str) -> String {
+    let mut decoded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((plain, encoded)) = rest.split_once('+') {
+        decoded.push_str(plain);
+        let (digits, behind) = encoded.split_at(2);
+        decoded.push(u8::from_str_radix(digits, 16).expect("parsed").into());
+        rest = behind;
+    }
+    decoded + rest
+}
+
+/// What [`is_utf8_address`] stands for.
+fn decode_utf8_address(text: &str) -> String {
+    let mut decoded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((plain, encoded)) = rest.split_once("\\x{") {
+        decoded.push_str(plain);
+        let (digits, behind) = encoded.split_once('}').expect("parsed");
+        let character = u32::from_str_radix(digits, 16).ok().and_then(char::from_u32);
+        decoded.push(character.expect("parsed"));
+        rest = behind;
+    }
+    decoded + rest
 }
 
 #[cfg(test)]
@@ -265,6 +316,24 @@ mod tests {
             assert_eq!(OriginalRecipient::parse(text, true).is_some(), is_good, "{text:?}");
         }
         assert_eq!(OriginalRecipient::parse("utf-8;é@e", false), None);
+    }
+
+    #[test]
+    fn what_was_encoded_is_decoded() {
+        let table = [
+            ("rfc822;b@example.com", ("rfc822", "b@example.com")),
+            ("X400;/c+3Dus/+20x+2B", ("X400", "/c=us/ x+")),
+            ("utf-8;\\x{E9}+@e", ("", "")),
+            ("utf-8;\\x{E9}\\x{20}b\\x{1F600}ü@e", ("utf-8", "é b😀ü@e")),
+        ];
+        for (text, expected) in table {
+            let decoded =
+                OriginalRecipient::parse(text, true).map(|o| (o.decode().0.to_owned(), o.decode().1));
+            let (kind, address) = decoded.unwrap_or_default();
+            assert_eq!((kind.as_str(), address.as_str()), expected, "{text}");
+        }
+        assert_eq!(EnvelopeId::parse("+41+2B+20b").unwrap().decode(), "A+ b");
+        assert_eq!(EnvelopeId::parse("").unwrap().decode(), "");
     }
 
     #[test]

@@ -35,6 +35,25 @@ pub struct Envelope {
     pub require_tls: bool,
     /// What the sender asks to be told (RFC 3461), if anything.
     pub dsn: Option<Box<Dsn>>,
+    /// Who is to get it, where that does not follow from the recipients alone.
+    pub via: Option<Via>,
+}
+
+/// Who gets a message that did not come by SMTP: the name of a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// This one, whatever the routes say: a notification.
+    Through(Box<str>),
+    /// Of those that the routes say, this one alone: others have it already.
+    Only(Box<str>),
+}
+
+impl Via {
+    /// The target's name.
+    pub fn name(&self) -> &str {
+        let (Via::Through(name) | Via::Only(name)) = self;
+        name
+    }
 }
 
 impl Envelope {
@@ -47,6 +66,7 @@ impl Envelope {
             smtputf8: false,
             require_tls: false,
             dsn: None,
+            via: None,
         }
     }
 

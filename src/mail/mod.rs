@@ -4,6 +4,7 @@
 //! for the tables of Unicode, and knows nothing of SMTP replies, disk or time.
 
 mod capabilities;
+mod date;
 mod dsn;
 mod envelope;
 mod id;
@@ -15,8 +16,9 @@ mod tag;
 mod tls;
 
 pub use capabilities::Capabilities;
+pub use date::format_date;
 pub use dsn::{Dsn, EnvelopeId, Notify, OriginalRecipient, RecipientDsn, Ret, is_xtext};
-pub use envelope::{Arrival, Body, Envelope, Protocol};
+pub use envelope::{Arrival, Body, Envelope, Protocol, Via};
 pub use id::{MessageId, ParseMessageIdError};
 pub use idn::canonical_domain;
 pub use path::{Domain, ForwardPath, Mailbox, PathError, ReversePath};

@@ -26,6 +26,29 @@ pub struct Status {
 }
 
 impl Status {
+    /// 2.0.0.
+    pub const SUCCESS: Status = Status { class: Class::Success, subject: 0, detail: 0 };
+
+    /// The status that is the first word of `text` (RFC 3463 §2).
+    pub fn leading(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ').next()?.split('.');
+        let class = match parts.next()? {
+            "2" => Class::Success,
+            "4" => Class::Temporary,
+            "5" => Class::Permanent,
+            _ => return None,
+        };
+        let mut number = || {
+            let digits = parts.next()?;
+            let is_number = (1..=3).contains(&digits.len())
+                && digits.bytes().all(|c| c.is_ascii_digit())
+                && (digits.len() == 1 || !digits.starts_with('0'));
+            is_number.then(|| digits.parse().ok()).flatten()
+        };
+        let status = Status { class, subject: number()?, detail: number()? };
+        parts.next().is_none().then_some(status)
+    }
+
     /// A status of class 4.
     pub const fn temporary(subject: u16, detail: u16) -> Self {
         Status { class: Class::Temporary, subject, detail }

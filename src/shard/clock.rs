@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::smtp::format_date;
+use crate::mail::format_date;
 
 /// The monotonic clock, for every timeout.
 pub fn now() -> Instant {

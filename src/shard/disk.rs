@@ -17,16 +17,16 @@ use futures_lite::FutureExt;
 use glommio::timer::Timer;
 
 use super::event::{Broadcast, Event, keep_waker};
-use super::handoff::{Handoff, JustAccepted, wanted};
+use super::handoff::{Handoff, JustAccepted, to_read};
 use super::medium::{DmaPage, Medium, Place};
 use super::read_back::{Batch, ReadBack, is_shortage, read_raw, read_records};
 use super::{blocking, clock, quarantine};
-use crate::delivery::Report;
+use crate::delivery::{Report, Routed};
 use crate::limits::{SPOOL_PAGE_SIZE, SPOOL_PAGES_MAX};
 use crate::mail::MessageId;
 use crate::spool::recovery::Recovered;
 use crate::spool::{
-    AppendError, Completion, Counters, Incoming, Io, IoFailure, Receiving, Slot, Spool, SpoolConfig,
+    AppendError, Completion, Counters, Incoming, Io, IoFailure, Lane, Receiving, Slot, Spool, SpoolConfig,
 };
 
 /// The shortest wait for something that is due.
@@ -49,6 +49,8 @@ struct Ticket {
 struct Waiting {
     sequence: u64,
     ticket: Rc<Ticket>,
+    /// Who gets it.
+    routed: Routed,
     /// For its delivery straight from memory.
     message: Option<JustAccepted>,
     /// Since when, or somewhat before.
@@ -113,6 +115,7 @@ impl Disk {
         let entropy = Box::new(super::random);
         let times = (clock::now(), clock::unix_now());
         // A clock that was wrong when the time was noted, or is now, delays nothing by more than the longest wait.
+        recovered.name_lanes(handoff.lane_names());
         recovered.limit_waits(times.1.saturating_add(handoff.wait_max()));
         let spool = Spool::new(config, recovered, make_page, entropy, times);
         Rc::new(Disk {
@@ -207,7 +210,7 @@ impl Disk {
             let waiting = self.waiting.borrow_mut().pop_front().expect("every append waits");
             assert!(waiting.sequence == sequence, "the spool tells in the order of appends");
             match waiting.message {
-                message if is_stored => self.handoff.offer(&mut spool, sequence, message),
+                message if is_stored => self.handoff.offer(&mut spool, sequence, waiting.routed, message),
                 Some(message) => self.handoff.drop_kept(&message),
                 None => {}
             }
@@ -355,10 +358,12 @@ impl Disk {
             }
         };
         let ticket = Rc::new(Ticket::default());
+        let routed = self.handoff.route(&message.envelope, &message.arrival);
         let message = (is_small && self.handoff.keep(&message)).then_some(message);
         self.waiting.borrow_mut().push_back(Waiting {
             sequence: id.sequence,
             ticket: ticket.clone(),
+            routed,
             message,
             since: self.looked_at.get(),
         });
@@ -385,9 +390,7 @@ impl Disk {
     /// What an attempt has brought.
     pub fn handle_report(&self, report: &Report) {
         let mut spool = self.spool.borrow_mut();
-        let unix_now = clock::unix_now();
-        let outcomes = self.handoff.judge(&spool, report, unix_now);
-        spool.handle_outcome(report.id.sequence, &outcomes, clock::now(), unix_now);
+        self.handoff.handle_report(&mut spool, report, (clock::now(), clock::unix_now()));
         drop(spool);
         self.wanted.set();
         self.feed();
@@ -395,7 +398,7 @@ impl Disk {
 
     /// Looks whether the backlog can go on.
     pub fn feed(&self) {
-        if self.spool.borrow().backlog_depth() > 0 {
+        if self.handoff.has_work(&self.spool.borrow()) {
             self.backlog.set();
         }
     }
@@ -403,7 +406,13 @@ impl Disk {
     /// Reads messages of the backlog back and offers them to the deliveries.
     async fn feed_all(self: Rc<Self>) {
         while !self.is_ended.get() {
+            let is_more = self.handoff.tend(&mut self.spool.borrow_mut(), clock::now(), clock::unix_now());
             let batch = self.handoff.take_backlog(&mut self.spool.borrow_mut());
+            if is_more && batch.messages.is_empty() {
+                self.wanted.set();
+                glommio::executor().yield_now().await;
+                continue;
+            }
             if batch.messages.is_empty() {
                 self.backlog.wait().await;
                 continue;
@@ -423,22 +432,23 @@ impl Disk {
     fn offer_again(&self, messages: Vec<ReadBack>, new_count: usize) -> bool {
         let mut is_short = false;
         let mut spool = self.spool.borrow_mut();
-        for (n, ReadBack { sequence, location, message }) in messages.into_iter().enumerate() {
+        for (n, ReadBack { sequence, lane, location, message }) in messages.into_iter().enumerate() {
             // It was moved meanwhile, and its segment used again.
             let has_moved = spool.entry(sequence).is_none_or(|entry| entry.location != location);
             match message {
-                Ok(message) => self.handoff.offer_again(&mut spool, sequence, message, n < new_count),
+                Ok(message) => {
+                    self.handoff.offer_again(&mut spool, (sequence, lane), message, n < new_count);
+                }
                 Err(error) if is_shortage(&error) => {
                     is_short = true;
-                    self.handoff.take_back(&mut spool, sequence);
+                    self.handoff.take_back(&mut spool, sequence, lane);
                 }
-                Err(_) if has_moved => self.handoff.take_back(&mut spool, sequence),
+                Err(_) if has_moved => self.handoff.take_back(&mut spool, sequence, lane),
                 Err(error) => {
                     let id = MessageId { log: spool.log(), sequence };
                     tracing::error!(message_id = %id, %error, "cannot read a message back");
-                    let unix_now = clock::unix_now();
-                    let outcomes = self.handoff.unreadable(&spool, sequence, unix_now);
-                    spool.handle_outcome(sequence, &outcomes, clock::now(), unix_now);
+                    let times = (clock::now(), clock::unix_now());
+                    self.handoff.handle_unreadable(&mut spool, (sequence, lane), times);
                 }
             }
         }
@@ -449,7 +459,7 @@ impl Disk {
     async fn quarantine(self: Rc<Self>, sequence: u64) {
         let id = MessageId { log: self.log(), sequence };
         let Some(places) = self.spool.borrow().places(sequence) else { return };
-        let Some(wanted) = wanted(&self.spool.borrow(), sequence) else { return };
+        let Some(wanted) = to_read(&self.spool.borrow(), sequence, Lane::UNROUTED) else { return };
         let (opener, folder, name) = (self.medium.opener(), self.damaged.clone(), format!("{id}.octets"));
         let file = folder.join(&name);
         let kept = blocking(move || {

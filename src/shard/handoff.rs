@@ -2,35 +2,53 @@
 //!
 //! A just-accepted small message is handed over from memory while the bounded cache holds it. What finds no room in the
 //! cache or the channel waits in the spool's backlog, which is in the log, and is read back when there is room: a slow
-//! delivery stops nobody, and costs no more memory than the channel's jobs: each holds one record, of a small message or of the
+//! delivery stops nobody, and costs no more memory than its jobs: each holds one record, of a small message or of the
 //! end of a large one.
+//!
+//! Each target has a lane of its own, and a message a part in the lane of each of its targets. Lanes wait for their own channels, and share
+//! the memory so that one that is stuck leaves some to the others ([`Handoff::has_memory`]).
 //!
 //! A new message does not wait for a long backlog, which leaves half of the channel to what has just come: a large one, or one
 //! that the cache has no room for, is read back before those that have waited.
+//!
+//! What is for a target that is down is not read back for nothing: its attempts pass ([`Handoff::tend`]), but for one now and then that
+//! sees whether it is back.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use super::clock;
 use super::medium::DmaPage;
-use super::read_back::{Batch, StoredMessage, Wanted};
+use super::read_back::{Batch, StoredMessage, Wanted as ToRead};
 use crate::delivery::{
-    Attempt, Content, Job, JobSender, Outcome, OutcomeSender, Recipient, Report, Schedule, TargetId, Targets,
+    Attempt, Content, Job, Outcome, OutcomeSender, Recipient, Report, Routed, Routes, Schedule, Target,
+    TargetId, Targets,
 };
 use crate::mail::{Arrival, Envelope, MessageId};
-use crate::spool::format::RecipientOutcome;
-use crate::spool::{Page, Spool};
+use crate::spool::format::{Made, RecipientOutcome};
+use crate::spool::{Entry, Lane, Page, Part, Spool, Wanted};
 
 /// Messages read back at once: enough to pay for the way to the blocking thread, few enough to hold in memory.
 const BATCH_COUNT_MAX: usize = 64;
+/// How many a lane may take of a batch, before it is another's turn.
+const LANE_TURN: usize = 8;
 /// A message whose record cannot be read is tried again after this many seconds: media sometimes recover, and the message is
 /// not ours to drop.
 const UNREADABLE_RETRY: u64 = 3600;
 
 /// Messages read back may take this much memory at least, in octets, however small the cache is.
 const READ_BACK_SIZE_MIN: usize = 4 << 20;
+/// A lane may take this many times as much memory as it leaves free. Alone it comes to have four fifths of it; of two that are stuck,
+/// each four ninths, which leaves a ninth.
+const MEMORY_SHARE: usize = 4;
 /// What a forward-path usually costs in memory, octets: the enum and its text.
 const PATH_COST: usize = 96;
+/// Attempts that pass at once because their target is down: they hold the shard for a fraction of a millisecond.
+const PASS_COUNT_MAX: usize = 256;
+/// While a target is down, a message is offered at most so often to see whether it is back: workers know better when.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A message as its session gave it.
 pub struct JustAccepted {
@@ -44,32 +62,54 @@ pub struct JustAccepted {
     pub tail: Vec<u8>,
 }
 
-/// The shard's end of the two delivery channels.
+/// The shard's end of the ways to the workers and back.
 pub struct Handoff {
     targets: Targets,
-    target: TargetId,
+    routes: Arc<Routes>,
     outcomes: OutcomeSender,
     schedule: Schedule,
     cache_size: usize,
+    /// What messages in memory cost.
     cached: Cell<usize>,
-    /// What each message in the cache costs, by id.
-    costs: RefCell<HashMap<MessageId, usize>>,
-    /// Just accepted and to be read back, at most [`BATCH_COUNT_MAX`]: those beyond take their turn in the backlog, where
+    /// The same, lane by lane; of the first, those of whom it is not decided yet who gets them.
+    used: Box<[Cell<usize>]>,
+    /// What each message in memory costs, by id and lane.
+    costs: RefCell<HashMap<(MessageId, Lane), usize>>,
+    /// By lane: just accepted and to be read back, at most [`BATCH_COUNT_MAX`]: those beyond take their turn in the backlog, where
     /// these are as well.
-    fresh: RefCell<VecDeque<MessageId>>,
+    fresh: RefCell<Box<[VecDeque<MessageId>]>>,
+    /// The lane whose turn it is.
+    turn: Cell<usize>,
+    /// How often each target had come back when each log was told, by the log.
+    returns: RefCell<HashMap<u32, Vec<u64>>>,
+    /// When each target was last offered a message though it was down.
+    probed: Box<[Cell<Option<Instant>>]>,
 }
 
 impl Handoff {
     /// `cache_size`: octets of just-accepted messages kept in memory for their first attempt.
     pub fn new(
         targets: Targets,
-        target: TargetId,
+        routes: Arc<Routes>,
         outcomes: OutcomeSender,
         schedule: Schedule,
         cache_size: usize,
     ) -> Self {
-        let (cached, costs, fresh) = (Cell::new(0), RefCell::default(), RefCell::default());
-        Handoff { targets, target, outcomes, schedule, cache_size, cached, costs, fresh }
+        let lanes = targets.iter().len() + 1;
+        Handoff {
+            outcomes,
+            schedule,
+            cache_size,
+            cached: Cell::new(0),
+            used: (0..lanes).map(|_| Cell::new(0)).collect(),
+            costs: RefCell::default(),
+            fresh: RefCell::new((0..lanes).map(|_| VecDeque::new()).collect()),
+            turn: Cell::new(0),
+            returns: RefCell::default(),
+            probed: targets.iter().map(|_| Cell::new(None)).collect(),
+            targets,
+            routes,
+        }
     }
 
     /// The longest wait before another attempt, in whole seconds.
@@ -77,8 +117,20 @@ impl Handoff {
         self.schedule.backoff_max.as_secs().max(1)
     }
 
-    fn jobs(&self) -> &JobSender {
-        self.targets.get(self.target).jobs()
+    /// The names of the lanes of every log of this shard, from 1.
+    pub fn lane_names(&self) -> impl Iterator<Item = Arc<str>> {
+        self.targets.iter().map(|target| target.name().clone())
+    }
+
+    /// Who gets the message.
+    pub fn route(&self, envelope: &Envelope, arrival: &Arrival) -> Routed {
+        self.routes.route(envelope, &arrival.tags)
+    }
+
+    /// The target of a lane; none, where it is not decided, or not any more.
+    fn target(&self, Lane(lane): Lane) -> Option<&Target> {
+        let n = lane.checked_sub(1)?;
+        (usize::from(n) < self.targets.iter().len()).then(|| self.targets.get(TargetId(n)))
     }
 
     fn cost(message: &JustAccepted) -> usize {
@@ -96,153 +148,424 @@ impl Handoff {
         has_room
     }
 
-    fn forget(&self, cost: usize) {
-        self.cached.set(self.cached.get() - cost);
-    }
-
     /// A message of the cache will not be durable.
     pub fn drop_kept(&self, message: &JustAccepted) {
         self.forget(Self::cost(message));
     }
 
+    fn forget(&self, cost: usize) {
+        self.cached.set(self.cached.get() - cost);
+    }
+
+    /// Whether a message that costs so much may be in memory for this lane, of `memory_max` in all.
+    fn has_memory(&self, lane: Lane, cost: usize, memory_max: usize) -> bool {
+        let free = memory_max.saturating_sub(self.cached.get());
+        self.used_by(lane).get() + cost <= free * MEMORY_SHARE
+    }
+
+    /// Lanes that only a log remembers count as undecided.
+    fn used_by(&self, Lane(lane): Lane) -> &Cell<usize> {
+        self.used.get(usize::from(lane)).unwrap_or(&self.used[0])
+    }
+
+    /// The message is in memory for this lane.
+    fn charge(&self, id: MessageId, lane: Lane, cost: usize) {
+        self.cached.set(self.cached.get() + cost);
+        self.used_by(lane).set(self.used_by(lane).get() + cost);
+        let before = self.costs.borrow_mut().insert((id, lane), cost);
+        assert!(before.is_none(), "only one job for each lane of a message exists");
+    }
+
+    /// No job holds the message in memory any more for this lane.
+    fn discharge(&self, id: MessageId, lane: Lane) {
+        if let Some(cost) = self.costs.borrow_mut().remove(&(id, lane)) {
+            self.forget(cost);
+            self.used_by(lane).set(self.used_by(lane).get() - cost);
+        }
+    }
+
     /// The message has become durable: offers it from memory, or leaves it to be read back.
-    pub fn offer<P: Page>(&self, spool: &mut Spool<P>, sequence: u64, message: Option<JustAccepted>) {
+    pub fn offer<P: Page>(
+        &self,
+        spool: &mut Spool<P>,
+        sequence: u64,
+        routed: Routed,
+        message: Option<JustAccepted>,
+    ) {
         let id = MessageId { log: spool.log(), sequence };
+        let cost = message.as_ref().map_or(0, Self::cost);
+        self.forget(cost);
+        spool.route(sequence, &wanted(&routed), clock::now());
         let Some(message) = message else {
+            let entry = spool.entry(sequence).expect("it has just come");
             let mut fresh = self.fresh.borrow_mut();
-            if fresh.len() < BATCH_COUNT_MAX {
-                fresh.push_back(id);
+            for part in entry.parts() {
+                let fresh = &mut fresh[usize::from(part.lane.0)];
+                if fresh.len() < BATCH_COUNT_MAX {
+                    fresh.push_back(id);
+                }
             }
             return;
         };
-        let cost = Self::cost(&message);
         let JustAccepted { envelope, arrival, trace, tail } = message;
-        let recipients =
-            (0..envelope.forward_paths.len() as u32).map(|index| Recipient { index, attempts: 0 });
-        let attempt = Attempt {
+        let shared = Shared {
             id,
-            recipients: recipients.collect(),
             envelope: Arc::from(envelope),
             arrival: Arc::new(arrival),
             content: Arc::new(Content::Memory(vec![trace.into(), tail.into()])),
         };
-        let job = Job { attempt, target: self.target, outcomes: self.outcomes.clone() };
-        if self.jobs().try_send(job).is_ok() {
-            spool.hand_off(sequence);
-            self.costs.borrow_mut().insert(id, cost);
-        } else {
-            self.forget(cost);
+        match routed {
+            Routed::All(target) => {
+                let everybody = 0..shared.envelope.forward_paths.len() as u32;
+                let recipients = everybody.map(|index| Recipient { index, attempts: 0 }).collect();
+                self.offer_new(spool, shared, target, recipients, cost);
+            }
+            Routed::Each(_) => {
+                for (lane, recipients) in waiting_parts(spool, sequence) {
+                    let target = self.target(lane).expect("it has just been routed").id();
+                    self.offer_new(spool, shared.clone(), target, recipients, cost);
+                }
+            }
         }
     }
 
-    /// Takes messages from the backlog, as many as the channel may have room for: new ones first.
+    fn offer_new<P: Page>(
+        &self,
+        spool: &mut Spool<P>,
+        message: Shared,
+        target: TargetId,
+        recipients: Vec<Recipient>,
+        cost: usize,
+    ) {
+        let (id, lane) = (message.id, lane_of(target));
+        if self.targets.get(target).is_down() || !self.has_memory(lane, cost, self.cache_size) {
+            return;
+        }
+        if self.send(message, target, recipients) {
+            spool.hand_off(id.sequence, lane);
+            self.charge(id, lane, cost);
+        }
+    }
+
+    /// Puts a job into the target's channel, if there is room.
+    fn send(&self, message: Shared, target: TargetId, recipients: Vec<Recipient>) -> bool {
+        let Shared { id, envelope, arrival, content } = message;
+        let attempt = Attempt { id, envelope, arrival, recipients, content };
+        let job = Job { attempt, target, outcomes: self.outcomes.clone() };
+        self.targets.get(target).jobs().try_send(job).is_ok()
+    }
+
+    /// Takes messages from the backlog, as many as the channels may have room for: new ones first, then from one lane after another.
     pub fn take_backlog<P: Page>(&self, spool: &mut Spool<P>) -> Batch {
         let mut batch = Batch::default();
-        let now = super::clock::now();
-        let memory_max = self.cache_size.max(READ_BACK_SIZE_MIN);
-        while batch.messages.len() < BATCH_COUNT_MAX && self.cached.get() < memory_max {
-            let taken = batch.messages.len();
-            // None is new behind one that has waited: nothing comes meanwhile, and new ones find more room.
-            let sequence = match self.next_new(spool, taken) {
-                Some(sequence) => {
-                    batch.new_count += 1;
-                    sequence
+        let now = clock::now();
+        let lanes: Vec<Lane> = (0..spool.lanes_count()).map(|lane| Lane(lane as u16)).collect();
+        let mut taken = vec![0; lanes.len()];
+        for lane in &lanes {
+            while let Some(sequence) = self.next_new(spool, *lane, taken[usize::from(lane.0)]) {
+                if batch.messages.len() == BATCH_COUNT_MAX {
+                    return batch;
                 }
-                None if taken >= self.jobs().room_for_backlog() => break,
-                None => {
-                    let Some(sequence) = spool.next_of_backlog(now) else { break };
-                    sequence
+                self.take(spool, sequence, *lane, &mut batch);
+                taken[usize::from(lane.0)] += 1;
+                batch.new_count += 1;
+            }
+        }
+        let mut is_more = true;
+        while std::mem::take(&mut is_more) {
+            for _ in 0..lanes.len() {
+                let lane = lanes[self.turn.get() % lanes.len()];
+                self.turn.set((self.turn.get() + 1) % lanes.len());
+                for _ in 0..LANE_TURN {
+                    if batch.messages.len() == BATCH_COUNT_MAX {
+                        return batch;
+                    }
+                    let taken = &mut taken[usize::from(lane.0)];
+                    let Some(sequence) = self.next_waiting(spool, lane, *taken, now) else { break };
+                    self.take(spool, sequence, lane, &mut batch);
+                    *taken += 1;
+                    is_more = true;
                 }
-            };
-            spool.hand_off(sequence);
-            let wanted = wanted(spool, sequence).expect("what is in the backlog is in the ledger");
-            let cost = wanted.location.size as usize;
-            self.cached.set(self.cached.get() + cost);
-            self.costs.borrow_mut().insert(MessageId { log: spool.log(), sequence }, cost);
-            batch.messages.push(wanted);
+            }
         }
         batch
     }
 
-    /// The next message of this log that has just come and waits to be read back, if the channel has room for it behind `taken`
+    fn take<P: Page>(&self, spool: &mut Spool<P>, sequence: u64, lane: Lane, batch: &mut Batch) {
+        spool.hand_off(sequence, lane);
+        let wanted = to_read(spool, sequence, lane).expect("what is in the backlog is in the ledger");
+        self.charge(MessageId { log: spool.log(), sequence }, lane, wanted.location.size as usize);
+        batch.messages.push(wanted);
+    }
+
+    /// Messages read back may take so much memory, in octets.
+    fn memory_max(&self) -> usize {
+        self.cache_size.max(READ_BACK_SIZE_MIN)
+    }
+
+    /// The next message of this lane that has just come and waits to be read back, if the channel has room for it behind `taken`
     /// others.
-    fn next_new<P: Page>(&self, spool: &Spool<P>, taken: usize) -> Option<u64> {
+    fn next_new<P: Page>(&self, spool: &Spool<P>, lane: Lane, taken: usize) -> Option<u64> {
+        let target = self.target(lane)?;
         let mut fresh = self.fresh.borrow_mut();
-        while taken < self.jobs().room() && fresh.front().is_some_and(|id| id.log == spool.log()) {
-            let id = fresh.pop_front()?;
+        let fresh = &mut fresh[usize::from(lane.0)];
+        while taken < target.jobs().room() && fresh.front().is_some_and(|id| id.log == spool.log()) {
+            let sequence = fresh.front()?.sequence;
+            let entry = spool.entry(sequence);
+            let size = entry.map_or(0, |entry| entry.location.size as usize);
+            if target.is_down() || !self.has_memory(lane, size, self.memory_max()) {
+                return None;
+            }
+            fresh.pop_front();
             // It may have had its turn in the backlog.
-            if spool.is_in_backlog(id.sequence) {
-                return Some(id.sequence);
+            if spool.is_in_backlog(sequence, lane) {
+                return Some(sequence);
             }
         }
         None
     }
 
-    /// Offers a message that was read back, or puts it back into the backlog.
+    /// The next message of this lane that has waited, if the channel has room for it behind `taken` others.
+    fn next_waiting<P: Page>(
+        &self,
+        spool: &mut Spool<P>,
+        lane: Lane,
+        taken: usize,
+        now: Instant,
+    ) -> Option<u64> {
+        let target = self.target(lane);
+        if target.is_some_and(|target| target.jobs().room_for_backlog() <= taken) {
+            return None;
+        }
+        let sequence = spool.next_of_backlog(lane, now)?;
+        let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
+        if !self.has_memory(lane, entry.location.size as usize, self.memory_max()) {
+            return None;
+        }
+        match target.filter(|target| target.is_down() && entry.is_routed()) {
+            Some(target) if self.is_to_probe(target, now) => {
+                self.probed[usize::from(target.id().0)].set(Some(now));
+            }
+            Some(_) if !self.may_be_given_up(entry, lane) => return None,
+            _ => {}
+        }
+        Some(sequence)
+    }
+
+    /// Is it time to offer a message to a target that is down?
+    fn is_to_probe(&self, target: &Target, now: Instant) -> bool {
+        let last = self.probed[usize::from(target.id().0)].get();
+        let is_time = last.is_none_or(|last| now.saturating_duration_since(last) >= PROBE_INTERVAL);
+        is_time && target.has_turn(now)
+    }
+
+    /// Might another attempt be somebody's last? Only whoever knows when the message came can tell.
+    fn may_be_given_up(&self, entry: &Entry, lane: Lane) -> bool {
+        let left = entry.part(lane).and_then(Part::outstanding).unwrap_or_default();
+        left.iter().any(|left| self.schedule.may_be_exhausted(left.attempts.saturating_add(1)))
+    }
+
+    /// Whether there is something that [`Handoff::take_backlog`] or [`Handoff::tend`] could do.
+    pub fn has_work<P: Page>(&self, spool: &Spool<P>) -> bool {
+        let log = spool.log();
+        let lanes = (0..spool.lanes_count()).map(|lane| Lane(lane as u16));
+        lanes.into_iter().any(|lane| match self.target(lane) {
+            None => spool.lane_backlog_depth(lane) > 0,
+            Some(target) => {
+                let has_room = || {
+                    target.jobs().room_for_backlog() > 0
+                        || !self.fresh.borrow()[usize::from(lane.0)].is_empty()
+                };
+                target.is_down()
+                    || self.returns_of(log, target.id()) != target.returns_count()
+                    || spool.lane_backlog_depth(lane) > 0 && has_room()
+            }
+        })
+    }
+
+    fn returns_of(&self, log: u32, TargetId(target): TargetId) -> u64 {
+        self.returns.borrow().get(&log).map_or(0, |returns| returns[usize::from(target)])
+    }
+
+    /// Sees to the targets that are down or have come back. What is due for one that is down counts as tried, without being read; where
+    /// nothing is due, something is made due in time, so that somebody sees whether it is back. When it is, nothing waits any longer.
+    /// True: there is more to do.
+    pub fn tend(&self, spool: &mut Spool<DmaPage>, now: Instant, unix_now: u64) -> bool {
+        let mut is_more = false;
+        for target in self.targets.iter() {
+            let (id, lane) = (target.id(), lane_of(target.id()));
+            let returns_count = target.returns_count();
+            if self.returns_of(spool.log(), id) != returns_count {
+                let mut returns = self.returns.borrow_mut();
+                let returns =
+                    returns.entry(spool.log()).or_insert_with(|| vec![0; self.targets.iter().len()]);
+                returns[usize::from(id.0)] = returns_count;
+                spool.hasten(lane);
+            }
+            if target.is_down() {
+                if self.is_to_probe(target, now) && spool.lane_backlog_depth(lane) == 0 {
+                    spool.hasten_one(lane);
+                }
+                is_more |= self.pass(spool, target, now, unix_now);
+            }
+        }
+        is_more
+    }
+
+    /// True: there may be more that passes.
+    fn pass(&self, spool: &mut Spool<DmaPage>, target: &Target, now: Instant, unix_now: u64) -> bool {
+        let lane = lane_of(target.id());
+        let mut outcome = None;
+        for _ in 0..PASS_COUNT_MAX {
+            if self.is_to_probe(target, now) {
+                return false;
+            }
+            let Some(sequence) = spool.next_of_backlog(lane, now) else { return false };
+            let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
+            if !entry.is_routed() || self.may_be_given_up(entry, lane) {
+                return false;
+            }
+            let outcome = outcome.get_or_insert_with(|| Outcome::unreachable(target.not_tried()));
+            let left = outstanding(entry, lane);
+            let recipients = left.iter().map(|left| (left.index, outcome.clone())).collect();
+            let report = Report {
+                id: MessageId { log: spool.log(), sequence },
+                target: target.id(),
+                unix_millis: 0,
+                duration: Duration::ZERO,
+                recipients,
+            };
+            let judged = judge(&self.schedule, &left, &report, unix_now);
+            spool.hand_off(sequence, lane);
+            spool.handle_outcome(sequence, lane, Made::default(), &judged, (now, unix_now));
+        }
+        true
+    }
+
+    /// Offers a message that was read back to whoever wants it now, or puts it back into the backlog.
     pub fn offer_again(
         &self,
         spool: &mut Spool<DmaPage>,
-        sequence: u64,
+        (sequence, lane): (u64, Lane),
         message: StoredMessage,
         is_new: bool,
     ) {
-        // Other shards may have filled the channel meanwhile.
-        if !is_new && self.jobs().room_for_backlog() == 0 {
-            return self.take_back(spool, sequence);
-        }
         let id = MessageId { log: spool.log(), sequence };
-        let attempt = Attempt {
+        let StoredMessage { envelope, arrival, content } = message;
+        self.take_back(spool, sequence, lane);
+        let Some(entry) = spool.entry(sequence) else { return };
+        let cost = entry.location.size as usize;
+        if !entry.is_routed() {
+            // Another lane's part of it is being read, and finds this one waiting.
+            if entry.is_handed_off() {
+                return;
+            }
+            let routed = self.route(&envelope, &arrival);
+            spool.route(sequence, &wanted(&routed), clock::now());
+        }
+        let message = Shared {
             id,
-            recipients: outstanding(spool, sequence),
-            envelope: Arc::new(message.envelope),
-            arrival: Arc::new(message.arrival),
-            content: Arc::new(Content::Stored(Box::new(message.content))),
+            envelope: Arc::new(envelope),
+            arrival: Arc::new(arrival),
+            content: Arc::new(Content::Stored(Box::new(content))),
         };
-        let job = Job { attempt, target: self.target, outcomes: self.outcomes.clone() };
-        if self.jobs().try_send(job).is_err() {
-            self.take_back(spool, sequence);
+        // Read once, it serves every lane that waits for nothing else.
+        for (other, recipients) in waiting_parts(spool, sequence) {
+            let Some(target) = self.target(other) else { continue };
+            // Other shards may have filled the channel meanwhile.
+            let has_room = is_new || target.jobs().room_for_backlog() > 0;
+            let is_asked = other == lane || !target.is_down();
+            if has_room
+                && is_asked
+                && self.has_memory(other, cost, self.memory_max())
+                && self.send(message.clone(), target.id(), recipients)
+            {
+                spool.hand_off(sequence, other);
+                self.charge(id, other, cost);
+            }
         }
     }
 
     /// The message goes back into the backlog.
-    pub fn take_back(&self, spool: &mut Spool<DmaPage>, sequence: u64) {
-        self.forget_job(MessageId { log: spool.log(), sequence });
-        spool.take_back(sequence);
-    }
-
-    /// No job holds the message in memory any more.
-    fn forget_job(&self, id: MessageId) {
-        if let Some(cost) = self.costs.borrow_mut().remove(&id) {
-            self.forget(cost);
-        }
+    pub fn take_back(&self, spool: &mut Spool<DmaPage>, sequence: u64, lane: Lane) {
+        self.discharge(MessageId { log: spool.log(), sequence }, lane);
+        spool.take_back(sequence, lane);
     }
 
     /// What a report means for the spool: attempts counted, the next ones scheduled.
-    pub fn judge(&self, spool: &Spool<DmaPage>, report: &Report, unix_now: u64) -> Vec<RecipientOutcome> {
-        self.forget_job(report.id);
-        judge(&self.schedule, &outstanding(spool, report.id.sequence), report, unix_now)
+    pub fn handle_report(
+        &self,
+        spool: &mut Spool<DmaPage>,
+        report: &Report,
+        (now, unix_now): (Instant, u64),
+    ) {
+        let lane = lane_of(report.target);
+        self.discharge(report.id, lane);
+        let Some(entry) = spool.entry(report.id.sequence) else { return };
+        let judged = judge(&self.schedule, &outstanding(entry, lane), report, unix_now);
+        let duration_millis = u32::try_from(report.duration.as_millis()).unwrap_or(u32::MAX);
+        let made = Made { unix_millis: report.unix_millis, duration_millis };
+        spool.handle_outcome(report.id.sequence, lane, made, &judged, (now, unix_now));
     }
 
-    /// The outcomes of a message whose record cannot be read.
-    pub fn unreadable(&self, spool: &Spool<DmaPage>, sequence: u64, unix_now: u64) -> Vec<RecipientOutcome> {
-        self.forget_job(MessageId { log: spool.log(), sequence });
-        let outcomes = outstanding(spool, sequence).into_iter().map(|recipient| RecipientOutcome {
+    /// The record of a message that is wanted in this lane cannot be read.
+    pub fn handle_unreadable(
+        &self,
+        spool: &mut Spool<DmaPage>,
+        (sequence, lane): (u64, Lane),
+        (now, unix_now): (Instant, u64),
+    ) {
+        self.discharge(MessageId { log: spool.log(), sequence }, lane);
+        let Some(entry) = spool.entry(sequence) else { return };
+        let outcomes = outstanding(entry, lane).into_iter().map(|recipient| RecipientOutcome {
             index: recipient.index,
             is_done: false,
             attempts: recipient.attempts,
             next_attempt: unix_now + UNREADABLE_RETRY,
             reason: "its record in the spool cannot be read".into(),
         });
-        outcomes.collect()
+        let outcomes: Vec<_> = outcomes.collect();
+        spool.handle_outcome(sequence, lane, Made::default(), &outcomes, (now, unix_now));
     }
 }
 
+/// What the jobs of a message share.
+#[derive(Clone)]
+struct Shared {
+    id: MessageId,
+    envelope: Arc<Envelope>,
+    arrival: Arc<Arrival>,
+    content: Arc<Content>,
+}
+
+/// The first lane is that of the undecided.
+fn lane_of(TargetId(target): TargetId) -> Lane {
+    Lane(target + 1)
+}
+
+fn wanted(routed: &Routed) -> Wanted {
+    match routed {
+        Routed::All(target) => Wanted::All(lane_of(*target)),
+        Routed::Each(each) => {
+            Wanted::Each(each.iter().map(|(index, target)| (*index, lane_of(*target))).collect())
+        }
+    }
+}
+
+/// The lanes in which the message waits for nothing but room, and its recipients there.
+fn waiting_parts<P: Page>(spool: &Spool<P>, sequence: u64) -> Vec<(Lane, Vec<Recipient>)> {
+    let Some(entry) = spool.entry(sequence) else { return Vec::new() };
+    let lanes = entry.parts().iter().map(|part| part.lane);
+    let waiting = lanes.filter(|lane| spool.is_in_backlog(sequence, *lane));
+    waiting.map(|lane| (lane, outstanding(entry, lane))).collect()
+}
+
 /// Where the message is, if it is not done.
-pub fn wanted<P: Page>(spool: &Spool<P>, sequence: u64) -> Option<Wanted> {
+pub fn to_read<P: Page>(spool: &Spool<P>, sequence: u64, lane: Lane) -> Option<ToRead> {
     let entry = spool.entry(sequence)?;
     let segment = |epoch| spool.segment(epoch).expect("a segment stays while it is needed");
     let pieces = entry.pieces.iter().map(|piece| (*piece, segment(piece.epoch))).collect();
-    Some(Wanted { sequence, location: entry.location, segment: segment(entry.location.epoch), pieces })
+    Some(ToRead { sequence, lane, location: entry.location, segment: segment(entry.location.epoch), pieces })
 }
 
 /// Counts the attempt for each recipient of the report, and says when the next one is due, by the wall clock. `left`: who wanted the
@@ -255,23 +578,27 @@ fn judge(schedule: &Schedule, left: &[Recipient], report: &Report, unix_now: u64
     let judged = report.recipients.iter().map(|(index, outcome)| {
         let before = left.iter().find(|r| r.index == *index).map_or(0, |r| r.attempts);
         let attempts = before.saturating_add(1);
+        let asked = match outcome {
+            Outcome::Deferred { retry_after, .. } => retry_after.unwrap_or_default(),
+            _ => Duration::ZERO,
+        };
+        let wait = schedule.next_attempt(attempts, seed).max(asked.min(schedule.backoff_max));
         let is_done = !matches!(outcome, Outcome::Deferred { .. });
-        let wait = schedule.next_attempt(attempts, seed).as_secs().max(1);
         RecipientOutcome {
             index: *index,
             is_done,
             attempts,
-            next_attempt: if is_done { 0 } else { unix_now.saturating_add(wait) },
-            reason: outcome.reason().unwrap_or_default().into(),
+            next_attempt: if is_done { 0 } else { unix_now.saturating_add(wait.as_secs().max(1)) },
+            reason: outcome.text().into(),
         }
     });
     judged.collect()
 }
 
-/// Who still wants the message.
-fn outstanding<P: Page>(spool: &Spool<P>, sequence: u64) -> Vec<Recipient> {
-    let Some(entry) = spool.entry(sequence) else { return Vec::new() };
-    match entry.outstanding() {
+/// Who still wants the message in this lane.
+fn outstanding(entry: &Entry, lane: Lane) -> Vec<Recipient> {
+    let Some(part) = entry.part(lane) else { return Vec::new() };
+    match part.outstanding() {
         Some(left) => left.iter().map(|o| Recipient { index: o.index, attempts: o.attempts }).collect(),
         None => (0..entry.recipient_count).map(|index| Recipient { index, attempts: 0 }).collect(),
     }
@@ -284,7 +611,7 @@ mod tests {
     use super::*;
     use crate::delivery::transport::Discard;
     use crate::delivery::{Limits, Means, Target, outcome_channel};
-    use crate::mail::{Body, ForwardPath, Protocol, ReversePath};
+    use crate::mail::{Body, Domain, ForwardPath, Protocol, ReversePath};
     use crate::spool::memory_disk::{MemoryDisk, mail};
     use crate::spool::recovery::Depth;
     use crate::spool::{Incoming, Receiving, SpoolConfig};
@@ -295,6 +622,19 @@ mod tests {
 
     fn report(id: MessageId, recipients: Vec<(u32, Outcome)>) -> Report {
         Report { id, target: TargetId(0), unix_millis: 0, duration: Duration::ZERO, recipients }
+    }
+
+    /// What a recovered message is in before it is decided who gets it.
+    const LANE: Lane = Lane::UNROUTED;
+
+    /// All of it goes to one target.
+    fn routes() -> Arc<Routes> {
+        Arc::new(Routes::new(
+            Vec::new(),
+            TargetId(0),
+            Vec::new(),
+            Domain::parse("mx.example", false).unwrap(),
+        ))
     }
 
     /// One target that nobody serves.
@@ -366,12 +706,17 @@ mod tests {
         let config = SpoolConfig { segment_size: 1 << 20, sync: true, page_size: PAGE_SIZE, pages_max: 4 };
         let (mut disk, now) = (MemoryDisk::default(), Instant::now());
         let (outcomes, _reports) = outcome_channel(1, Arc::new(|| ()));
-        let handoff = Handoff::new(targets(channel_size), TargetId(0), outcomes, Schedule::default(), 0);
+        let handoff = Handoff::new(targets(channel_size), routes(), outcomes, Schedule::default(), 0);
         let mut batch = Batch::default();
         for (life, count) in [(1, waited), (2, new)] {
             let make_page = Box::new(|| vec![0; PAGE_SIZE]);
-            let recovered = disk.recover(Depth::Quick);
+            let mut recovered = disk.recover(Depth::Quick);
+            recovered.name_lanes(handoff.lane_names());
             let mut spool = Spool::new(config, recovered, make_page, Box::new(move || life), (now, 0));
+            // Who gets what has waited was decided when it was read before.
+            while let Some(sequence) = spool.next_of_backlog(Lane::UNROUTED, now) {
+                spool.route(sequence, &Wanted::All(Lane(1)), now);
+            }
             disk.settle(&mut spool, now);
             for _ in 0..count {
                 let (envelope, arrival) = mail(1);
@@ -381,7 +726,7 @@ mod tests {
                 let (sequence, is_stored) = spool.poll_stored().expect("it is stored");
                 assert!(is_stored);
                 if life == 2 {
-                    handoff.offer(&mut spool, sequence, None);
+                    handoff.offer(&mut spool, sequence, Routed::All(TargetId(0)), None);
                 }
             }
             if life == 2 {
@@ -438,6 +783,7 @@ mod tests {
                     smtputf8: false,
                     require_tls: false,
                     dsn: None,
+                    via: None,
                 };
                 let (peer, protocol) = ("192.0.2.1:25".parse().unwrap(), Protocol::Esmtp);
                 let arrival = Arrival {
@@ -456,7 +802,7 @@ mod tests {
                 disk.settle(&mut spool, times.0);
                 assert_eq!(spool.poll_stored(), Some((sequence, true)));
             }
-            let left = outstanding(&spool, sequence);
+            let left = outstanding(spool.entry(sequence).unwrap(), LANE);
             let outcome = |r: &Recipient| match (r.index, life) {
                 (1, 3) => (r.index, Outcome::delivered()),
                 _ => (r.index, Outcome::deferred(format!("450 4.2.{life} {} is busy", r.index))),
@@ -464,9 +810,9 @@ mod tests {
             let report = report(id(sequence), left.iter().map(outcome).collect());
             left.iter().for_each(|r| attempts[r.index as usize] += 1);
             let judged = judge(&Schedule::default(), &left, &report, times.1);
-            assert_eq!(spool.next_of_backlog(times.0), Some(sequence), "due after a day");
-            spool.hand_off(sequence);
-            spool.handle_outcome(sequence, &judged, times.0, times.1);
+            assert_eq!(spool.next_of_backlog(LANE, times.0), Some(sequence), "due after a day");
+            spool.hand_off(sequence, LANE);
+            spool.handle_outcome(sequence, LANE, Made::default(), &judged, times);
             disk.settle(&mut spool, times.0 + Duration::from_secs(1));
 
             let recovered = disk.recover(Depth::Quick);
@@ -478,9 +824,11 @@ mod tests {
                 let reason = format!("450 4.2.{life} {recipient} is busy");
                 expected.push((recipient, attempts[recipient as usize], Some(reason)));
             }
-            let kept = message.outstanding().into_iter().flatten();
-            let kept: Vec<_> =
-                kept.map(|o| (o.index, o.attempts, o.reason.as_deref().map(String::from))).collect();
+            let kept = message.outstanding();
+            let kept: Vec<_> = kept
+                .iter()
+                .map(|(_, o)| (o.index, o.attempts, o.reason.as_deref().map(String::from)))
+                .collect();
             assert_eq!(kept, expected, "life {life}");
         }
         assert_eq!(attempts, [5, 3, 5]);

@@ -200,6 +200,7 @@ mod tests {
                 smtputf8: false,
                 require_tls: false,
                 dsn: None,
+                via: None,
             },
             arrival: Arrival {
                 peer: "192.0.2.1:25".parse().unwrap(),

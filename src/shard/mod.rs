@@ -306,13 +306,7 @@ pub fn random() -> u64 {
 /// Runs a shard to its end, inside its executor. Returns how many messages are left in its queue.
 pub async fn run(plan: Plan) -> usize {
     let cache_size = plan.cache_size;
-    let handoff = Rc::new(Handoff::new(
-        plan.targets,
-        plan.routes.targets()[0],
-        plan.outcomes,
-        plan.schedule,
-        cache_size,
-    ));
+    let handoff = Rc::new(Handoff::new(plan.targets, plan.routes, plan.outcomes, plan.schedule, cache_size));
     let (damaged, segment_size, sync) = (plan.damaged, plan.segment_size, plan.sync);
     let open = |log: OpenedLog| {
         Disk::new(log.place, damaged.clone(), log.recovered, segment_size, sync, handoff.clone())

@@ -11,7 +11,7 @@ use super::medium::{Octets, Opener};
 use crate::delivery::{Content, StoredContent};
 use crate::mail::{Arrival, Envelope};
 use crate::spool::format::{self, BLOCK_SIZE, MessagePayload, PieceRef};
-use crate::spool::{Location, RecordPlace, Slot};
+use crate::spool::{Lane, Location, RecordPlace, Slot};
 
 /// A segment's slot, and the life its records must have.
 pub type SlotAndLife = (Slot, u64);
@@ -20,6 +20,8 @@ pub type SlotAndLife = (Slot, u64);
 pub struct Wanted {
     /// Its number.
     pub sequence: u64,
+    /// In which of its lanes it is wanted.
+    pub lane: Lane,
     /// Its record.
     pub location: Location,
     /// The segment of its record.
@@ -59,8 +61,8 @@ impl Batch {
             read_message(wanted.sequence, &segment, wanted.location, pieces.collect::<io::Result<_>>()?)
         };
         let read_back = |wanted: Wanted| {
-            let (sequence, location) = (wanted.sequence, wanted.location);
-            ReadBack { sequence, location, message: read(wanted) }
+            let (sequence, lane, location) = (wanted.sequence, wanted.lane, wanted.location);
+            ReadBack { sequence, lane, location, message: read(wanted) }
         };
         self.messages.into_iter().map(read_back).collect()
     }
@@ -70,6 +72,8 @@ impl Batch {
 pub struct ReadBack {
     /// Its number.
     pub sequence: u64,
+    /// In which of its lanes it was wanted.
+    pub lane: Lane,
     /// Where its record was then.
     pub location: Location,
     /// What was found there.

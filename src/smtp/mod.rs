@@ -40,4 +40,3 @@ pub use config::{AuthMode, BareLineEnds, Dialect, Peer, SessionConfig, TlsMode};
 pub use effect::{Authentication, Credentials, Effect, NotStored, Submission};
 pub use reply::refusal_line;
 pub use session::Session;
-pub use trace::format_date;

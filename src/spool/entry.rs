@@ -1,6 +1,10 @@
 //! A message that is not done: where it is, who is left, where it stands.
 //!
-//! A million of them may wait: what one recipient and no pieces need is in the entry itself.
+//! Those who are left stand in lanes: one for each target that gets the message, and one for those of whom it has not been decided who
+//! gets theirs. A lane is a number; the log knows its name, and nothing else of it. Each lane's part of a message is tried by itself: a
+//! target that is slow or gone delays no other.
+//!
+//! A million of them may wait: what one lane, one recipient and no pieces need is in the entry itself.
 
 use std::sync::Arc;
 
@@ -16,6 +20,15 @@ pub struct Location {
     pub offset: u32,
     /// The record's size with its header, octets.
     pub size: u32,
+}
+
+/// A target, as a number that the log gives it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane(pub u16);
+
+impl Lane {
+    /// Of those of whom it has not been decided who gets theirs.
+    pub const UNROUTED: Lane = Lane(0);
 }
 
 /// A recipient that still needs an attempt.
@@ -38,30 +51,38 @@ pub struct Entry {
     pub pieces: Box<[PieceRef]>,
     /// How many forward-paths its envelope has.
     pub recipient_count: u32,
-    left: Left,
-    pub(super) state: State,
+    /// It has been decided who gets it since the log was opened.
+    pub(super) is_routed: bool,
+    parts: Parts,
 }
 
-/// Who still wants a message. A million messages have one recipient each: it needs no memory of its own.
+/// A million messages have one part each: it needs no memory of its own.
+#[derive(Debug)]
+enum Parts {
+    One(Part),
+    /// Each lane once.
+    Many(Vec<Part>),
+}
+
+/// Those who are left of a message in one lane.
+#[derive(Debug)]
+pub struct Part {
+    /// Which.
+    pub lane: Lane,
+    pub(super) state: State,
+    left: Left,
+}
+
 #[derive(Debug)]
 enum Left {
     /// Everybody, and no attempt was made.
     Everybody,
     One(Outstanding),
+    /// Ascending.
     These(Box<[Outstanding]>),
 }
 
-impl Entry {
-    /// A durable message that was found, and of which no attempt is known.
-    pub(super) fn found(location: Location, pieces: Box<[PieceRef]>, recipient_count: u32) -> Self {
-        Entry { location, pieces, recipient_count, left: Left::Everybody, state: State::Backlog }
-    }
-
-    /// A message whose record has just been appended.
-    pub(super) fn appended(location: Location, pieces: Box<[PieceRef]>, recipient_count: u32) -> Self {
-        Entry { state: State::Appended, ..Entry::found(location, pieces, recipient_count) }
-    }
-
+impl Part {
     /// Who is left; `None`: everybody, and no attempt was made.
     pub fn outstanding(&self) -> Option<&[Outstanding]> {
         match &self.left {
@@ -71,71 +92,292 @@ impl Entry {
         }
     }
 
+    /// These have been delivered to, while others of the message's targets are left.
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
     /// When it is to be tried again, milliseconds of the wall clock since 1970; `None`: at once, or it is being tried.
     pub fn due(&self) -> Option<u64> {
         if let State::Deferred(Tick(due)) = self.state { Some(due) } else { None }
     }
 
-    /// It is to be tried again at the latest then, in seconds since 1970.
-    pub(super) fn limit_wait(&mut self, latest: u64) {
-        if let State::Deferred(Tick(due)) = &mut self.state {
-            *due = (*due).min(latest.saturating_mul(1000));
+    fn has(&self, index: u32) -> bool {
+        let Some(left) = self.outstanding() else { return true };
+        left.binary_search_by_key(&index, |left| left.index).is_ok()
+    }
+
+    fn everybody(count: u32) -> Vec<Outstanding> {
+        (0..count).map(|index| Outstanding { index, attempts: 0, reason: None }).collect()
+    }
+}
+
+impl Entry {
+    /// A durable message that was found, and of which no attempt is known.
+    pub(super) fn found(location: Location, pieces: Box<[PieceRef]>, recipient_count: u32) -> Self {
+        let part = Part { lane: Lane::UNROUTED, state: State::Backlog, left: Left::Everybody };
+        Entry { location, pieces, recipient_count, is_routed: false, parts: Parts::One(part) }
+    }
+
+    /// A message whose record has just been appended.
+    pub(super) fn appended(location: Location, pieces: Box<[PieceRef]>, recipient_count: u32) -> Self {
+        let mut entry = Entry::found(location, pieces, recipient_count);
+        entry.parts_mut()[0].state = State::Appended;
+        entry
+    }
+
+    /// It has been decided who gets it, since the log was opened.
+    pub fn is_routed(&self) -> bool {
+        self.is_routed
+    }
+
+    /// What is left in each lane, and who was delivered to in some while others are left.
+    pub fn parts(&self) -> &[Part] {
+        match &self.parts {
+            Parts::One(part) => std::slice::from_ref(part),
+            Parts::Many(parts) => parts,
         }
     }
 
-    /// What an attempt has brought for some of its recipients. Who is left is to be tried again at the earliest of their next
-    /// attempts, in seconds since 1970; false: nobody is left.
-    pub(super) fn apply(&mut self, outcomes: &[RecipientOutcome], reasons: &mut Reasons) -> bool {
-        let everybody = || {
-            (0..self.recipient_count).map(|index| Outstanding { index, attempts: 0, reason: None }).collect()
-        };
-        let before: Vec<Outstanding> = match std::mem::replace(&mut self.left, Left::Everybody) {
-            Left::Everybody => everybody(),
-            Left::One(outstanding) => vec![outstanding],
-            Left::These(outstanding) => outstanding.into_vec(),
-        };
-        let mut after = still_left(before, outcomes, reasons);
-        if after.len() > 1 {
-            self.left = Left::These(after.into());
-        } else {
-            let Some(outstanding) = after.pop() else { return false };
-            self.left = Left::One(outstanding);
+    pub(super) fn parts_mut(&mut self) -> &mut [Part] {
+        match &mut self.parts {
+            Parts::One(part) => std::slice::from_mut(part),
+            Parts::Many(parts) => parts,
         }
-        let next_attempts = outcomes.iter().filter(|outcome| !outcome.is_done).map(|o| o.next_attempt);
-        self.state = match next_attempts.min().unwrap_or(0) {
-            0 => State::Backlog,
-            next_attempt => State::Deferred(Tick(next_attempt.saturating_mul(1000))),
+    }
+
+    /// What is left in this lane.
+    pub fn part(&self, lane: Lane) -> Option<&Part> {
+        self.parts().iter().find(|part| part.lane == lane && !part.is_done())
+    }
+
+    pub(super) fn part_mut(&mut self, lane: Lane) -> Option<&mut Part> {
+        self.parts_mut().iter_mut().find(|part| part.lane == lane && part.state != State::Done)
+    }
+
+    /// Its record is not durable yet.
+    pub(super) fn is_appended(&self) -> bool {
+        self.parts()[0].state == State::Appended
+    }
+
+    /// A delivery has it, in some lane.
+    pub fn is_handed_off(&self) -> bool {
+        self.parts().iter().any(|part| part.state == State::HandedOff)
+    }
+
+    /// When some of it is to be tried again, milliseconds of the wall clock since 1970; `None`: some of it at once, or it is being tried.
+    pub fn due(&self) -> Option<u64> {
+        self.parts().iter().filter(|part| !part.is_done()).map(Part::due).min().flatten()
+    }
+
+    /// Recipients that are left, with their lanes: each once for every lane.
+    pub fn outstanding(&self) -> Vec<(Lane, Outstanding)> {
+        let pending = self.parts().iter().filter(|part| !part.is_done());
+        let of_part = |part: &Part| -> Vec<(Lane, Outstanding)> {
+            let left =
+                part.outstanding().map_or_else(|| Part::everybody(self.recipient_count), <[_]>::to_vec);
+            left.into_iter().map(|left| (part.lane, left)).collect()
         };
+        pending.flat_map(of_part).collect()
+    }
+
+    /// It is to be tried again at the latest then, in seconds since 1970.
+    pub(super) fn limit_wait(&mut self, latest: u64) {
+        for part in self.parts_mut() {
+            if let State::Deferred(Tick(due)) = &mut part.state {
+                *due = (*due).min(latest.saturating_mul(1000));
+            }
+        }
+    }
+
+    /// The lanes have other numbers.
+    pub(super) fn rename_lanes(&mut self, name: impl Fn(Lane) -> Lane) {
+        self.parts_mut().iter_mut().for_each(|part| part.lane = name(part.lane));
+    }
+
+    /// Is this recipient left in another lane than this?
+    pub(super) fn is_left_elsewhere(&self, lane: Lane, index: u32) -> bool {
+        self.parts().iter().any(|part| part.lane != lane && !part.is_done() && part.has(index))
+    }
+
+    /// What an attempt in `lane` has brought for some of its recipients. Who is left there is to be tried again at the earliest of
+    /// their next attempts, in seconds since 1970. `here_only`: who is done is left in other lanes, whether or not these are known.
+    /// False: nobody is left anywhere.
+    pub(super) fn apply(
+        &mut self,
+        lane: Lane,
+        here_only: bool,
+        outcomes: &[RecipientOutcome],
+        reasons: &mut Reasons,
+    ) -> bool {
+        if let (Parts::One(part), [outcome]) = (&self.parts, outcomes)
+            && part.lane == lane
+            && self.recipient_count == 1
+        {
+            // As nearly all are.
+            if outcome.is_done && outcome.index == 0 && !here_only {
+                return false;
+            }
+        }
+        let mut sorted: Vec<&RecipientOutcome> = outcomes.iter().collect();
+        sorted.sort_by_key(|outcome| outcome.index);
+        let find = |index| sorted.binary_search_by_key(&index, |outcome| outcome.index).ok();
+        let mut is_placed = vec![false; sorted.len()];
+        let before = self.take_left();
+        let was_pending = pending_indices(&before);
+        let is_alive = |index| was_pending.binary_search(&index).is_ok();
+        let mut after = Vec::with_capacity(before.len());
+        // What there is to say of a recipient here. Done for good, nothing.
+        let mut place = |outcome: &RecipientOutcome| {
+            let index = outcome.index;
+            let (state, attempts, reason) = match (outcome.is_done, here_only) {
+                (true, false) => return None,
+                (true, true) => (State::Done, outcome.attempts, None),
+                (false, _) => {
+                    (due_at(outcome.next_attempt), outcome.attempts, Some(reasons.intern(&outcome.reason)))
+                }
+            };
+            Some(LeftIn { lane, state, recipient: Outstanding { index, attempts, reason } })
+        };
+        for left in before {
+            let is_here = left.state != State::Done && (left.lane == lane || left.lane == Lane::UNROUTED);
+            match find(left.recipient.index) {
+                Some(at) if is_here => {
+                    if !std::mem::replace(&mut is_placed[at], true) {
+                        after.extend(place(sorted[at]));
+                    }
+                }
+                // Done for good is done everywhere.
+                Some(at) if sorted[at].is_done && !here_only => {}
+                _ => after.push(left),
+            }
+        }
+        // Of a recipient with several targets, of whose attempts the log has told of others first.
+        let unplaced =
+            sorted.iter().zip(is_placed).filter(|(outcome, is_placed)| !is_placed && is_alive(outcome.index));
+        after.extend(unplaced.filter_map(|(outcome, _)| place(outcome)));
+        // Where else it is left is not known: that is decided anew.
+        if here_only {
+            let is_pending = pending_indices(&after);
+            let is_undecided = |index: &u32| is_alive(*index) && is_pending.binary_search(index).is_err();
+            let undecided = sorted.iter().map(|outcome| outcome.index).filter(is_undecided);
+            after.extend(undecided.map(|index| LeftIn {
+                lane: Lane::UNROUTED,
+                state: State::Backlog,
+                recipient: Outstanding { index, attempts: 0, reason: None },
+            }));
+        }
+        // Nobody has what is left in this lane.
+        let next =
+            outcomes.iter().filter(|o| !o.is_done).map(|o| due_at(o.next_attempt)).reduce(State::sooner);
+        let is_of_lane = |left: &&mut LeftIn| left.lane == lane && left.state != State::Done;
+        after.iter_mut().filter(is_of_lane).for_each(|left| left.state = next.unwrap_or(State::Backlog));
+        self.put(after)
+    }
+
+    /// Who gets the message is decided, anew perhaps: each recipient, in each of its lanes. What is known of it in a lane that it keeps is
+    /// kept, what was delivered is not delivered again; who comes into another lane brings along how often it was tried. False: nobody
+    /// is left.
+    pub(super) fn route(&mut self, wanted: &Wanted) -> bool {
+        assert!(!self.is_handed_off(), "what a delivery has stays where it is");
+        self.is_routed = true;
+        if let (Parts::One(part), Wanted::All(lane)) = (&mut self.parts, wanted) {
+            part.lane = *lane;
+            return true;
+        }
+        let all;
+        let wanted = match wanted {
+            Wanted::Each(each) => each,
+            Wanted::All(lane) => {
+                all = (0..self.recipient_count).map(|index| (index, *lane)).collect::<Vec<_>>();
+                &all
+            }
+        };
+        let mut before = self.take_left();
+        before.sort_by_key(|left| left.recipient.index);
+        let mut after = Vec::with_capacity(wanted.len());
+        for (index, lane) in wanted {
+            let from = before.partition_point(|left| left.recipient.index < *index);
+            let known = before[from..].iter().take_while(|left| left.recipient.index == *index);
+            let pending = known.clone().filter(|left| left.state != State::Done);
+            let Some(most) = pending.max_by_key(|left| left.recipient.attempts) else { continue };
+            after.push(match known.clone().find(|left| left.lane == *lane) {
+                Some(here) => here.clone(),
+                None => LeftIn { lane: *lane, state: State::Backlog, recipient: most.recipient.clone() },
+            });
+        }
+        self.put(after)
+    }
+
+    fn take_left(&mut self) -> Vec<LeftIn> {
+        let count = self.recipient_count;
+        let parts = match std::mem::replace(&mut self.parts, Parts::Many(Vec::new())) {
+            Parts::One(part) => vec![part],
+            Parts::Many(parts) => parts,
+        };
+        let left = parts.into_iter().flat_map(|Part { lane, state, left }| {
+            let recipients = match left {
+                Left::Everybody => Part::everybody(count),
+                Left::One(recipient) => vec![recipient],
+                Left::These(recipients) => recipients.into_vec(),
+            };
+            recipients.into_iter().map(move |recipient| LeftIn { lane, state, recipient })
+        });
+        left.collect()
+    }
+
+    /// False: nobody is left.
+    fn put(&mut self, mut left: Vec<LeftIn>) -> bool {
+        if left.iter().all(|left| left.state == State::Done) {
+            return false;
+        }
+        let place = |left: &LeftIn| (left.lane, left.state == State::Done);
+        left.sort_by_key(|left| (place(left), left.recipient.index));
+        let part = |group: &[LeftIn]| {
+            let state =
+                group.iter().map(|left| left.state).reduce(State::sooner).expect("a group has somebody");
+            let mut recipients: Vec<_> = group.iter().map(|left| left.recipient.clone()).collect();
+            let left = match recipients.len() {
+                1 => Left::One(recipients.remove(0)),
+                _ => Left::These(recipients.into()),
+            };
+            Part { lane: group[0].lane, state, left }
+        };
+        let mut parts: Vec<_> = left.chunk_by(|a, b| place(a) == place(b)).map(part).collect();
+        self.parts = if parts.len() == 1 { Parts::One(parts.remove(0)) } else { Parts::Many(parts) };
         true
     }
 }
 
-/// Who is left after `outcomes`, of who was left before.
-fn still_left(
-    before: Vec<Outstanding>,
-    outcomes: &[RecipientOutcome],
-    reasons: &mut Reasons,
-) -> Vec<Outstanding> {
-    let mut sorted: Vec<&RecipientOutcome> = outcomes.iter().collect();
-    sorted.sort_unstable_by_key(|outcome| outcome.index);
-    let after = before.into_iter().filter_map(|recipient| {
-        let found = sorted.binary_search_by_key(&recipient.index, |outcome| outcome.index);
-        match found.ok().map(|at| sorted[at]) {
-            Some(outcome) if outcome.is_done => None,
-            Some(outcome) => {
-                let reason = Some(reasons.intern(&outcome.reason));
-                Some(Outstanding { attempts: outcome.attempts, reason, ..recipient })
-            }
-            None => Some(recipient),
-        }
-    });
-    after.collect()
+/// Who is left somewhere, ascending.
+fn pending_indices(left: &[LeftIn]) -> Vec<u32> {
+    let pending = left.iter().filter(|left| left.state != State::Done);
+    let mut indices: Vec<_> = pending.map(|left| left.recipient.index).collect();
+    indices.sort_unstable();
+    indices
 }
 
-/// Where a message stands on its way through the ledger.
+/// A recipient in a lane.
+#[derive(Clone, Debug)]
+struct LeftIn {
+    lane: Lane,
+    state: State,
+    recipient: Outstanding,
+}
+
+/// Who is to get a message, in lanes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All recipients in one.
+    All(Lane),
+    /// Each recipient, by its place in the envelope, in each of its lanes.
+    Each(Vec<(u32, Lane)>),
+}
+
+/// Where a message stands in a lane, on its way through the ledger.
 ///
 /// ```text
-///   append ──► Appended ──durable──► Backlog ──try_send──► HandedOff ──all done──► (gone)
+///   append ──► Appended ──durable──► Backlog ──try_send──► HandedOff ──all done──► (gone), or Done: others are left elsewhere
 ///                  │                    ▲                      │
 ///               poisoned                │due                   │deferred
 ///                  ▼                    │                      │
@@ -147,6 +389,26 @@ pub(super) enum State {
     Backlog,
     HandedOff,
     Deferred(Tick),
+    Done,
+}
+
+impl State {
+    /// Of recipients that come together into one part.
+    fn sooner(self, other: State) -> State {
+        match (self, other) {
+            (State::Deferred(a), State::Deferred(b)) => State::Deferred(a.min(b)),
+            (State::Deferred(_), other) => other,
+            (state, _) => state,
+        }
+    }
+}
+
+/// `next_attempt`: seconds since 1970; 0: at once.
+fn due_at(next_attempt: u64) -> State {
+    match next_attempt {
+        0 => State::Backlog,
+        next_attempt => State::Deferred(Tick(next_attempt.saturating_mul(1000))),
+    }
 }
 
 /// A moment of the log's own time: milliseconds since 1970 as the wall clock had it when the log was opened, and from then on as the

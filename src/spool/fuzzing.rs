@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::entry::Location;
-use super::format::{self, BLOCK_SIZE, Kind, MessagePayload, RECORDS_OFFSET, RecipientOutcome, RecordHeader};
+use super::entry::{Lane, Location};
+use super::format::{
+    self, BLOCK_SIZE, Kind, Made, MessagePayload, RECORDS_OFFSET, RecipientOutcome, RecordHeader,
+};
 use super::format::{PieceRef, SegmentHeader};
 use super::io::Slot;
 use super::log::{AppendError, Incoming, Receiving, Spool, SpoolConfig};
@@ -215,10 +217,10 @@ impl World {
     }
 
     fn attempt(&mut self, is_done: bool) {
-        let Some(sequence) = self.spool.next_of_backlog(self.now) else { return };
-        self.spool.hand_off(sequence);
+        let Some(sequence) = self.spool.next_of_backlog(Lane::UNROUTED, self.now) else { return };
+        self.spool.hand_off(sequence, Lane::UNROUTED);
         let outcome = RecipientOutcome { index: 0, is_done, attempts: 1, next_attempt: 1, reason: "".into() };
-        self.spool.handle_outcome(sequence, &[outcome], self.now, 0);
+        self.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[outcome], (self.now, 0));
         if is_done {
             self.done.insert(sequence);
         }

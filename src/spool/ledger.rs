@@ -11,13 +11,16 @@
 //! So that one message that waits long does not hold all segments behind its own, it can be moved: see `carry`. The
 //! ledger says when that is due and what the oldest segment holds.
 //!
+//! What waits, waits in its lane: what one target does not take is in nobody's way.
+//!
 //! Knows nothing of octets, buffers or syncs.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::entry::{Entry, Location, State, Tick};
-use super::format::{PieceRef, RecipientOutcome};
+use super::entry::{Entry, Lane, Location, State, Tick, Wanted};
+use super::format::{PieceRef, RecipientOutcome, TargetOutcomes};
 use super::io::Slot;
 use super::reasons::Reasons;
 use super::sequence_map::SequenceMap;
@@ -56,14 +59,53 @@ pub struct Segment {
     guests: Vec<u64>,
 }
 
+/// What waits in a lane.
+#[derive(Debug, Default)]
+struct Queue {
+    /// For nothing but room in a delivery channel.
+    backlog: BTreeSet<u64>,
+    /// For its time.
+    deferred: BTreeSet<(Tick, u64)>,
+    /// It was deferred, but need not wait any longer. The soonest first.
+    hastened: BTreeSet<(Tick, u64)>,
+}
+
+impl Queue {
+    fn insert(&mut self, sequence: u64, state: State) {
+        match state {
+            State::Backlog => drop(self.backlog.insert(sequence)),
+            State::Deferred(due) => drop(self.deferred.insert((due, sequence))),
+            State::Appended | State::HandedOff | State::Done => {}
+        }
+    }
+
+    fn remove(&mut self, sequence: u64, state: State) {
+        match state {
+            State::Backlog => drop(self.backlog.remove(&sequence)),
+            State::Deferred(due) => {
+                let place = (due, sequence);
+                let _ = self.deferred.remove(&place) || self.hastened.remove(&place);
+            }
+            State::Appended | State::HandedOff | State::Done => {}
+        }
+    }
+
+    /// What is to be tried first.
+    fn first(&self) -> Option<u64> {
+        self.backlog.first().copied().or_else(|| self.hastened.first().map(|(_, sequence)| *sequence))
+    }
+}
+
 /// What is not done, and what is needed for it.
 #[derive(Debug)]
 pub struct Ledger {
     segment_size: u32,
     segments: BTreeMap<u64, Segment>,
     entries: SequenceMap<Entry>,
-    backlog: BTreeSet<u64>,
-    deferred: BTreeSet<(Tick, u64)>,
+    /// By lane.
+    queues: Vec<Queue>,
+    /// The names of the lanes.
+    lanes: Vec<Arc<str>>,
     reasons: Reasons,
     /// Octets of the records that are needed.
     live_size: u64,
@@ -73,11 +115,12 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Of these messages, each durable. Its segments have `segment_size` octets; it is `now`, and the wall clock says
+    /// Of these messages, each durable, in lanes of these names. Its segments have `segment_size` octets; it is `now`, and the wall clock says
     /// `unix_now` seconds. The segments of the messages are to be added, and then [`Ledger::adopt`] is to be called.
     pub fn new(
         segment_size: u32,
         entries: SequenceMap<Entry>,
+        lanes: Vec<Arc<str>>,
         reasons: Reasons,
         (now, unix_now): (Instant, u64),
     ) -> Self {
@@ -85,8 +128,8 @@ impl Ledger {
             segment_size,
             segments: BTreeMap::new(),
             entries,
-            backlog: BTreeSet::new(),
-            deferred: BTreeSet::new(),
+            queues: lanes.iter().map(|_| Queue::default()).collect(),
+            lanes,
             reasons,
             live_size: 0,
             free: VecDeque::new(),
@@ -111,9 +154,39 @@ impl Ledger {
         self.entries.len()
     }
 
-    /// Durable messages that wait for nothing but room in the delivery channel.
+    /// How many lanes there are.
+    pub fn lanes_count(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// The lane of this name; a new one, if there is none.
+    pub fn lane(&mut self, name: &str) -> Lane {
+        let at = self.lanes.iter().position(|known| **known == *name).unwrap_or_else(|| {
+            self.lanes.push(name.into());
+            self.queues.push(Queue::default());
+            self.lanes.len() - 1
+        });
+        Lane(u16::try_from(at).expect("targets are few"))
+    }
+
+    /// The name of a lane.
+    pub fn name(&self, lane: Lane) -> &Arc<str> {
+        &self.lanes[usize::from(lane.0)]
+    }
+
+    fn queue(&mut self, lane: Lane) -> &mut Queue {
+        &mut self.queues[usize::from(lane.0)]
+    }
+
+    /// Durable messages that wait for nothing but room in a delivery channel; one counts in each of its lanes.
     pub fn backlog_depth(&self) -> usize {
-        self.backlog.len()
+        self.queues.iter().map(|queue| queue.backlog.len() + queue.hastened.len()).sum()
+    }
+
+    /// The same in one lane.
+    pub fn lane_backlog_depth(&self, Lane(lane): Lane) -> usize {
+        let queue = &self.queues[usize::from(lane)];
+        queue.backlog.len() + queue.hastened.len()
     }
 
     /// A segment's file and life.
@@ -226,12 +299,11 @@ impl Ledger {
             entry.pieces.iter().for_each(|piece| self.hold(piece.epoch, piece.record_size()));
             self.hold(entry.location.epoch, entry.location.size as usize);
             self.note_guest(sequence, entry.location, &entry.pieces);
-            match entry.state {
-                State::Deferred(due) if due.0 > now => drop(self.deferred.insert((due, sequence))),
-                _ => {
-                    entry.state = State::Backlog;
-                    self.backlog.insert(sequence);
+            for part in entry.parts_mut() {
+                if matches!(part.state, State::Deferred(due) if due.0 <= now) {
+                    part.state = State::Backlog;
                 }
+                self.queues[usize::from(part.lane.0)].insert(sequence, part.state);
             }
         }
         self.entries = entries;
@@ -266,7 +338,7 @@ impl Ledger {
         let next = self.segments.range(epoch + 1..).next().map_or(u64::MAX, |(_, next)| next.first_sequence);
         let needs_it = |entry: &Entry| {
             let has_piece = || entry.pieces.iter().any(|piece| piece.epoch == epoch);
-            entry.state != State::Appended && (entry.location.epoch == epoch || has_piece())
+            !entry.is_appended() && (entry.location.epoch == epoch || has_piece())
         };
         let own = self.entries.range(segment.first_sequence, next);
         let guests = segment.guests.iter().filter_map(|guest| Some((*guest, self.entries.get(*guest)?)));
@@ -281,7 +353,7 @@ impl Ledger {
     /// are held. Returns what it does not need any more; `None` if the message is done since.
     pub fn relocate(&mut self, sequence: u64, location: Location, pieces: Box<[PieceRef]>) -> Option<Needs> {
         let entry = self.entries.get_mut(sequence)?;
-        let is_read = entry.state == State::HandedOff;
+        let is_read = entry.is_handed_off();
         let before = std::mem::replace(&mut entry.pieces, pieces);
         // A moved piece keeps its place among the message's pieces.
         let moved = before.iter().zip(&entry.pieces).filter(|(before, now)| before != now);
@@ -296,31 +368,45 @@ impl Ledger {
         Some(needs)
     }
 
-    /// What became of the message's recipients so far; empty: no attempt was made.
-    pub fn progress(&self, sequence: u64) -> Vec<RecipientOutcome> {
+    /// What became of the message's recipients so far, target by target; empty: no attempt was made.
+    pub fn progress(&self, sequence: u64) -> Vec<TargetOutcomes> {
         let Some(entry) = self.entries.get(sequence) else { return Vec::new() };
-        let Some(outstanding) = entry.outstanding() else { return Vec::new() };
-        let next_attempt = entry.due().unwrap_or(0) / 1000;
-        let done = |index| RecipientOutcome {
+        if entry.parts().iter().all(|part| part.outstanding().is_none()) {
+            return Vec::new();
+        }
+        let outcome = |index, is_done, attempts, next_attempt, reason: Option<&str>| RecipientOutcome {
             index,
-            is_done: true,
-            attempts: 0,
-            next_attempt: 0,
-            reason: "".into(),
+            is_done,
+            attempts,
+            next_attempt,
+            reason: reason.unwrap_or_default().into(),
         };
-        let mut left = outstanding.iter().peekable();
-        let recipients =
-            (0..entry.recipient_count).map(|index| match left.next_if(|left| left.index == index) {
-                None => done(index),
-                Some(left) => RecipientOutcome {
-                    index,
-                    is_done: false,
-                    attempts: left.attempts,
-                    next_attempt,
-                    reason: left.reason.as_deref().unwrap_or_default().into(),
-                },
-            });
-        recipients.collect()
+        let mut is_left = vec![false; entry.recipient_count as usize];
+        let mut progress = Vec::new();
+        // Who was delivered to here and is left elsewhere comes first: who is not named behind it is undecided.
+        let (done, pending): (Vec<_>, Vec<_>) = entry.parts().iter().partition(|part| part.is_done());
+        for part in done.into_iter().chain(pending) {
+            let Some(left) = part.outstanding() else {
+                is_left.fill(true);
+                continue;
+            };
+            let next_attempt = part.due().unwrap_or(0) / 1000;
+            let mut recipients = Vec::new();
+            for left in left {
+                is_left[left.index as usize] |= !part.is_done();
+                if part.is_done() || left.attempts > 0 {
+                    let reason = left.reason.as_deref();
+                    recipients.push(outcome(left.index, part.is_done(), left.attempts, next_attempt, reason));
+                }
+            }
+            let target = (**self.name(part.lane)).into();
+            progress.push(TargetOutcomes { target, here_only: part.is_done(), recipients });
+        }
+        let done = (0..).zip(is_left).filter(|(_, is_left)| !is_left);
+        let recipients: Vec<_> = done.map(|(index, _)| outcome(index, true, 0, 0, None)).collect();
+        progress.insert(0, TargetOutcomes { recipients, ..TargetOutcomes::default() });
+        progress.retain(|outcomes| !outcomes.recipients.is_empty());
+        progress
     }
 
     /// The message, if it is not done.
@@ -328,93 +414,157 @@ impl Ledger {
         self.entries.get(sequence)
     }
 
-    /// A delivery has the message now.
+    /// A delivery has the message now, in some lane.
     pub fn is_handed_off(&self, sequence: u64) -> bool {
-        self.entries.get(sequence).is_some_and(|entry| entry.state == State::HandedOff)
+        self.entries.get(sequence).is_some_and(Entry::is_handed_off)
     }
 
-    /// The message is durable, due, and not handed off.
-    pub fn is_in_backlog(&self, sequence: u64) -> bool {
-        self.entries.get(sequence).is_some_and(|entry| entry.state == State::Backlog)
+    /// The message is durable, due, and not handed off in this lane.
+    pub fn is_in_backlog(&self, sequence: u64, lane: Lane) -> bool {
+        let part = self.entries.get(sequence).and_then(|entry| entry.part(lane));
+        part.is_some_and(|part| part.state == State::Backlog)
     }
 
     /// The message has become durable: it may be delivered.
     pub fn make_durable(&mut self, sequence: u64) {
         let entry = self.entries.get_mut(sequence).expect("an appended message stays until it is durable");
-        assert!(entry.state == State::Appended);
-        entry.state = State::Backlog;
-        self.backlog.insert(sequence);
+        let [part] = entry.parts_mut() else { unreachable!("nothing is decided before it is durable") };
+        assert!(part.state == State::Appended);
+        part.state = State::Backlog;
+        let lane = part.lane;
+        self.queue(lane).backlog.insert(sequence);
     }
 
     /// The message will never be durable, or it is done: it is forgotten. What it needed stays until it is released.
     pub fn remove(&mut self, sequence: u64) -> Needs {
         let entry = self.entries.remove(sequence).expect("only known messages are removed");
-        match entry.state {
-            State::Backlog => drop(self.backlog.remove(&sequence)),
-            State::Deferred(due) => drop(self.deferred.remove(&(due, sequence))),
-            State::Appended | State::HandedOff => {}
+        for part in entry.parts() {
+            self.queue(part.lane).remove(sequence, part.state);
         }
         Needs { message: Some(entry.location), pieces: entry.pieces }
     }
 
-    /// The oldest message of the backlog.
-    pub fn first_of_backlog(&self) -> Option<u64> {
-        self.backlog.first().copied()
+    /// It is decided who gets the message. `Some`: nobody is left, and this is what it needed.
+    pub fn route(&mut self, sequence: u64, wanted: &Wanted) -> Option<Needs> {
+        let entry = self.entries.get_mut(sequence)?;
+        for part in entry.parts() {
+            self.queues[usize::from(part.lane.0)].remove(sequence, part.state);
+        }
+        if !entry.route(wanted) {
+            return Some(self.remove_gone(sequence));
+        }
+        for part in entry.parts() {
+            self.queues[usize::from(part.lane.0)].insert(sequence, part.state);
+        }
+        None
     }
 
-    /// The message is in the delivery channel.
-    pub fn hand_off(&mut self, sequence: u64) {
+    /// The message of the lane's backlog that is to be tried first: the oldest.
+    pub fn first_of_backlog(&self, Lane(lane): Lane) -> Option<u64> {
+        self.queues[usize::from(lane)].first()
+    }
+
+    /// The message is in a delivery channel.
+    pub fn hand_off(&mut self, sequence: u64, lane: Lane) {
         let entry = self.entries.get_mut(sequence).expect("only known messages are handed off");
-        assert!(entry.state == State::Backlog && self.backlog.remove(&sequence));
-        entry.state = State::HandedOff;
+        let part = entry.part_mut(lane).expect("only what is left is handed off");
+        let queue = &mut self.queues[usize::from(lane.0)];
+        let is_waiting = match part.state {
+            State::Backlog => queue.backlog.remove(&sequence),
+            State::Deferred(due) => queue.hastened.remove(&(due, sequence)),
+            State::Appended | State::HandedOff | State::Done => false,
+        };
+        assert!(is_waiting, "only what waits for nothing is handed off");
+        part.state = State::HandedOff;
     }
 
-    /// The message is not in the delivery channel after all.
-    pub fn take_back(&mut self, sequence: u64) {
+    /// The message is not in a delivery channel after all.
+    pub fn take_back(&mut self, sequence: u64, lane: Lane) {
         let entry = self.entries.get_mut(sequence).expect("only known messages are taken back");
-        assert!(entry.state == State::HandedOff && self.backlog.insert(sequence));
-        entry.state = State::Backlog;
+        let part = entry.part_mut(lane).expect("only what is left is taken back");
+        assert!(part.state == State::HandedOff);
+        part.state = State::Backlog;
+        assert!(self.queue(lane).backlog.insert(sequence));
     }
 
-    /// Messages whose time has come move to the backlog.
+    /// Messages whose time has come move to the backlogs.
     pub fn handle_due(&mut self, now: Instant) {
         let now = self.tick(now);
-        while let Some((due, sequence)) = self.deferred.first().copied().filter(|(due, _)| *due <= now) {
-            self.deferred.remove(&(due, sequence));
-            self.entries.get_mut(sequence).expect("a deferred message is known").state = State::Backlog;
-            self.backlog.insert(sequence);
+        for (lane, queue) in self.queues.iter_mut().enumerate() {
+            while let Some((due, sequence)) = queue.deferred.first().copied().filter(|(due, _)| *due <= now) {
+                queue.deferred.remove(&(due, sequence));
+                let entry = self.entries.get_mut(sequence).expect("a deferred message is known");
+                let part = entry.part_mut(Lane(lane as u16)).expect("what waits is left");
+                part.state = State::Backlog;
+                queue.backlog.insert(sequence);
+            }
         }
+    }
+
+    /// What was deferred in the lane need not wait any longer. Costs the same however much that is, but for what was hastened before
+    /// and still waits.
+    pub fn hasten(&mut self, lane: Lane) {
+        let queue = self.queue(lane);
+        let mut deferred = std::mem::take(&mut queue.deferred);
+        if deferred.len() < queue.hastened.len() {
+            std::mem::swap(&mut deferred, &mut queue.hastened);
+        }
+        queue.hastened.append(&mut deferred);
+    }
+
+    /// The same for the one whose time is soonest.
+    pub fn hasten_one(&mut self, lane: Lane) {
+        let queue = self.queue(lane);
+        let soonest = queue.deferred.pop_first();
+        queue.hastened.extend(soonest);
     }
 
     /// When the next deferred message is due.
     pub fn next_due(&self) -> Option<Instant> {
-        self.deferred.first().map(|(due, _)| self.instant(*due))
+        let soonest = self.queues.iter().filter_map(|queue| queue.deferred.first()).min();
+        soonest.map(|(due, _)| self.instant(*due))
     }
 
-    /// What an attempt has brought for some of a message's recipients. If the message is done, nobody is left: returns what
+    /// What an attempt in a lane has brought for some of a message's recipients. If the message is done, nobody is left: returns what
     /// it needed, to be released when the outcome is durable. Were a segment with a piece of it used again before, a crash
     /// would find a message without its piece and could not tell that it had been delivered.
     ///
     /// Who is left becomes due at the earliest of their next attempts; `unix_now` is the wall clock that these were
-    /// computed with.
+    /// computed with. `here_only`: outcomes of those who are done in this lane and left in others.
     pub fn handle_outcome(
         &mut self,
         sequence: u64,
-        outcomes: &[RecipientOutcome],
+        lane: Lane,
+        (here_only, outcomes): (&[RecipientOutcome], &[RecipientOutcome]),
         (now, unix_now): (Instant, u64),
     ) -> Option<Needs> {
         let Tick(tick) = self.tick(now);
         let entry = self.entries.get_mut(sequence)?;
-        assert!(entry.state == State::HandedOff, "outcomes come of attempts");
-        if !entry.apply(outcomes, &mut self.reasons) {
-            return Some(self.remove(sequence));
+        assert!(
+            entry.part(lane).is_none_or(|part| part.state == State::HandedOff),
+            "outcomes come of attempts"
+        );
+        if !here_only.is_empty() {
+            entry.apply(lane, true, here_only, &mut self.reasons);
         }
-        // The wall clock may have been set since the log was opened: what counts is how long to wait.
-        let due = entry.due().unwrap_or(0);
-        let due = Tick(tick.saturating_add(due.saturating_sub(unix_now.saturating_mul(1000))));
-        entry.state = State::Deferred(due);
-        self.deferred.insert((due, sequence));
+        if !outcomes.is_empty() && !entry.apply(lane, false, outcomes, &mut self.reasons) {
+            return Some(self.remove_gone(sequence));
+        }
+        if let Some(part) = entry.part_mut(lane) {
+            // The wall clock may have been set since the log was opened: what counts is how long to wait.
+            if let State::Deferred(Tick(due)) = part.state {
+                let wait = due.saturating_sub(unix_now.saturating_mul(1000));
+                part.state = State::Deferred(Tick(tick.saturating_add(wait)));
+            }
+            self.queues[usize::from(lane.0)].insert(sequence, part.state);
+        }
         None
+    }
+
+    /// The message, of whose parts none is left in any queue.
+    fn remove_gone(&mut self, sequence: u64) -> Needs {
+        let entry = self.entries.remove(sequence).expect("only known messages are removed");
+        Needs { message: Some(entry.location), pieces: entry.pieces }
     }
 }
 
@@ -438,13 +588,16 @@ impl Needs {
 mod tests {
     use super::*;
 
+    const HERE: Lane = Lane::UNROUTED;
+
     fn location(epoch: u64) -> Location {
         Location { epoch, offset: 8192, size: 100 }
     }
 
     fn ledger(segments: u64) -> Ledger {
         let now = (Instant::now(), 1000);
-        let mut ledger = Ledger::new(1 << 20, SequenceMap::default(), Reasons::default(), now);
+        let lanes = vec!["".into(), "a".into(), "b".into()];
+        let mut ledger = Ledger::new(1 << 20, SequenceMap::default(), lanes, Reasons::default(), now);
         (1..=segments).for_each(|epoch| ledger.add_segment(epoch, Slot(epoch as u32), epoch, epoch * 10));
         ledger
     }
@@ -455,8 +608,8 @@ mod tests {
 
     fn deliver(ledger: &mut Ledger, sequence: u64, now: Instant) -> bool {
         ledger.make_durable(sequence);
-        ledger.hand_off(sequence);
-        let needs = ledger.handle_outcome(sequence, &[outcome(0, true, 0)], (now, 0));
+        ledger.hand_off(sequence, HERE);
+        let needs = ledger.handle_outcome(sequence, HERE, (&[], &[outcome(0, true, 0)]), (now, 0));
         let is_done = needs.is_some();
         ledger.release(needs.unwrap_or_default());
         is_done
@@ -540,8 +693,10 @@ mod tests {
         let mut ledger = ledger(1);
         ledger.add(10, location(1), [].into(), 1);
         ledger.make_durable(10);
-        ledger.hand_off(10);
-        assert!(ledger.handle_outcome(10, &[outcome(0, false, u64::MAX)], (now, 1000)).is_none());
+        ledger.hand_off(10, HERE);
+        assert!(
+            ledger.handle_outcome(10, HERE, (&[], &[outcome(0, false, u64::MAX)]), (now, 1000)).is_none()
+        );
         assert!(ledger.next_due().is_some_and(|due| due > now));
     }
 
@@ -551,21 +706,25 @@ mod tests {
         let now = Instant::now();
         ledger.add(1, location(1), [].into(), 3);
         ledger.make_durable(1);
-        assert_eq!(ledger.first_of_backlog(), Some(1));
-        ledger.hand_off(1);
-        assert_eq!(ledger.first_of_backlog(), None);
+        assert_eq!(ledger.first_of_backlog(HERE), Some(1));
+        ledger.hand_off(1, HERE);
+        assert_eq!(ledger.first_of_backlog(HERE), None);
         let outcomes = [outcome(0, true, 0), outcome(1, false, 1060), outcome(2, false, 1030)];
-        assert!(ledger.handle_outcome(1, &outcomes, (now, 1000)).is_none());
+        assert!(ledger.handle_outcome(1, HERE, (&[], &outcomes), (now, 1000)).is_none());
         let wait = ledger.next_due().unwrap() - now;
         assert_eq!(wait.as_millis().div_ceil(100), 300, "to the millisecond: {wait:?}");
         ledger.handle_due(now + Duration::from_secs(29));
-        assert_eq!(ledger.first_of_backlog(), None);
+        assert_eq!(ledger.first_of_backlog(HERE), None);
         ledger.handle_due(now + Duration::from_secs(30));
-        assert_eq!(ledger.first_of_backlog(), Some(1));
-        let left = ledger.entry(1).unwrap().outstanding().unwrap();
-        assert_eq!(left.iter().map(|o| (o.index, o.attempts)).collect::<Vec<_>>(), [(1, 1), (2, 1)]);
-        ledger.hand_off(1);
-        assert!(ledger.handle_outcome(1, &[outcome(1, true, 0), outcome(2, true, 0)], (now, 1000)).is_some());
+        assert_eq!(ledger.first_of_backlog(HERE), Some(1));
+        let left = ledger.entry(1).unwrap().outstanding();
+        assert_eq!(left.iter().map(|(_, o)| (o.index, o.attempts)).collect::<Vec<_>>(), [(1, 1), (2, 1)]);
+        ledger.hand_off(1, HERE);
+        assert!(
+            ledger
+                .handle_outcome(1, HERE, (&[], &[outcome(1, true, 0), outcome(2, true, 0)]), (now, 1000))
+                .is_some()
+        );
         assert_eq!(ledger.depth(), 0);
     }
 }

@@ -97,6 +97,7 @@ pub fn mail(recipient_count: usize) -> (Envelope, Arrival) {
         smtputf8: false,
         require_tls: false,
         dsn: None,
+        via: None,
     };
     let arrival = Arrival {
         peer: "192.0.2.1:25".parse().expect("an address"),

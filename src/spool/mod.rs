@@ -41,7 +41,7 @@ mod reasons;
 pub mod recovery;
 mod sequence_map;
 
-pub use entry::{Entry, Location, Outstanding};
+pub use entry::{Entry, Lane, Location, Outstanding, Part, Wanted};
 pub use io::{Completion, Io, IoFailure, Page, ReadSegment, RecordPlace, Slot};
 pub use log::{AppendError, Counters, Incoming, Receiving, Spool, SpoolConfig};
 pub use sequence_map::SequenceMap;

@@ -93,10 +93,7 @@ impl Restart {
         let segment =
             |epoch| self.recovered.segments.iter().find(|s| s.epoch == epoch).map(|s| (s.slot, s.life));
         self.recovered.messages.iter().map(move |(sequence, message)| {
-            let left = match message.outstanding() {
-                Some(left) => left.iter().map(|outstanding| outstanding.index).collect(),
-                None => (0..message.recipient_count).collect(),
-            };
+            let left = message.outstanding().iter().map(|(_, outstanding)| outstanding.index).collect();
             Queued { sequence, parts: parts(message.location, &message.pieces, segment), left }
         })
     }

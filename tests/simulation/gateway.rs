@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use incoming::mail::{Arrival, Envelope, Phase};
 use incoming::smtp::SessionConfig;
-use incoming::spool::{Completion, Io, IoFailure, Page, RecordPlace, Slot, Spool, SpoolConfig};
+use incoming::spool::format::Made;
+use incoming::spool::{Completion, Io, IoFailure, Lane, Page, RecordPlace, Slot, Spool, SpoolConfig};
 
 use crate::disk::{self, Part, Recovered, Whole};
 use crate::handoff::{Content, Handoff, Job};
@@ -387,7 +388,13 @@ impl Gateway {
                 Some(whole) => self.handoff.offer_again(&mut self.spool, sequence, whole),
                 None => {
                     let outcomes = self.handoff.unreadable(&self.spool, sequence, clock.unix_now());
-                    self.spool.handle_outcome(sequence, &outcomes, clock.now(), clock.unix_now());
+                    self.spool.handle_outcome(
+                        sequence,
+                        Lane::UNROUTED,
+                        Made::default(),
+                        &outcomes,
+                        (clock.now(), clock.unix_now()),
+                    );
                 }
             }
         }
@@ -413,7 +420,13 @@ impl Gateway {
     /// What an attempt has brought.
     pub fn handle_report(&mut self, sequence: u64, outcomes: &[(u32, bool)], clock: &Clock) {
         let outcomes = self.handoff.judge(&self.spool, sequence, outcomes, clock.unix_now());
-        self.spool.handle_outcome(sequence, &outcomes, clock.now(), clock.unix_now());
+        self.spool.handle_outcome(
+            sequence,
+            Lane::UNROUTED,
+            Made::default(),
+            &outcomes,
+            (clock.now(), clock.unix_now()),
+        );
         self.out.push_back(Out::Wanted);
         self.feed(clock);
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use incoming::delivery::{Recipient, Schedule};
-use incoming::spool::{Page, Spool};
+use incoming::spool::{Lane, Page, Spool};
 
 use crate::disk::{RecipientOutcome, Whole};
 use crate::gateway::JustAccepted;
@@ -93,7 +93,7 @@ impl Handoff {
         let recipients = (0..envelope.forward_paths.len() as u32).collect();
         let whole = Whole { envelope: *envelope, arrival, octets: [trace, tail].concat() };
         if self.try_send(Job { sequence, recipients, content: Content::Memory(Box::new(whole)) }) {
-            spool.hand_off(sequence);
+            spool.hand_off(sequence, Lane::UNROUTED);
             self.costs.insert(sequence, cost);
         } else {
             self.cached -= cost;
@@ -106,8 +106,8 @@ impl Handoff {
         let memory_max = self.cache_size.max(64 << 10);
         while batch.len() < BATCH_COUNT_MAX && self.cached < memory_max && self.jobs.len() < self.channel_size
         {
-            let Some(sequence) = spool.next_of_backlog(now) else { break };
-            spool.hand_off(sequence);
+            let Some(sequence) = spool.next_of_backlog(Lane::UNROUTED, now) else { break };
+            spool.hand_off(sequence, Lane::UNROUTED);
             let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
             let cost = entry.location.size as usize;
             self.cached += cost;
@@ -122,7 +122,7 @@ impl Handoff {
         let recipients = outstanding(spool, sequence).into_iter().map(|recipient| recipient.index).collect();
         if !self.try_send(Job { sequence, recipients, content: Content::Stored }) {
             self.forget_job(sequence);
-            spool.take_back(sequence);
+            spool.take_back(sequence, Lane::UNROUTED);
         }
     }
 
@@ -178,8 +178,5 @@ impl Handoff {
 /// Who still wants the message.
 fn outstanding<P: Page>(spool: &Spool<P>, sequence: u64) -> Vec<Recipient> {
     let Some(entry) = spool.entry(sequence) else { return Vec::new() };
-    match entry.outstanding() {
-        Some(left) => left.iter().map(|o| Recipient { index: o.index, attempts: o.attempts }).collect(),
-        None => (0..entry.recipient_count).map(|index| Recipient { index, attempts: 0 }).collect(),
-    }
+    entry.outstanding().iter().map(|(_, o)| Recipient { index: o.index, attempts: o.attempts }).collect()
 }

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use incoming::mail::{Arrival, Envelope, MessageId};
-use incoming::spool::format::RecipientOutcome;
+use incoming::spool::format::{Made, RecipientOutcome};
 use incoming::spool::memory_disk::{MemoryDisk, mail};
 use incoming::spool::recovery::Depth;
-use incoming::spool::{AppendError, Incoming, Receiving, Spool, SpoolConfig};
+use incoming::spool::{AppendError, Incoming, Lane, Receiving, Spool, SpoolConfig};
 
 /// A spool, its disk and its clock.
 pub struct Log {
@@ -64,18 +64,18 @@ impl Log {
 
     /// The message is delivered to everybody.
     pub fn deliver(&mut self, sequence: u64) {
-        self.spool.hand_off(sequence);
+        self.spool.hand_off(sequence, Lane::UNROUTED);
         let done =
             RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
-        self.spool.handle_outcome(sequence, &[done], self.now, 0);
+        self.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[done], (self.now, 0));
     }
 
     /// The message is deferred for so many seconds.
     pub fn defer(&mut self, sequence: u64, attempts: u32, seconds: u64, reason: &str) {
-        self.spool.hand_off(sequence);
+        self.spool.hand_off(sequence, Lane::UNROUTED);
         let reason = reason.into();
         let outcome = RecipientOutcome { index: 0, is_done: false, attempts, next_attempt: seconds, reason };
-        self.spool.handle_outcome(sequence, &[outcome], self.now, 0);
+        self.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[outcome], (self.now, 0));
     }
 
     /// The log.

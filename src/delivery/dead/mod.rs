@@ -46,7 +46,7 @@ use super::{Attempt, CopyError, Recipient, folder};
 use crate::limits::COPY_SIZE;
 use crate::mail::MessageId;
 
-pub use record::{GivenUp, Letter};
+pub use record::{GivenUp, Group, Letter};
 pub use requests::Requests;
 pub use resend::{Intake, NotTaken, RESEND_INTERVAL, Resent};
 pub use upkeep::Upkeep;
@@ -285,20 +285,22 @@ impl DeadLetters {
         Ok(is_there)
     }
 
-    /// Takes these recipients out of a letter, and with the last of them removes it. One that is gone is as it should be.
-    fn take_out(&self, id: MessageId, indices: &[u32]) -> Result<(), ReadError> {
+    /// Takes these recipients out of a letter, and with the last of them removes it: then it is gone, as it may have been before.
+    fn take_out(&self, id: MessageId, group: &Group) -> Result<bool, ReadError> {
         let failed = |e| ReadError::Failed(self.path(id), e);
         let _lock = self.lock().map_err(failed)?;
         let mut letter = match self.read(id) {
-            Err(ReadError::Gone(_)) => return Ok(()),
+            Err(ReadError::Gone(_)) => return Ok(true),
             letter => letter?,
         };
-        letter.recipients.retain(|recipient| !indices.contains(&recipient.index));
-        match letter.recipients.is_empty() {
+        letter.recipients.retain(|recipient| !group.has(recipient));
+        let is_gone = letter.recipients.is_empty();
+        match is_gone {
             true => self.remove_locked(id),
             false => self.replace_record(&letter),
         }
-        .map_err(failed)
+        .map_err(failed)?;
+        Ok(is_gone)
     }
 
     /// Removes a letter if its newest recipient was given up at `unix_time` or before, and nobody asked for it to be sent again.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::delivery::record::{ArrivalRecord, EnvelopeRecord, Malformed};
 use crate::delivery::{Attempt, Recipient};
-use crate::mail::{Arrival, Envelope, ForwardPath, MessageId};
+use crate::mail::{Arrival, Envelope, ForwardPath, MessageId, Via};
 
 /// A dead letter without its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,22 @@ pub struct GivenUp {
     pub reason: String,
     /// When it was given up, in seconds since 1970.
     pub unix_time: u64,
+}
+
+/// Recipients given up by one target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Which.
+    pub target: Option<Box<str>>,
+    /// Their places in the envelope's forward-paths.
+    pub indices: Vec<u32>,
+}
+
+impl Group {
+    /// Whether it is one of them.
+    pub fn has(&self, recipient: &GivenUp) -> bool {
+        recipient.target == self.target && self.indices.contains(&recipient.index)
+    }
 }
 
 impl Letter {
@@ -96,9 +112,17 @@ impl Letter {
         self.recipients.iter().map(|recipient| recipient.unix_time).max().unwrap_or(0)
     }
 
-    /// The envelope of a message for those who were given up, and for nobody else.
-    pub fn envelope_of_given_up(&self) -> Envelope {
-        self.envelope.only(self.recipients.iter().map(|recipient| recipient.index))
+    /// Those whom the target gave up that gave up the first.
+    pub fn first_group(&self) -> Group {
+        let target = self.recipients.first().and_then(|first| first.target.clone());
+        let of_target = self.recipients.iter().filter(|recipient| recipient.target == target);
+        Group { indices: of_target.map(|recipient| recipient.index).collect(), target }
+    }
+
+    /// The envelope of a message for these recipients, and for nobody else. What other targets have or try is not theirs again.
+    pub fn envelope_of(&self, group: &Group) -> Envelope {
+        let via = group.target.clone().map(Via::Only);
+        Envelope { via, ..self.envelope.only(group.indices.iter().copied()) }
     }
 }
 
@@ -181,7 +205,7 @@ pub(super) mod tests {
     use super::*;
     use crate::mail::{
         Body, ClientCertificate, Dsn, EnvelopeId, Notify, OriginalRecipient, Protocol, RecipientDsn, Ret,
-        ReversePath, Tag, Tls, TlsVersion,
+        ReversePath, Tag, Tls, TlsVersion, Via,
     };
 
     /// A letter of three recipients, two of them given up.
@@ -215,6 +239,7 @@ pub(super) mod tests {
                         },
                     ],
                 })),
+                via: Some(Via::Through("relay".into())),
             },
             arrival: Arrival {
                 peer: "[2001:db8::1]:25".parse().unwrap(),
@@ -270,13 +295,14 @@ pub(super) mod tests {
     #[test]
     fn the_envelope_of_those_given_up_has_nobody_else() {
         let letter = letter();
-        let envelope = letter.envelope_of_given_up();
+        let envelope = letter.envelope_of(&letter.first_group());
+        assert_eq!(envelope.via, Some(Via::Only("store".into())));
         let paths: Vec<_> = envelope.forward_paths.iter().map(ForwardPath::as_str).collect();
         assert_eq!(paths, ["postmaster", "\"a b\"@e.org"]);
         let asked: Vec<_> = envelope.dsn.iter().flat_map(|dsn| &dsn.recipients).map(|r| r.index).collect();
         assert_eq!(asked, [0, 1], "what was asked about each goes with it");
-        let Envelope { forward_paths, dsn, .. } = letter.envelope.clone();
-        assert_eq!(Envelope { forward_paths, dsn, ..envelope }, letter.envelope);
+        let Envelope { forward_paths, dsn, via, .. } = letter.envelope.clone();
+        assert_eq!(Envelope { forward_paths, dsn, via, ..envelope }, letter.envelope);
         assert_eq!(letter.newest(), 1_700_000_900);
     }
 

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use tracing::{error, info, warn};
 
-use super::{DeadLetters, ReadError, unix_now};
+use super::{DeadLetters, Group, ReadError, unix_now};
 use crate::mail::{Arrival, Envelope, MessageId};
 
 /// How often requests are looked for.
@@ -74,7 +74,7 @@ pub struct Resender {
     /// Letters that are to wait, and until when.
     later: HashMap<MessageId, Instant>,
     /// The recipients of letters that are in the queue again and could not be removed: they are not sent a third time.
-    stored: HashMap<MessageId, Vec<u32>>,
+    stored: HashMap<MessageId, Group>,
     /// What was said last of why nothing goes on: said once.
     told: Option<String>,
 }
@@ -129,19 +129,24 @@ impl Resender {
     }
 
     fn resend(&mut self, id: MessageId) -> Result<(), Delay> {
-        if !self.stored.contains_key(&id) {
-            match self.store(id)? {
-                Some(indices) => self.stored.insert(id, indices),
-                None => return self.withdraw(id),
-            };
+        loop {
+            if !self.stored.contains_key(&id) {
+                match self.store(id)? {
+                    Some(group) => self.stored.insert(id, group),
+                    None => return self.withdraw(id),
+                };
+            }
+            let taken = self.dead.take_out(id, &self.stored[&id]);
+            let is_gone = taken.map_err(|e| Delay::This(e.to_string()))?;
+            self.stored.remove(&id);
+            if is_gone {
+                return self.withdraw(id);
+            }
         }
-        self.dead.take_out(id, &self.stored[&id]).map_err(|e| Delay::This(e.to_string()))?;
-        self.stored.remove(&id);
-        self.withdraw(id)
     }
 
-    /// Puts the letter into the queue; the recipients it has now. `None` if it cannot be, ever.
-    fn store(&mut self, id: MessageId) -> Result<Option<Vec<u32>>, Delay> {
+    /// Puts the letter into the queue for those whom one target has given up; who they are. `None` if it cannot be, ever.
+    fn store(&mut self, id: MessageId) -> Result<Option<Group>, Delay> {
         let read = |dead: &DeadLetters| {
             let letter = dead.read(id)?;
             let content = dead.open_content(&letter)?;
@@ -159,12 +164,13 @@ impl Resender {
             }
             Err(e @ ReadError::Failed(..)) => return Err(Delay::This(e.to_string())),
         };
+        let group = letter.first_group();
         let message = Resent {
-            envelope: letter.envelope_of_given_up(),
+            envelope: letter.envelope_of(&group),
             arrival: Arrival { unix_time: unix_now(), ..letter.arrival.clone() },
             size: letter.size,
         };
-        let recipients = letter.recipients.len();
+        let recipients = group.indices.len();
         let new =
             self.intake.store(message, &mut Stoppable { content, stop: &self.stop }).map_err(
                 |e| match e {
@@ -173,7 +179,7 @@ impl Resender {
                 },
             )?;
         info!(message_id = %new, dead_letter = %id, recipients, size = letter.size, "a dead letter is sent again");
-        Ok(Some(letter.recipients.iter().map(|recipient| recipient.index).collect()))
+        Ok(Some(group))
     }
 
     fn withdraw(&self, id: MessageId) -> Result<(), Delay> {
@@ -212,6 +218,7 @@ mod tests {
     use super::*;
     use crate::delivery::tests::message;
     use crate::delivery::{Attempt, Recipient};
+    use crate::mail::Via;
 
     /// What a queue was given: messages and their contents.
     type Given = Arc<Mutex<Vec<(Resent, Vec<u8>)>>>;
@@ -282,8 +289,9 @@ mod tests {
         assert_eq!(message.size, content.len() as u64);
         let paths: Vec<_> = message.envelope.forward_paths.iter().map(|path| path.as_str()).collect();
         assert_eq!(paths, ["postmaster", "a@e.org"]);
+        assert_eq!(message.envelope.via, Some(Via::Only("store".into())));
         let forward_paths = attempt.envelope.forward_paths.clone();
-        assert_eq!(Envelope { forward_paths, ..message.envelope.clone() }, *attempt.envelope);
+        assert_eq!(Envelope { forward_paths, via: None, ..message.envelope.clone() }, *attempt.envelope);
         assert!((before..=unix_now()).contains(&message.arrival.unix_time));
         let unix_time = attempt.arrival.unix_time;
         assert_eq!(Arrival { unix_time, ..message.arrival.clone() }, *attempt.arrival);

@@ -1,6 +1,7 @@
 //! The folder of dead letters: what is written, read, changed and removed.
 
 use std::sync::Arc;
+use std::thread;
 
 use super::*;
 use bytes::Bytes;
@@ -184,15 +185,40 @@ fn recipients_added_meanwhile_stay_when_the_others_are_taken_out() {
     let dead = DeadLetters::new(root.path()).unwrap();
     let attempt = some_attempt();
     dead.write(&attempt, "store", &[(recipient(0), "first"), (recipient(2), "first")]).unwrap();
-    let sent: Vec<_> = dead.read(attempt.id).unwrap().recipients.iter().map(|r| r.index).collect();
+    let sent = dead.read(attempt.id).unwrap().first_group();
+    assert_eq!(sent.indices, [0, 2]);
     dead.write(&attempt, "store", &[(recipient(1), "second")]).unwrap();
     dead.take_out(attempt.id, &sent).unwrap();
     let left = dead.read(attempt.id).unwrap();
     assert_eq!(left.recipients.iter().map(|r| (r.index, &*r.reason)).collect::<Vec<_>>(), [(1, "second")]);
     assert!(dead.open_content(&left).is_ok());
-    dead.take_out(attempt.id, &[1]).unwrap();
+    let second = left.first_group();
+    assert!(dead.take_out(attempt.id, &second).unwrap());
     assert!(names(root.path()).is_empty());
-    dead.take_out(attempt.id, &[1]).unwrap();
+    assert!(dead.take_out(attempt.id, &second).unwrap());
+}
+
+#[test]
+fn two_targets_may_give_up_one_recipient_and_each_is_taken_out_by_itself() {
+    let root = tempfile::tempdir().unwrap();
+    let dead = DeadLetters::new(root.path()).unwrap();
+    let attempt = some_attempt();
+    thread::scope(|scope| {
+        for target in ["store", "archive", "hook"] {
+            let (dead, attempt) = (&dead, &attempt);
+            scope.spawn(move || dead.write(attempt, target, &[(recipient(1), target)]).unwrap());
+        }
+    });
+    let mut targets = Vec::new();
+    while let Ok(letter) = dead.read(attempt.id) {
+        let group = letter.first_group();
+        assert_eq!(group.indices, [1]);
+        assert_eq!(letter.envelope_of(&group).via.as_ref().map(|via| via.name()), group.target.as_deref());
+        targets.extend(group.target.clone());
+        assert_eq!(dead.take_out(attempt.id, &group).unwrap(), targets.len() == 3);
+    }
+    targets.sort();
+    assert_eq!(targets, ["archive", "hook", "store"].map(Box::from));
 }
 
 #[test]
@@ -203,8 +229,10 @@ fn a_letter_is_changed_and_removed_by_one_at_a_time() {
     for _ in 0..50 {
         let attempt = some_attempt();
         dead.write(&attempt, "store", &[(recipient(0), "first")]).unwrap();
-        std::thread::scope(|scope| {
-            scope.spawn(|| dead.take_out(attempt.id, &[0]).unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                dead.take_out(attempt.id, &Group { target: Some("store".into()), indices: vec![0] }).unwrap()
+            });
             scope.spawn(|| dead.write(&attempt, "store", &[(recipient(1), "second")]).unwrap());
         });
         let left = dead.read(attempt.id).unwrap();

@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::outcomes::{RecipientOutcome, decode_recipients, encode_recipient, recipient_size};
+use super::outcomes::{TargetOutcomes, decode_progress, encode_target_outcomes, target_outcomes_size};
 use super::{Fields, PieceRef, size_field};
 use crate::mail::{
     Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
-    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion,
+    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion, Via,
 };
 
 const FIXED_SIZE: usize = 40;
@@ -25,7 +25,7 @@ pub struct MessageHead<'a> {
     /// Who gets it, and how it came.
     pub envelope: EnvelopeOctets<'a>,
     /// What became of its recipients so far; empty: no attempt was made.
-    pub progress: &'a [RecipientOutcome],
+    pub progress: &'a [TargetOutcomes],
     /// Octets of the trace.
     pub trace_size: usize,
     /// Octets of the tail.
@@ -48,7 +48,7 @@ impl MessageHead<'_> {
             EnvelopeOctets::Of(envelope, arrival) => envelope_size(envelope, arrival),
             EnvelopeOctets::Encoded(octets) => octets.len(),
         };
-        let progress_size: usize = self.progress.iter().map(recipient_size).sum();
+        let progress_size: usize = self.progress.iter().map(target_outcomes_size).sum();
         let pieces_size = self.pieces.len() * PIECE_REF_SIZE;
         FIXED_SIZE + pieces_size + envelope_size + progress_size + self.trace_size + self.tail_size
     }
@@ -71,7 +71,7 @@ impl MessageHead<'_> {
             EnvelopeOctets::Encoded(octets) => out.extend_from_slice(octets),
         }
         let envelope_end = out.len();
-        self.progress.iter().for_each(|recipient| encode_recipient(recipient, out));
+        self.progress.iter().for_each(|outcomes| encode_target_outcomes(outcomes, out));
         let progress_size = size_field(out.len() - envelope_end);
         out[20..24].copy_from_slice(&size_field(envelope_end - start));
         out[24..28].copy_from_slice(&progress_size);
@@ -90,7 +90,7 @@ pub struct MessagePayload<'a> {
     /// The encoded envelope; see [`decode_envelope`].
     pub envelope: &'a [u8],
     /// What had become of its recipients when this record was written; empty: no attempt was made.
-    pub progress: Vec<RecipientOutcome>,
+    pub progress: Vec<TargetOutcomes>,
     /// The Received: field.
     pub trace: &'a [u8],
     /// The content behind the pieces.
@@ -113,7 +113,7 @@ impl<'a> MessagePayload<'a> {
             content_size,
             pieces,
             envelope: fields.take(envelope_size)?,
-            progress: decode_recipients(fields.take(progress_size)?)?,
+            progress: decode_progress(fields.take(progress_size)?)?,
             trace: fields.take(trace_size)?,
             tail: fields.take(tail_size)?,
         };
@@ -141,6 +141,7 @@ fn envelope_size(envelope: &Envelope, arrival: &Arrival) -> usize {
     let authenticated = arrival.authenticated.as_ref().map_or(0, |user| FIELD + user.len());
     let client_name = arrival.client_name.as_ref().map_or(0, |name| FIELD + name.len());
     let tags = arrival.tags.iter().map(|tag| FIELD + tag.as_str().len()).sum::<usize>();
+    let via = envelope.via.as_ref().map_or(0, |via| FIELD + via.name().len());
     paths
         + others.iter().map(|size| FIELD + size).sum::<usize>()
         + dsn
@@ -148,6 +149,7 @@ fn envelope_size(envelope: &Envelope, arrival: &Arrival) -> usize {
         + authenticated
         + client_name
         + tags
+        + via
 }
 
 mod tag {
@@ -163,6 +165,8 @@ mod tag {
     pub const AUTHENTICATED: u8 = 10;
     pub const CLIENT_NAME: u8 = 11;
     pub const TAG: u8 = 12;
+    pub const THROUGH: u8 = 13;
+    pub const ONLY: u8 = 14;
 }
 
 mod flag {
@@ -246,6 +250,11 @@ fn encode_envelope(envelope: &Envelope, arrival: &Arrival, out: &mut Vec<u8>) {
     for tag in &arrival.tags {
         field(tag::TAG, tag.as_str().as_bytes());
     }
+    match &envelope.via {
+        None => {}
+        Some(Via::Through(name)) => field(tag::THROUGH, name.as_bytes()),
+        Some(Via::Only(name)) => field(tag::ONLY, name.as_bytes()),
+    }
 }
 
 fn encode_tls(tls: &Tls) -> Vec<u8> {
@@ -298,7 +307,7 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
     let (mut flags, mut peer, mut hello, mut unix_time) = (0, None, "", 0);
     let mut dsn: Option<Box<Dsn>> = None;
     let (mut tls, mut authenticated, mut client_name) = (None, None, None);
-    let mut tags = Vec::new();
+    let (mut tags, mut via) = (Vec::new(), None);
     while !fields.0.is_empty() {
         let tag = fields.u8()?;
         let size = fields.u16()?;
@@ -352,6 +361,8 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
             tag::CLIENT_NAME => client_name = Some(Box::from(str::from_utf8(octets).ok()?)),
             tag::TAG => tags.push(Tag::parse(str::from_utf8(octets).ok()?)?),
             tag::AUTHENTICATED => authenticated = Some(Arc::from(str::from_utf8(octets).ok()?)),
+            tag::THROUGH => via = Some(Via::Through(str::from_utf8(octets).ok()?.into())),
+            tag::ONLY => via = Some(Via::Only(str::from_utf8(octets).ok()?.into())),
             _ => {}
         }
     }
@@ -372,6 +383,7 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
         smtputf8: flags & flag::SMTPUTF8 != 0,
         require_tls: flags & flag::REQUIRE_TLS != 0,
         dsn,
+        via,
     };
     let protocol = match flags >> flag::PROTOCOL_SHIFT & flag::PROTOCOL_MASK {
         0 => Protocol::Smtp,

@@ -58,7 +58,8 @@
 //!               40     pieces, 24 octets each: epoch (8), sequence of the Piece record (8), its offset in the segment (4), its
 //!                      payload size (4)
 //!                      envelope: fields, each tag (1), size (2), octets; see below
-//!                      progress: recipients as in Outcomes; none: no attempt was made. Replaces what earlier records say
+//!                      progress: what became of recipients at targets, as in Outcomes; none: no attempt was made. Replaces what
+//!                      earlier records say
 //!                      trace: the Received: field; the message is trace, pieces, tail
 //!                      tail: the rest of the content, all of it for a small message
 //!
@@ -72,10 +73,14 @@
 //!                9  TLS: version (1: 2 or 3 of TLS 1.2 or 1.3), size of the cipher's name (1), the name, size of the server's
 //!                   name (1; 0: none was asked for), the name; and of a verified client certificate its SHA-256 (32), its name
 //!               10  the user the peer has authenticated itself as  11  the peer's name, confirmed in the DNS  12  tag (repeated)
+//!               13  who gets it, whatever the routes say  14  who of them gets it, if the routes name them
 //!
-//! Outcomes       entries: sequence of the message id (8), number of recipients (4); 0 recipients: the message is done;
-//!                else per recipient: index (4), state (1: 1 done, 2 deferred), attempts (4), next attempt in seconds
-//!                since 1970 (8), reason size (2), reason
+//! Outcomes       entries: sequence of the message id (8), when the attempt began in milliseconds since 1970 (8; 0: none was made),
+//!                how long it took in milliseconds (4), and what became of recipients at a target:
+//!                      flags (1: bit 0 who is done is left at other targets; bit 1, in Outcomes, nobody is left: the message is
+//!                      done), size of the target's name (1; 0: none in particular), the name, number of recipients (4), each:
+//!                      index (4), state (1: 1 done, 2 deferred), attempts (4), next attempt in seconds since 1970 (8), reason
+//!                      or reply: size (2), text
 //!
 //! Index          0  4  offset of the segment's Index record before this one; 0: none
 //!                4  4  number of entries
@@ -98,7 +103,9 @@ pub use index::{
     INDEX_RECORD_SIZE_MAX, IndexBuilder, IndexEntry, IndexPayload, IndexedMessage, SEAL_RECORD_SIZE, Seal,
 };
 pub use message::{EnvelopeOctets, MessageHead, MessagePayload, decode_envelope};
-pub use outcomes::{OutcomeEntry, RecipientOutcome, decode_outcomes, encode_outcome};
+pub use outcomes::{
+    Made, OutcomeEntry, OutcomeHead, RecipientOutcome, TargetOutcomes, decode_outcomes, encode_outcome,
+};
 
 /// The unit of writing, octets. Writes start and end at multiples of it: 4096 is the largest physical sector in use, so a
 /// torn read-modify-write inside the device cannot touch an acknowledged record either.

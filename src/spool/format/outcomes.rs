@@ -20,14 +20,81 @@ pub struct RecipientOutcome {
 /// Reasons are cut at this many octets: a next hop's longest reply line (RFC 5321 §4.5.3.1.5), twice.
 const REASON_SIZE_MAX: usize = 1024;
 
-/// Appends an entry of an Outcomes payload. No recipients: the message is done.
-pub fn encode_outcome(sequence: u64, recipients: &[RecipientOutcome], out: &mut Vec<u8>) {
-    out.extend_from_slice(&sequence.to_le_bytes());
+/// What became of some recipients of a message at one target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetOutcomes {
+    /// The target's name; empty: none in particular.
+    pub target: Box<str>,
+    /// Who is done is left at other targets.
+    pub here_only: bool,
+    /// Those of whom there is something to say.
+    pub recipients: Vec<RecipientOutcome>,
+}
+
+/// When an attempt was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    /// When it began, in milliseconds since 1970; 0: none was made.
+    pub unix_millis: u64,
+    /// How long it took, in milliseconds; 2^32-1: that long or longer.
+    pub duration_millis: u32,
+}
+
+const HERE_ONLY: u8 = 1;
+const MESSAGE_DONE: u8 = 2;
+/// Names of targets at most, octets.
+const TARGET_SIZE_MAX: usize = 255;
+
+/// What an entry of an Outcomes payload says of all its recipients.
+#[derive(Clone, Copy, Debug)]
+pub struct OutcomeHead<'a> {
+    /// Of the message id.
+    pub sequence: u64,
+    /// Nobody is left, at any target.
+    pub is_message_done: bool,
+    /// When the attempt was made.
+    pub made: Made,
+    /// The target's name; empty: none in particular.
+    pub target: &'a str,
+    /// Who is done is left at other targets.
+    pub here_only: bool,
+}
+
+/// Appends an entry of an Outcomes payload.
+pub fn encode_outcome(head: OutcomeHead<'_>, recipients: &[RecipientOutcome], out: &mut Vec<u8>) {
+    out.extend_from_slice(&head.sequence.to_le_bytes());
+    out.extend_from_slice(&head.made.unix_millis.to_le_bytes());
+    out.extend_from_slice(&head.made.duration_millis.to_le_bytes());
+    let done = if head.is_message_done { MESSAGE_DONE } else { 0 };
+    encode_target(done, head.here_only, head.target, recipients, out);
+}
+
+/// Appends what became of recipients at one target.
+pub(super) fn encode_target_outcomes(outcomes: &TargetOutcomes, out: &mut Vec<u8>) {
+    encode_target(0, outcomes.here_only, &outcomes.target, &outcomes.recipients, out);
+}
+
+fn encode_target(
+    flags: u8,
+    here_only: bool,
+    target: &str,
+    recipients: &[RecipientOutcome],
+    out: &mut Vec<u8>,
+) {
+    assert!(target.len() <= TARGET_SIZE_MAX, "names are short");
+    out.push(flags | if here_only { HERE_ONLY } else { 0 });
+    out.push(target.len() as u8);
+    out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(&size_field(recipients.len()));
     recipients.iter().for_each(|recipient| encode_recipient(recipient, out));
 }
 
-pub(super) fn encode_recipient(recipient: &RecipientOutcome, out: &mut Vec<u8>) {
+/// The size [`encode_target_outcomes`] gives them at most.
+pub(super) fn target_outcomes_size(outcomes: &TargetOutcomes) -> usize {
+    6 + outcomes.target.len() + outcomes.recipients.iter().map(recipient_size).sum::<usize>()
+}
+
+fn encode_recipient(recipient: &RecipientOutcome, out: &mut Vec<u8>) {
     out.extend_from_slice(&recipient.index.to_le_bytes());
     out.push(if recipient.is_done { 1 } else { 2 });
     out.extend_from_slice(&recipient.attempts.to_le_bytes());
@@ -38,17 +105,21 @@ pub(super) fn encode_recipient(recipient: &RecipientOutcome, out: &mut Vec<u8>) 
 }
 
 /// The size [`encode_recipient`] gives it at most.
-pub(super) fn recipient_size(recipient: &RecipientOutcome) -> usize {
+fn recipient_size(recipient: &RecipientOutcome) -> usize {
     19 + recipient.reason.len().min(REASON_SIZE_MAX)
 }
 
 /// One entry of an Outcomes payload.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutcomeEntry {
     /// Of the message id.
     pub sequence: u64,
-    /// Empty: the message is done.
-    pub recipients: Vec<RecipientOutcome>,
+    /// Nobody is left, at any target.
+    pub is_message_done: bool,
+    /// When the attempt was made.
+    pub made: Made,
+    /// What became of whom.
+    pub outcomes: TargetOutcomes,
 }
 
 /// Reads an Outcomes payload; `None` if it does not follow the format.
@@ -57,24 +128,33 @@ pub fn decode_outcomes(payload: &[u8]) -> Option<Vec<OutcomeEntry>> {
     let mut entries = Vec::new();
     while !fields.0.is_empty() {
         let sequence = fields.u64()?;
-        let count = fields.u32()?;
-        let mut recipients = Vec::new();
-        for _ in 0..count {
-            recipients.push(decode_recipient(&mut fields)?);
-        }
-        entries.push(OutcomeEntry { sequence, recipients });
+        let made = Made { unix_millis: fields.u64()?, duration_millis: fields.u32()? };
+        let (flags, outcomes) = decode_target(&mut fields)?;
+        entries.push(OutcomeEntry { sequence, is_message_done: flags & MESSAGE_DONE != 0, made, outcomes });
     }
     Some(entries)
 }
 
-/// Reads recipients up to the end; `None` if they do not follow the format.
-pub(super) fn decode_recipients(octets: &[u8]) -> Option<Vec<RecipientOutcome>> {
+/// Reads what became of recipients, target by target, up to the end; `None` if that does not follow the format.
+pub(super) fn decode_progress(octets: &[u8]) -> Option<Vec<TargetOutcomes>> {
     let mut fields = Fields(octets);
-    let mut recipients = Vec::new();
+    let mut progress = Vec::new();
     while !fields.0.is_empty() {
-        recipients.push(decode_recipient(&mut fields)?);
+        progress.push(decode_target(&mut fields)?.1);
     }
-    Some(recipients)
+    Some(progress)
+}
+
+fn decode_target(fields: &mut Fields<'_>) -> Option<(u8, TargetOutcomes)> {
+    let flags = fields.u8()?;
+    let target_size = fields.u8()?;
+    let target = str::from_utf8(fields.take(target_size.into())?).ok()?.into();
+    let count = fields.u32()?;
+    let mut recipients = Vec::new();
+    for _ in 0..count {
+        recipients.push(decode_recipient(fields)?);
+    }
+    Some((flags, TargetOutcomes { target, here_only: flags & HERE_ONLY != 0, recipients }))
 }
 
 fn decode_recipient(fields: &mut Fields<'_>) -> Option<RecipientOutcome> {

@@ -25,6 +25,7 @@ fn envelope() -> (Envelope, Arrival) {
                 },
             ],
         })),
+        via: None,
     };
     let arrival = Arrival {
         peer: "[::1]:25".parse().unwrap(),
@@ -57,6 +58,7 @@ fn what_is_encoded_is_decoded() {
         size,
     });
     let tried = RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+    let tried = TargetOutcomes { target: "archive".into(), here_only: true, recipients: vec![tried] };
     let head = MessageHead {
         sequence: 5,
         content_size: 154,
@@ -89,11 +91,33 @@ fn what_is_encoded_is_decoded() {
         reason: "451 busy".into(),
     };
     let mut payload = Vec::new();
-    encode_outcome(5, &[], &mut payload);
-    encode_outcome(6, std::slice::from_ref(&deferred), &mut payload);
-    let entries = decode_outcomes(&payload).unwrap();
-    assert_eq!(entries[0], OutcomeEntry { sequence: 5, recipients: vec![] });
-    assert_eq!(entries[1], OutcomeEntry { sequence: 6, recipients: vec![deferred] });
+    let made = Made { unix_millis: 1_700_000_000_123, duration_millis: 42 };
+    let heads = [
+        OutcomeHead {
+            sequence: 5,
+            is_message_done: true,
+            made: Made::default(),
+            target: "",
+            here_only: false,
+        },
+        OutcomeHead { sequence: 6, is_message_done: false, made, target: "store", here_only: true },
+    ];
+    let recipients = [vec![], vec![deferred]];
+    for (head, recipients) in heads.into_iter().zip(&recipients) {
+        encode_outcome(head, recipients, &mut payload);
+    }
+    let entry = |head: OutcomeHead<'_>, recipients: &Vec<_>| OutcomeEntry {
+        sequence: head.sequence,
+        is_message_done: head.is_message_done,
+        made: head.made,
+        outcomes: TargetOutcomes {
+            target: head.target.into(),
+            here_only: head.here_only,
+            recipients: recipients.clone(),
+        },
+    };
+    let expected = [entry(heads[0], &recipients[0]), entry(heads[1], &recipients[1])];
+    assert_eq!(decode_outcomes(&payload).unwrap(), expected);
 }
 
 #[test]

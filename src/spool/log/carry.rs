@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 
 use super::{AppendError, Purpose, RETRY_INTERVAL, Spool};
 use crate::spool::entry::Location;
-use crate::spool::format::{self, EnvelopeOctets, MessageHead, MessagePayload, PieceRef, RecipientOutcome};
+use crate::spool::format::{
+    self, EnvelopeOctets, Made, MessageHead, MessagePayload, OutcomeHead, PieceRef, TargetOutcomes,
+};
 use crate::spool::io::{Io, Page, RecordPlace};
 use crate::spool::ledger::Needs;
 use crate::spool::reasons;
@@ -151,7 +153,14 @@ impl<P: Page> Spool<P> {
             return false;
         }
         let needs = self.ledger.remove(sequence);
-        self.note_outcomes(sequence, &[], Some(needs), now);
+        let head = OutcomeHead {
+            sequence,
+            is_message_done: true,
+            made: Made::default(),
+            target: "",
+            here_only: false,
+        };
+        self.note_outcomes(head, &[], Some(needs), now);
         self.carry.paused_until = None;
         true
     }
@@ -428,9 +437,9 @@ fn place_of(piece: &PieceRef) -> Location {
 }
 
 /// Makes the reasons fit a record.
-fn shorten_reasons(progress: &mut [RecipientOutcome]) {
+fn shorten_reasons(progress: &mut [TargetOutcomes]) {
     let mut size = 0;
-    for recipient in progress {
+    for recipient in progress.iter_mut().flat_map(|outcomes| &mut outcomes.recipients) {
         size += recipient.reason.len();
         if size > PROGRESS_REASONS_SIZE_MAX {
             recipient.reason = reasons::status(&recipient.reason).into();

@@ -15,6 +15,7 @@ mod carry;
 mod outcomes;
 mod roll;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -22,10 +23,10 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::commit::{Pages, Tail};
-use super::entry::{Entry, Location};
+use super::entry::{Entry, Lane, Location, Wanted};
 use super::format::{
-    self, BLOCK_SIZE, EnvelopeOctets, INDEX_RECORD_SIZE_MAX, IndexBuilder, Kind, MessageHead, PieceRef,
-    RECORDS_OFFSET, RecordHeader,
+    self, BLOCK_SIZE, EnvelopeOctets, INDEX_RECORD_SIZE_MAX, IndexBuilder, Kind, Made, MessageHead,
+    OutcomeHead, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader,
 };
 use super::io::{Completion, Io, IoFailure, Page, Slot};
 use super::ledger::{Ledger, Needs};
@@ -169,8 +170,8 @@ impl<P: Page> Spool<P> {
         entropy: Box<dyn FnMut() -> u64>,
         (now, unix_now): (Instant, u64),
     ) -> Self {
-        let Recovered { messages, reasons, .. } = recovered;
-        let mut ledger = Ledger::new(config.segment_size, messages, reasons, (now, unix_now));
+        let Recovered { messages, lanes, reasons, .. } = recovered;
+        let mut ledger = Ledger::new(config.segment_size, messages, lanes, reasons, (now, unix_now));
         for segment in &recovered.segments {
             ledger.add_segment(segment.epoch, segment.slot, segment.life, segment.first_sequence);
         }
@@ -571,18 +572,57 @@ impl<P: Page> Spool<P> {
         self.roll_to_void();
     }
 
-    /// The oldest durable message that has not been handed off, if any. Messages whose retry is due are among them.
-    pub fn next_of_backlog(&mut self, now: Instant) -> Option<u64> {
+    /// The lane of the target with this name.
+    pub fn lane(&mut self, name: &str) -> Lane {
+        self.ledger.lane(name)
+    }
+
+    /// How many lanes there are, those included of targets that only the log remembers.
+    pub fn lanes_count(&self) -> usize {
+        self.ledger.lanes_count()
+    }
+
+    /// It is decided who gets the message, which no delivery has. It may be that nobody is left.
+    pub fn route(&mut self, sequence: u64, wanted: &Wanted, now: Instant) {
+        if let Some(needs) = self.ledger.route(sequence, wanted) {
+            let head = OutcomeHead {
+                sequence,
+                is_message_done: true,
+                made: Made::default(),
+                target: "",
+                here_only: false,
+            };
+            self.note_outcomes(head, &[], Some(needs), now);
+        }
+    }
+
+    /// The durable message of this lane that is to be handed off first, if there is one. Those whose retry is due are among them.
+    pub fn next_of_backlog(&mut self, lane: Lane, now: Instant) -> Option<u64> {
         self.ledger.handle_due(now);
-        self.ledger.first_of_backlog()
+        self.ledger.first_of_backlog(lane)
     }
 
-    /// Is the message durable, due, and not handed off?
-    pub fn is_in_backlog(&self, sequence: u64) -> bool {
-        self.ledger.is_in_backlog(sequence)
+    /// Is the message durable, due, and not handed off in this lane?
+    pub fn is_in_backlog(&self, sequence: u64, lane: Lane) -> bool {
+        self.ledger.is_in_backlog(sequence, lane)
     }
 
-    /// Durable messages that have not been handed off.
+    /// What was deferred in this lane need not wait any longer.
+    pub fn hasten(&mut self, lane: Lane) {
+        self.ledger.hasten(lane);
+    }
+
+    /// The same for the one message whose time is soonest.
+    pub fn hasten_one(&mut self, lane: Lane) {
+        self.ledger.hasten_one(lane);
+    }
+
+    /// As [`Spool::backlog_depth`], in this lane.
+    pub fn lane_backlog_depth(&self, lane: Lane) -> usize {
+        self.ledger.lane_backlog_depth(lane)
+    }
+
+    /// Durable messages that are due and have not been handed off; one counts in each of its lanes.
     pub fn backlog_depth(&self) -> usize {
         self.ledger.backlog_depth()
     }
@@ -597,14 +637,14 @@ impl<P: Page> Spool<P> {
         self.ledger.segment(epoch).map(|segment| (segment.slot, segment.life))
     }
 
-    /// The message is in the delivery channel.
-    pub fn hand_off(&mut self, sequence: u64) {
-        self.ledger.hand_off(sequence);
+    /// The message is in the delivery channel of this lane.
+    pub fn hand_off(&mut self, sequence: u64, lane: Lane) {
+        self.ledger.hand_off(sequence, lane);
     }
 
     /// The delivery channel had no room after all: the message is in the backlog again.
-    pub fn take_back(&mut self, sequence: u64) {
-        self.ledger.take_back(sequence);
+    pub fn take_back(&mut self, sequence: u64, lane: Lane) {
+        self.ledger.take_back(sequence, lane);
     }
 
     /// Is the file of this slot being written to, or about to be?
@@ -617,18 +657,36 @@ impl<P: Page> Spool<P> {
             || [&self.sealing, &self.active].into_iter().flatten().any(|open| open.tail.slot() == slot)
     }
 
-    /// What an attempt has brought. Recorded in the log; nobody waits for that. `unix_now` is the wall clock of the
+    /// What an attempt in this lane has brought. Recorded in the log; nobody waits for that. `unix_now` is the wall clock of the
     /// outcomes' next attempts.
     pub fn handle_outcome(
         &mut self,
         sequence: u64,
-        outcomes: &[format::RecipientOutcome],
-        now: Instant,
-        unix_now: u64,
+        lane: Lane,
+        made: Made,
+        outcomes: &[RecipientOutcome],
+        (now, unix_now): (Instant, u64),
     ) {
-        if self.ledger.entry(sequence).is_some() {
-            let needs = self.ledger.handle_outcome(sequence, outcomes, (now, unix_now));
-            self.note_outcomes(sequence, outcomes, needs, now);
+        let Some(entry) = self.ledger.entry(sequence) else { return };
+        let target = self.ledger.name(lane).clone();
+        let head = OutcomeHead { sequence, is_message_done: false, made, target: &target, here_only: false };
+        let is_here_only =
+            |outcome: &&RecipientOutcome| outcome.is_done && entry.is_left_elsewhere(lane, outcome.index);
+        // Nearly all have one target.
+        let (here_only, outcomes): (Vec<_>, Cow<'_, [_]>) = match entry.parts().len() {
+            1 => (Vec::new(), outcomes.into()),
+            _ => {
+                let (here_only, others): (Vec<_>, Vec<_>) = outcomes.iter().partition(is_here_only);
+                let owned = |all: Vec<&RecipientOutcome>| all.into_iter().cloned().collect::<Vec<_>>();
+                (owned(here_only), owned(others).into())
+            }
+        };
+        let needs = self.ledger.handle_outcome(sequence, lane, (&here_only, &outcomes), (now, unix_now));
+        if !here_only.is_empty() {
+            self.note_outcomes(OutcomeHead { here_only: true, ..head }, &here_only, None, now);
+        }
+        if !outcomes.is_empty() {
+            self.note_outcomes(head, &outcomes, needs, now);
         }
     }
 

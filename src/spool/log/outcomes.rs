@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::{AppendError, Purpose, Spool};
-use crate::spool::format::{self, Kind, RecipientOutcome};
+use crate::spool::format::{self, Kind, OutcomeHead, RecipientOutcome};
 use crate::spool::io::Page;
 use crate::spool::ledger::Needs;
 
@@ -72,22 +72,28 @@ impl<P: Page> Spool<P> {
     /// Outcomes of a message are to be recorded. `needs`: it is done, and needed this.
     pub(super) fn note_outcomes(
         &mut self,
-        sequence: u64,
+        head: OutcomeHead<'_>,
         outcomes: &[RecipientOutcome],
         needs: Option<Needs>,
         now: Instant,
     ) {
-        match needs {
-            Some(needs) => {
-                let batch = self.outcomes.batch(now);
-                format::encode_outcome(sequence, &[], &mut batch.payload);
-                batch.done.push(needs);
+        // In parts, so that each fits a record whatever the reasons are. The last of them says that the message is done.
+        let (last, parts) = match outcomes.len().checked_sub(1) {
+            None => (outcomes, outcomes),
+            Some(before_last) => {
+                let start = before_last / OUTCOME_RECIPIENTS_MAX * OUTCOME_RECIPIENTS_MAX;
+                let (parts, last) = outcomes.split_at(start);
+                (last, parts)
             }
-            // In parts, so that each fits a record whatever the reasons are.
-            None => outcomes.chunks(OUTCOME_RECIPIENTS_MAX).for_each(|part| {
-                format::encode_outcome(sequence, part, &mut self.outcomes.batch(now).payload);
-            }),
+        };
+        for part in parts.chunks(OUTCOME_RECIPIENTS_MAX) {
+            let head = OutcomeHead { is_message_done: false, ..head };
+            format::encode_outcome(head, part, &mut self.outcomes.batch(now).payload);
         }
+        let batch = self.outcomes.batch(now);
+        let head = OutcomeHead { is_message_done: needs.is_some(), ..head };
+        format::encode_outcome(head, last, &mut batch.payload);
+        batch.done.extend(needs);
     }
 
     /// Appends the outcomes that have gathered, if they have waited long enough or a batch is about to be closed anyway.

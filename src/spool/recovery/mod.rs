@@ -30,11 +30,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::entry::{Entry, Location};
+use super::entry::{Entry, Lane, Location};
 use super::format::{
-    self, BadHeader, Kind, OutcomeEntry, PieceRef, RECORD_HEADER_SIZE, RECORD_MAGIC, RECORDS_OFFSET,
-    RecordHeader, SegmentHeader,
+    self, BadHeader, Kind, Made, OutcomeEntry, PieceRef, RECORD_HEADER_SIZE, RECORD_MAGIC, RECORDS_OFFSET,
+    RecordHeader, SegmentHeader, TargetOutcomes,
 };
 use super::io::{ReadSegment, Slot};
 use super::reasons::Reasons;
@@ -365,20 +366,22 @@ impl Recovery {
         }
         self.incomplete.remove(&sequence);
         self.found.messages.insert(sequence, Entry::found(location, pieces, recipient_count));
-        if !progress.is_empty() {
-            self.apply(OutcomeEntry { sequence, recipients: progress });
+        let made = Made::default();
+        for outcomes in progress {
+            self.apply(OutcomeEntry { sequence, is_message_done: false, made, outcomes });
         }
     }
 
-    fn apply(&mut self, outcome: OutcomeEntry) {
-        if outcome.recipients.is_empty() {
-            self.incomplete.remove(&outcome.sequence);
+    fn apply(&mut self, entry: OutcomeEntry) {
+        let OutcomeEntry { sequence, is_message_done, outcomes, .. } = entry;
+        if is_message_done {
+            self.incomplete.remove(&sequence);
         }
-        let Some(message) = self.found.messages.get_mut(outcome.sequence) else { return };
-        let is_left =
-            !outcome.recipients.is_empty() && message.apply(&outcome.recipients, &mut self.found.reasons);
-        if !is_left {
-            self.found.messages.remove(outcome.sequence);
+        let TargetOutcomes { target, here_only, recipients } = outcomes;
+        let lane = self.found.lane(&target);
+        let Some(message) = self.found.messages.get_mut(sequence) else { return };
+        if is_message_done || !message.apply(lane, here_only, &recipients, &mut self.found.reasons) {
+            self.found.messages.remove(sequence);
         }
     }
 
@@ -445,7 +448,7 @@ fn without(range: Range<u64>, holes: &[Range<u64>]) -> Vec<Range<u64>> {
 }
 
 /// A log as it goes on after recovery. The default is a log that begins now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Recovered {
     /// The log's part of message ids; 0: there was no segment to tell.
     pub log: u32,
@@ -457,6 +460,9 @@ pub struct Recovered {
     pub unfinished: Vec<Slot>,
     /// What is not done, by message sequence.
     pub messages: SequenceMap<Entry>,
+    /// The names of the lanes that `messages` are in, by their numbers: those of targets, and one without a name for those of whom it
+    /// is not decided who gets theirs.
+    pub lanes: Vec<Arc<str>>,
     /// The texts that `messages` share.
     pub reasons: Reasons,
     /// No file has this slot or a higher one.
@@ -471,7 +477,47 @@ pub struct Recovered {
     pub findings: Vec<Finding>,
 }
 
+impl Default for Recovered {
+    fn default() -> Self {
+        Recovered {
+            log: 0,
+            segments: Vec::new(),
+            free: Vec::new(),
+            unfinished: Vec::new(),
+            messages: SequenceMap::default(),
+            lanes: vec!["".into()],
+            reasons: Reasons::default(),
+            next_slot: 0,
+            next_epoch: 0,
+            next_sequence: 0,
+            voids: Vec::new(),
+            findings: Vec::new(),
+        }
+    }
+}
+
 impl Recovered {
+    /// The lane of this name.
+    fn lane(&mut self, name: &str) -> Lane {
+        let at = self.lanes.iter().position(|known| **known == *name).unwrap_or_else(|| {
+            self.lanes.push(name.into());
+            self.lanes.len() - 1
+        });
+        // A log that names more is not one that we wrote: what is in it is routed anew.
+        u16::try_from(at).map_or(Lane::UNROUTED, Lane)
+    }
+
+    /// Numbers the lanes in the order of `names`, from 1; behind them come those that only the log remembers.
+    pub fn name_lanes(&mut self, names: impl IntoIterator<Item = Arc<str>>) {
+        let before = std::mem::take(&mut self.lanes);
+        self.lanes.push("".into());
+        self.lanes.extend(names);
+        let renamed: Vec<Lane> = before.iter().map(|name| self.lane(name)).collect();
+        for (_, message) in self.messages.iter_mut() {
+            message.rename_lanes(|Lane(lane)| renamed[usize::from(lane)]);
+        }
+    }
+
     /// No message waits longer for its next attempt than until then, in seconds since 1970.
     pub fn limit_waits(&mut self, latest: u64) {
         self.messages.iter_mut().for_each(|(_, message)| message.limit_wait(latest));

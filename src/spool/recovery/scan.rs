@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::spool::entry::Location;
 use crate::spool::format::{
     self, BLOCK_SIZE, IndexPayload, IndexedMessage, Kind, MessagePayload, PieceRef, RECORDS_OFFSET,
-    RecipientOutcome, RecordHeader, Seal, SegmentHeader,
+    RecordHeader, Seal, SegmentHeader, TargetOutcomes,
 };
 use crate::spool::io::ReadSegment;
 
@@ -47,7 +47,7 @@ pub struct MessageFact {
     pub sequence: u64,
     pub pieces: Box<[PieceRef]>,
     pub recipient_count: u32,
-    pub progress: Vec<RecipientOutcome>,
+    pub progress: Vec<TargetOutcomes>,
 }
 
 impl Fact {

@@ -66,7 +66,14 @@ fn segment(epoch: u64, puts: &[Put]) -> Vec<u8> {
             }
             Done(sequence, horizon, of) => {
                 let mut payload = Vec::new();
-                format::encode_outcome(of, &[], &mut payload);
+                let head = format::OutcomeHead {
+                    sequence: of,
+                    is_message_done: true,
+                    made: format::Made::default(),
+                    target: "",
+                    here_only: false,
+                };
+                format::encode_outcome(head, &[], &mut payload);
                 (Kind::Outcomes, sequence, horizon, payload)
             }
             Broken(sequence) => (Kind::Message, sequence, 0, message(sequence, &[])),

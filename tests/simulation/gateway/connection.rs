@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use incoming::mail::{ForwardPath, MessageId, Phase, Refusal, Status};
-use incoming::smtp::{Effect, NotStored, Peer, Session, Submission, format_date};
+use incoming::mail::{ForwardPath, MessageId, Phase, Refusal, Status, format_date};
+use incoming::smtp::{Effect, NotStored, Peer, Session, Submission};
 use incoming::spool::{AppendError, Incoming, Receiving};
 
 use super::{Clock, Ending, Gateway, JustAccepted, Out, Waiting};

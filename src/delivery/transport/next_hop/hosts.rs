@@ -83,18 +83,19 @@ pub enum Hosts {
     /// These.
     Fixed(Vec<Arc<Host>>),
     /// Those that the DNS names.
-    Exchanges {
-        /// Who says so.
-        exchanges: Exchanges,
-        /// For whom.
-        of: MxOf,
-        /// The port on all of them.
-        port: u16,
-        /// Our own name.
-        hostname: Domain,
-        /// Those that were used before, with their connections.
-        known: Mutex<HashMap<String, Arc<Host>>>,
-    },
+    Named(Box<Named>),
+}
+
+/// Hosts that the DNS names.
+pub struct Named {
+    exchanges: Exchanges,
+    of: MxOf,
+    /// The port on all of them.
+    port: u16,
+    /// Our own name.
+    hostname: Domain,
+    /// Those that were used before, with their connections.
+    known: Mutex<HashMap<String, Arc<Host>>>,
 }
 
 impl Hosts {
@@ -112,14 +113,14 @@ impl Hosts {
 
     /// Those that the DNS names, on `port`; never ourselves, who are called `hostname`.
     pub fn exchanges(exchanges: Exchanges, of: MxOf, port: u16, hostname: Domain) -> Self {
-        Hosts::Exchanges { exchanges, of, port, hostname, known: Mutex::default() }
+        Hosts::Named(Box::new(Named { exchanges, of, port, hostname, known: Mutex::default() }))
     }
 
     /// The recipients of `attempt` by whom they go to: places in the attempt, and the domain that is looked up, if any.
     pub(super) fn groups(&self, attempt: &Attempt) -> Vec<(Option<String>, Vec<usize>)> {
         let (of, hostname) = match self {
             Hosts::Fixed(_) => return vec![(None, (0..attempt.recipients.len()).collect())],
-            Hosts::Exchanges { of, hostname, .. } => (of, hostname),
+            Hosts::Named(named) => (&named.of, &named.hostname),
         };
         let mut groups: Vec<(Option<String>, Vec<usize>)> = Vec::new();
         for (place, path) in attempt.paths().enumerate() {
@@ -143,14 +144,11 @@ impl Hosts {
         domain: Option<&str>,
         manners: &Manners,
     ) -> Result<Vec<Arc<Host>>, Outcome> {
-        let (exchanges, of, port, hostname, known) = match (self, domain) {
-            (Hosts::Fixed(hosts), _) => return Ok(hosts.clone()),
-            (Hosts::Exchanges { .. }, None) => unreachable!("the groups have domains"),
-            (Hosts::Exchanges { exchanges, of, port, hostname, known }, Some(_)) => {
-                (exchanges, of, *port, hostname, known)
-            }
+        let Named { exchanges, of, port, hostname, known } = match self {
+            Hosts::Fixed(hosts) => return Ok(hosts.clone()),
+            Hosts::Named(named) => &**named,
         };
-        let domain = domain.expect("the groups have domains");
+        let (port, domain) = (*port, domain.expect("the groups have domains"));
         // No relay: what is looked up is what the operator has named.
         if let MxOf::Recipients(domains) = of
             && !domains.iter().any(|ours| ours.canonical() == domain)
