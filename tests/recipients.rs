@@ -5,13 +5,13 @@ mod support;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 
 use support::certificates::Authority;
 use support::client::Client;
+use support::mail_servers::{Beside, Dovecot};
 use support::server::Server;
 use support::setup::{Setup, incoming};
 use support::tools;
@@ -21,27 +21,6 @@ const UNKNOWN: &str = "550 5.1.1 No such user here";
 const RELAY: &str = "550 5.7.1 Relay access denied";
 const DOWN: &str = "451 4.3.0 Temporary lookup failure, try again later";
 const OK: &str = "250 2.1.5 Ok";
-
-/// A program that runs beside the gateway; dropped, it is ended.
-struct Beside(Child);
-
-impl Beside {
-    fn start(command: &mut Command) -> Self {
-        let child = command.stdin(Stdio::null()).spawn();
-        Beside(child.unwrap_or_else(|e| panic!("{command:?}: {e}")))
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        // Dovecot ends its own children when it is told to.
-        tools::signal(self.0.id(), "TERM");
-        if wait::poll(wait::PATIENCE, || self.0.try_wait().expect("its status")).is_none() {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-}
 
 /// What RCPT is answered in a session of its own.
 #[track_caller]
@@ -369,51 +348,6 @@ fn a_service_over_tls_must_be_vouched_for() {
     );
 }
 
-/// Dovecot with an LMTP server, for the users in a file.
-struct Dovecot {
-    process: Option<Beside>,
-    folder: tempfile::TempDir,
-}
-
-impl Dovecot {
-    fn start(users: &[&str]) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        // Its processes have users of their own.
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
-        let home = folder.path().display();
-        let users: String = users.iter().map(|user| format!("{user}:::::/nonexistent::\n")).collect();
-        fs::write(folder.path().join("users"), users).expect("users");
-        let config = format!(
-            "base_dir = {home}/run\nstate_dir = {home}/state\nlog_path = {home}/log\nprotocols = lmtp\nssl = no\n\
-             mail_location = maildir:{home}/mail/%u\nlmtp_save_to_detail_mailbox = no\nrecipient_delimiter = +\n\
-             passdb {{\n driver = passwd-file\n args = username_format=%u {home}/users\n}}\n\
-             userdb {{\n driver = passwd-file\n args = username_format=%u {home}/users\n \
-             override_fields = uid=nobody gid=nogroup home={home}/mail/%u\n}}\n\
-             service lmtp {{\n unix_listener {home}/lmtp {{\n  mode = 0666\n }}\n}}\n"
-        );
-        fs::write(folder.path().join("dovecot.conf"), config).expect("a configuration");
-        let mut dovecot = Dovecot { process: None, folder };
-        dovecot.restart();
-        dovecot
-    }
-
-    fn restart(&mut self) {
-        let mut command = Command::new(tools::program("dovecot"));
-        command.arg("-F").arg("-c").arg(self.folder.path().join("dovecot.conf"));
-        self.process = Some(Beside::start(command.stderr(Stdio::null())));
-        let socket = self.socket();
-        wait::until("Dovecot listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("lmtp")
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-    }
-}
-
 #[test]
 fn dovecot_is_asked_who_exists() {
     let mut dovecot = Dovecot::start(&["alice@x.example", "o.hara@x.example"]);
@@ -451,7 +385,7 @@ fn dovecot_is_asked_who_exists() {
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().expect("each is answered"));
-    dovecot.process = None;
+    dovecot.stop();
     assert_answers(&server, &known);
     assert_answers(&server, &[("new@x.example", DOWN)]);
     dovecot.restart();

@@ -1,21 +1,42 @@
 //! The client side of SMTP and LMTP (RFC 5321, RFC 2033): how the gateway speaks to what stands behind it.
 //!
-//! [`ReplyReader`] makes replies of octets, sans-I/O. A [`Connection`] says commands and waits for their replies, each in its time; it runs on
-//! threads with tokio, never on a shard. A [`Pool`] keeps a few connections open for those who ask often and little.
+//! [`ReplyReader`] makes replies of octets and [`Transaction`] sends a message by what they say, both sans-I/O. A [`Connection`] says commands and
+//! content and waits for the replies, each in its time; it runs on threads with tokio, never on a shard. A [`Pool`] keeps a few connections open
+//! for those who come often.
 //!
 //! Invariants:
-//! - what a server sends takes bounded memory, whatever it is: a line, the lines of a reply, and what stands behind it;
+//! - what a server sends takes bounded memory, whatever it is: a line, the lines of a reply, and what stands behind it; and so does what it does not
+//!   take: content is read as it is written;
 //! - a reply belongs to the command before it: octets that nobody asked for end the connection, and so does everything that is no reply;
+//! - no octet of content is ever said where a command could be read, nor a command within content;
 //! - nothing that a server says is written anywhere but as printable ASCII.
 //!
-//! Knows nothing of policies, of the server side, and of what its caller wants to know.
+//! Knows nothing of policies and deliveries, of the server side, and of what its caller wants to know.
 
 mod connection;
 mod endpoint;
+mod login;
+mod message;
+mod offers;
 mod pool;
 mod reply;
+#[cfg(test)]
+pub(crate) mod scripted;
+mod stuffing;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod transaction;
+mod wire;
 
-pub use connection::{Connection, Failure, Introduction, Protocol, Step, Timeouts, Why};
+pub use connection::{
+    Connection, Content, Failure, Interrupted, Introduction, Protocol, Step, Target, Timeouts, Why,
+};
 pub use endpoint::Endpoint;
-pub use pool::Pool;
+pub use login::Login;
+pub use message::{HeaderText, Message, Objection, Origin};
+pub use offers::Offers;
+pub use pool::{Bounds, Leased, Pool};
 pub use reply::{BadReply, Reply, ReplyReader};
+pub use tls::{Protection, TlsUse, Trust};
+pub use transaction::{Fate, Transaction};

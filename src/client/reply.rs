@@ -26,6 +26,8 @@ pub struct BadReply(&'static str);
 impl BadReply {
     /// Octets stand behind a reply, and no command does.
     pub(super) const UNASKED: BadReply = BadReply("octets that were not asked for");
+    /// It is a reply, but none to what was said.
+    pub(super) const UNFIT: BadReply = BadReply("a reply that does not fit");
 }
 
 impl fmt::Display for BadReply {
@@ -49,6 +51,11 @@ impl Reply {
     /// Of class 2: done.
     pub fn is_positive(&self) -> bool {
         self.code / 100 == 2
+    }
+
+    /// With no more text than is shown: many are kept.
+    pub fn shortened(&self) -> Reply {
+        Reply { code: self.code, text: self.text[..self.text.len().min(SHOWN_SIZE_MAX)].into() }
     }
 
     /// Of class 5.

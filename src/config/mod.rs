@@ -215,6 +215,8 @@ impl Config {
             TransportKind::Maildir(maildir) => format!("the Maildir {}", maildir.path()),
             TransportKind::Pipe(pipe) => format!("the command {}", pipe.command.program()),
             TransportKind::Discard(_) => "nowhere: what is delivered is discarded".to_string(),
+            TransportKind::Lmtp(lmtp) => format!("LMTP at {}", lmtp.address.0),
+            TransportKind::Smtp(smtp) => format!("SMTP at {}", smtp.summary()),
             TransportKind::Webhook(webhook) => format!("the endpoint at {}", webhook.url.0.host()),
         };
         let more = match self.routes.len() {

@@ -4,8 +4,11 @@
 //! settings.
 
 mod discard;
+mod lmtp;
 mod maildir;
+mod next_hop;
 mod pipe;
+mod smtp;
 mod webhook;
 
 use std::num::NonZeroU32;
@@ -20,8 +23,11 @@ use super::value::{count, duration, write_duration};
 use crate::delivery::Limits;
 
 pub use discard::Discard;
+pub use lmtp::Lmtp;
 pub use maildir::Maildir;
+pub use next_hop::{Offer, Session};
 pub use pipe::Pipe;
+pub use smtp::Smtp;
 pub use webhook::Webhook;
 
 /// Attempts at a time of a transport, at most: some have a thread each, the others a connection.
@@ -121,6 +127,10 @@ kinds! {
     Discard "discard" 32,
     /// Delivers into Maildirs.
     Maildir "maildir" 8,
+    /// Gives to an LMTP server.
+    Lmtp "lmtp" 32,
+    /// Gives to SMTP servers.
+    Smtp "smtp" 32,
     /// Delivers to a command.
     Pipe "pipe" 8,
     /// Posts messages to an application.

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 use super::Error;
 use super::maps::{self, Loaded};
 use super::watch::Watched;
-use crate::client::{Introduction, Pool, Timeouts};
+use crate::client::{Introduction, Target, Timeouts};
 use crate::config::policies::{Policy as Configured, PolicyKind};
 use crate::config::{Config, DomainSettings};
 use crate::mail::{Domain, Phases};
@@ -86,8 +86,9 @@ impl Context<'_> {
                 let introduction = Introduction { protocol: settings.protocol, name };
                 let endpoint = settings.address.0.clone();
                 let timeouts = Timeouts::all(configured.timeout);
-                let pool = Pool::new(endpoint, introduction, timeouts, settings.connections_max);
-                self.inquiry(configured, Callout::new(pool), &settings.domains, settings.memory())
+                let target = Target::in_clear(endpoint, introduction, timeouts);
+                let callout = Callout::new(target, settings.connections_max);
+                self.inquiry(configured, callout, &settings.domains, settings.memory())
             }
             PolicyKind::HttpLookup(settings) => {
                 let lookup = HttpLookup::new(&settings.service())?;

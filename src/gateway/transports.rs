@@ -1,5 +1,7 @@
 //! The transports and routes of a configuration, made ready for the workers.
 
+mod next_hops;
+
 use std::sync::Arc;
 
 use super::Error;
@@ -46,6 +48,8 @@ fn make(config: &Config, transport: &Transport) -> Result<Means, String> {
             let (path, host) = (maildir.path().clone(), config.hostname.clone());
             Means::Blocking(Arc::new(Maildir::new(path, maildir.return_path, host)))
         }
+        TransportKind::Lmtp(lmtp) => Means::Async(Arc::new(next_hops::lmtp(config, lmtp)?)),
+        TransportKind::Smtp(smtp) => Means::Async(Arc::new(next_hops::smtp(config, smtp)?)),
         TransportKind::Pipe(settings) => Means::Blocking(Arc::new(pipe(config, settings)?)),
         TransportKind::Webhook(webhook) => Means::Async(Arc::new(Webhook::new(webhook.settings())?)),
     })

@@ -100,6 +100,26 @@ impl Ledger {
             );
             *copies.entry(number).or_default() += 1;
         }
+        self.weigh(&copies)
+    }
+
+    /// Compares with what another server has: whole messages, with whatever was written before the first field that was sent. Panics when one is not,
+    /// octet for octet, a message that was sent.
+    #[track_caller]
+    pub fn balance_of(&self, messages: &[Vec<u8>]) -> Balance {
+        let mut copies: BTreeMap<u64, usize> = BTreeMap::new();
+        for message in messages {
+            let field = [b"\r\n", NUMBER_FIELD].concat();
+            let at = message.windows(field.len()).position(|octets| octets == field);
+            let sent = &message[at.unwrap_or_else(|| panic!("no message that was sent")) + 2..];
+            let number = number_of(sent).expect("a number");
+            assert!(sent == content(number), "message {number} was delivered with other octets");
+            *copies.entry(number).or_default() += 1;
+        }
+        self.weigh(&copies)
+    }
+
+    fn weigh(&self, copies: &BTreeMap<u64, usize>) -> Balance {
         let acknowledged = self.acknowledged.lock().expect("the ledger").clone();
         Balance {
             acknowledged: acknowledged.len(),

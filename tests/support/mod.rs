@@ -6,6 +6,7 @@
 //!   [`neighbour`] one that measures how it is served beside others;
 //! - [`certificates`] issues what servers and clients show;
 //! - [`ledger`] remembers what was acknowledged; [`maildir`] reads what was delivered;
+//! - [`mail_servers`] are Dovecot and Postfix, for what stands behind the gateway, and [`dns`] says who that is;
 //! - [`disk`] and [`files`] are storage that fails when it is told to; [`trial`] is what tests with them have in common.
 //!
 //! Nothing here waits for a fixed time: [`wait`] polls a condition until it holds or its deadline has passed.
@@ -16,9 +17,11 @@
 pub mod certificates;
 pub mod client;
 pub mod disk;
+pub mod dns;
 pub mod files;
 pub mod ledger;
 pub mod load;
+pub mod mail_servers;
 pub mod maildir;
 pub mod neighbour;
 pub mod server;

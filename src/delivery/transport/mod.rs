@@ -2,12 +2,14 @@
 
 mod discard;
 mod maildir;
+pub mod next_hop;
 mod pipe;
 mod template;
 pub mod webhook;
 
 pub use discard::Discard;
 pub use maildir::Maildir;
+pub use next_hop::NextHop;
 pub use pipe::{CommandTemplate, LineEnds, Pipe, PipeSettings, User};
 pub use template::{PathTemplate, TooLong};
 pub use webhook::Webhook;

@@ -9,12 +9,16 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::inquiry::{Asking, Source, unknown};
-use crate::client::{Connection, Failure, Pool, Reply, Why};
+use crate::client::{Bounds, Connection, Failure, Pool, Reply, Target, Why};
 use crate::mail::{Mailbox, Refusal};
 use crate::policy::{Facts, Found, Unavailable, Verdict};
 
 /// Refusals on one connection at most: servers slow down those who collect them (Postfix from the tenth on).
 const REFUSALS_MAX: u32 = 8;
+/// How long a connection may have been idle to be used again: less than any server waits (RFC 5321 §4.5.3.2.7: 5 minutes).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often one is used: servers count commands that lead to no mail, and slow down those who send many.
+const USES_MAX: u32 = 50;
 /// How long RSET may take: nobody waits for it, and who takes longer is asked over another connection next time.
 const RESET_TIMEOUT: Duration = Duration::from_millis(200);
 /// The subject of status codes that are about addresses (RFC 3463 §3.2).
@@ -28,9 +32,11 @@ pub struct Callout {
 }
 
 impl Callout {
-    /// Asks over connections of `pool`.
-    pub fn new(pool: Pool) -> Self {
-        Callout { pool }
+    /// Asks `target` over up to `connections_max` connections.
+    pub fn new(target: Target, connections_max: usize) -> Self {
+        let idle_max = connections_max;
+        let bounds = Bounds { connections_max, idle_max, idle_timeout: IDLE_TIMEOUT, uses_max: USES_MAX };
+        Callout { pool: Pool::new(target, bounds) }
     }
 
     async fn find(&self, question: &str) -> Found {
@@ -53,9 +59,9 @@ impl Callout {
         let (found, is_refusal) = asked?;
         leased.refusals += u32::from(is_refusal);
         if leased.refusals >= REFUSALS_MAX {
-            leased.connection.quit().await;
+            leased.connection.quit();
         } else if matches!(timeout(RESET_TIMEOUT, leased.connection.reset()).await, Ok(Ok(()))) {
-            self.pool.give_back(leased).await;
+            self.pool.give_back(leased);
         }
         Ok(found)
     }
@@ -64,7 +70,7 @@ impl Callout {
 /// What is found, and whether the server has refused something.
 async fn ask(connection: &mut Connection, mailbox: &Mailbox) -> Result<(Found, bool), Failure> {
     let needs_utf8 = !mailbox.local_part().is_ascii();
-    if needs_utf8 && !connection.offers("SMTPUTF8") {
+    if needs_utf8 && !connection.offers().has("SMTPUTF8") {
         // Nobody of that name can be delivered to there.
         return Ok((Ok(unknown()), false));
     }
@@ -152,7 +158,7 @@ mod tests {
         let mailbox = Mailbox::parse(&format!("x@{labels}"), true).unwrap();
         let endpoint = Endpoint::parse("127.0.0.1:1").unwrap();
         let introduction = Introduction { protocol: Protocol::Lmtp, name: "mx.example".into() };
-        let callout = Callout::new(Pool::new(endpoint, introduction, Timeouts::all(RESET_TIMEOUT), 1));
+        let callout = Callout::new(Target::in_clear(endpoint, introduction, Timeouts::all(RESET_TIMEOUT)), 1);
         let question = callout.question(&mailbox, &Facts::of("192.0.2.1"));
         assert!(question.len() > 254);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
