@@ -7,6 +7,7 @@
 //! - [`certificates`] issues what servers and clients show;
 //! - [`ledger`] remembers what was acknowledged; [`maildir`] reads what was delivered;
 //! - [`mail_servers`] are Dovecot and Postfix, for what stands behind the gateway, and [`dns`] says who that is;
+//! - [`moody_store`] is an LMTP server that does as the test says;
 //! - [`disk`] and [`files`] are storage that fails when it is told to; [`trial`] is what tests with them have in common.
 //!
 //! Nothing here waits for a fixed time: [`wait`] polls a condition until it holds or its deadline has passed.
@@ -23,6 +24,7 @@ pub mod ledger;
 pub mod load;
 pub mod mail_servers;
 pub mod maildir;
+pub mod moody_store;
 pub mod neighbour;
 pub mod server;
 pub mod setup;
