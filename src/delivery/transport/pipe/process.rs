@@ -38,6 +38,26 @@ pub struct User {
     pub gid: u32,
 }
 
+/// Of util-linux: becomes another user, and then another program.
+const SETPRIV: &str = "/usr/bin/setpriv";
+
+impl User {
+    /// A command that runs `program` as this user, in no other group. It becomes that user in a program of its own, where there is one: where
+    /// std changes the user between `fork` and `exec`, a fifth of the messages per second were accepted and delivered.
+    fn command(self, program: &str) -> Command {
+        if !Path::new(SETPRIV).exists() {
+            let mut command = Command::new(program);
+            // Other groups are given up with this.
+            command.gid(self.gid).uid(self.uid);
+            return command;
+        }
+        let mut command = Command::new(SETPRIV);
+        let (user, group) = (format!("--reuid={}", self.uid), format!("--regid={}", self.gid));
+        command.args([&user, &group, "--clear-groups", "--", program]);
+        command
+    }
+}
+
 /// What is to be run.
 pub struct Run<'a> {
     pub program: &'a str,
@@ -66,7 +86,8 @@ impl Run<'_> {
         let deadline = Instant::now() + timeout;
         let (output, writer) = io::pipe()?;
         rustix::io::ioctl_fionbio(&output, true)?;
-        let mut command = Command::new(self.program);
+        let mut command =
+            self.user.map_or_else(|| Command::new(self.program), |user| user.command(self.program));
         command
             .args(self.arguments)
             .env_clear()
@@ -76,10 +97,6 @@ impl Run<'_> {
             .stdin(self.input)
             .stdout(writer.try_clone()?)
             .stderr(writer);
-        if let Some(user) = self.user {
-            // Other groups are given up with this.
-            command.gid(user.gid).uid(user.uid);
-        }
         let started = {
             let _unblocked = UnblockedSignals::unblock();
             command.spawn()
