@@ -35,7 +35,7 @@ impl Rig {
 
     /// How many messages are in the store, the archive, and with the important.
     fn counts(&self) -> [usize; 3] {
-        [self.setup.maildir(), &self.archive, &self.vip].map(|folder| maildir::count(folder))
+        [self.setup.maildir(), &self.archive, &self.vip].map(maildir::count)
     }
 }
 

@@ -331,7 +331,7 @@ impl Postfix {
             "127.0.0.1:{} inet n - n - 100 smtpd\npostlog unix-dgram n - n - 1 postlogd\n\
              cleanup unix n - n - 0 cleanup\nqmgr unix n - n 1 1 qmgr\nrewrite unix - - n - - trivial-rewrite\n\
              bounce unix - - n - 0 bounce\ndefer unix - - n - 0 bounce\ntrace unix - - n - 0 bounce\n\
-             error unix - - n - - error\nretry unix - - n - - error\nvirtual unix - n n - - virtual\n\
+             error unix - - n - - error\nretry unix - - n - - error\nvirtual unix - n n - - virtual\nsmtp unix - - n - - smtp\nlmtp unix - - n - - lmtp\n\
              tlsmgr unix - - n 1000? 1 tlsmgr\nanvil unix - - n - 1 anvil\nproxymap unix - - n - - proxymap\n",
             self.port
         );
@@ -362,6 +362,12 @@ impl Postfix {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         loopback(self.port)
+    }
+
+    /// The process that starts all others.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").pid()
     }
 
     /// Its Maildir.

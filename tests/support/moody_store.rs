@@ -1,4 +1,4 @@
-//! An LMTP server that does as the test says: serves, refuses some, or says nothing at all.
+//! A server of LMTP and SMTP that does as the test says: serves, refuses some, or says nothing at all.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -17,6 +17,10 @@ struct State {
     is_silent: AtomicBool,
     /// Connections that were made.
     connections: AtomicUsize,
+    /// Recipients that were served.
+    count: AtomicUsize,
+    /// And only that is kept of them.
+    is_counting: bool,
     /// Recipients, each with what came for it.
     taken: Mutex<Vec<(String, Vec<u8>)>>,
     /// Those that are kept waiting.
@@ -26,9 +30,18 @@ struct State {
 impl MoodyStore {
     /// On a loopback port of the kernel's choice. Recipients whose names begin with `no-` are refused.
     pub fn start(is_silent: bool) -> Self {
+        Self::with(State { is_silent: AtomicBool::new(is_silent), ..State::default() })
+    }
+
+    /// One that keeps nothing of what it takes.
+    pub fn counting() -> Self {
+        Self::with(State { is_counting: true, ..State::default() })
+    }
+
+    fn with(state: State) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its number");
-        let state = Arc::new(State { is_silent: AtomicBool::new(is_silent), ..State::default() });
+        let state = Arc::new(state);
         let shared = state.clone();
         thread::spawn(move || {
             for connection in listener.incoming().flatten() {
@@ -66,7 +79,7 @@ impl MoodyStore {
 
     /// How many recipients have their mail.
     pub fn count(&self) -> usize {
-        self.state.taken.lock().unwrap().len()
+        self.state.count.load(Ordering::Acquire)
     }
 
     /// Recipients, each with what came for it.
@@ -79,7 +92,8 @@ fn serve(connection: &TcpStream, state: &State) -> std::io::Result<()> {
     connection.set_nodelay(true)?;
     let mut reader = BufReader::new(connection.try_clone()?);
     let mut out = connection;
-    out.write_all(b"220 moody.test LMTP\r\n")?;
+    out.write_all(b"220 moody.test at your service\r\n")?;
+    let mut is_lmtp = true;
     let mut recipients: Vec<String> = Vec::new();
     let mut line = Vec::new();
     loop {
@@ -90,7 +104,10 @@ fn serve(connection: &TcpStream, state: &State) -> std::io::Result<()> {
         let text = String::from_utf8_lossy(&line).to_string();
         let verb = text.split([' ', '\r']).next().unwrap_or_default().to_ascii_uppercase();
         match &*verb {
-            "LHLO" => out.write_all(b"250-moody.test\r\n250-PIPELINING\r\n250 8BITMIME\r\n")?,
+            "LHLO" | "EHLO" => {
+                is_lmtp = verb == "LHLO";
+                out.write_all(b"250-moody.test\r\n250-PIPELINING\r\n250 8BITMIME\r\n")?;
+            }
             "MAIL" | "RSET" => {
                 recipients.clear();
                 out.write_all(b"250 2.1.0 Ok\r\n")?;
@@ -118,10 +135,14 @@ fn serve(connection: &TcpStream, state: &State) -> std::io::Result<()> {
                     }
                     content.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
                 }
+                let replies = if is_lmtp { recipients.len() } else { 1 };
                 for recipient in recipients.drain(..) {
-                    state.taken.lock().unwrap().push((recipient, content.clone()));
-                    out.write_all(b"250 2.0.0 kept\r\n")?;
+                    if !state.is_counting {
+                        state.taken.lock().unwrap().push((recipient, content.clone()));
+                    }
+                    state.count.fetch_add(1, Ordering::Release);
                 }
+                out.write_all(&b"250 2.0.0 kept\r\n".repeat(replies))?;
             }
             "QUIT" => return out.write_all(b"221 2.0.0 bye\r\n"),
             _ => out.write_all(b"500 5.5.2 what?\r\n")?,
