@@ -110,7 +110,7 @@ pub struct Report {
     pub id: MessageId,
     /// Who was to get it.
     pub target: TargetId,
-    /// When the attempt began, in milliseconds since 1970 by the wall clock.
+    /// When the attempt began, in milliseconds since 1970 by the wall clock; 0: none was made.
     pub unix_millis: u64,
     /// How long it took.
     pub duration: Duration,

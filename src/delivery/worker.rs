@@ -203,9 +203,12 @@ impl Worker {
                     break;
                 }
             }
-            let timing = Timing::begin();
+            let mut timing = Timing::begin();
             let outcomes = match turn(target, &job.attempt) {
-                Err(outcomes) => outcomes,
+                Err(outcomes) => {
+                    timing.is_made = false;
+                    outcomes
+                }
                 Ok(turn) => {
                     let made = catch_unwind(AssertUnwindSafe(|| delivery.deliver(&job.attempt)));
                     judge(target, turn, &job.attempt, made.ok())
@@ -283,9 +286,12 @@ async fn serve(
     job: Job,
 ) {
     let target = targets.get(id);
-    let timing = Timing::begin();
+    let mut timing = Timing::begin();
     let outcomes = match turn(target, &job.attempt) {
-        Err(outcomes) => outcomes,
+        Err(outcomes) => {
+            timing.is_made = false;
+            outcomes
+        }
         Ok(turn) => {
             let made = AssertUnwindSafe(delivery.deliver(&job.attempt)).catch_unwind().await;
             judge(target, turn, &job.attempt, made.ok())
@@ -341,25 +347,28 @@ fn judge(target: &Target, turn: Turn, attempt: &Attempt, made: Option<Vec<Outcom
 struct Timing {
     started: Instant,
     unix_millis: u64,
+    /// The transport was asked.
+    is_made: bool,
 }
 
 impl Timing {
     fn begin() -> Self {
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Timing { started: Instant::now(), unix_millis: unix.as_millis() as u64 }
+        Timing { started: Instant::now(), unix_millis: unix.as_millis() as u64, is_made: true }
     }
 }
 
 /// Says how it went: to the log, and to where the job came from.
 fn report(job: Job, target: &Target, timing: Timing, outcomes: Vec<Outcome>) {
     let duration = timing.started.elapsed();
-    if enabled!(Level::INFO) {
+    // What waits for a target that is left alone is much, and says nothing new.
+    if timing.is_made && enabled!(Level::INFO) || enabled!(Level::DEBUG) {
         log(&job.attempt, target, &outcomes, duration);
     }
     let Job { attempt, outcomes: sender, .. } = job;
     let recipients = attempt.recipients.iter().map(|recipient| recipient.index).zip(outcomes).collect();
-    let report =
-        Report { id: attempt.id, target: target.id(), unix_millis: timing.unix_millis, duration, recipients };
+    let unix_millis = if timing.is_made { timing.unix_millis } else { 0 };
+    let report = Report { id: attempt.id, target: target.id(), unix_millis, duration, recipients };
     // The content goes first: the report may make its room free.
     drop(attempt);
     sender.send(report);
