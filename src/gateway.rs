@@ -26,6 +26,7 @@ mod watch;
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,10 @@ use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{self, Config, Durability, Listener, Placement, Queue, Smtp};
-use crate::delivery::{DeadLetters, Schedule, Settlement, Upkeep, Workers, outcome_channel};
+use crate::delivery::notification::NotificationRate;
+use crate::delivery::{
+    DeadLetters, Intake, Notifier, Schedule, Settlement, Upkeep, Workers, outcome_channel,
+};
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
 use crate::policy::{Admission, Bounds, Greetings, Greylist, Marks, Policies, Said, Terms};
@@ -351,6 +355,16 @@ fn placements(config: &Config) -> Vec<Pin> {
     }
 }
 
+/// Who tells senders, if anybody is to.
+fn notifier(config: &Config, intake: Box<dyn Intake>) -> Option<Notifier> {
+    let settings = &config.notifications;
+    let transport = settings.transport.as_ref()?;
+    let count = |count| NonZeroU32::new(count).expect("limits bound it");
+    let (all, per_domain) = (count(settings.hourly_max), count(settings.hourly_max_per_domain));
+    let rate = NotificationRate::new(all, per_domain, Duration::from_secs(3600));
+    Some(Notifier::new(config.hostname.clone(), transport, rate, intake))
+}
+
 /// Cores that this process may use and no shard is pinned to.
 fn spare_cores(config: &Config) -> Vec<core_affinity::CoreId> {
     let shards = placements(config);
@@ -392,13 +406,17 @@ fn start(
     let dead = Arc::new(dead);
     let schedule: Schedule = config.delivery.schedule();
     let (targets, routes) = transports::load(config)?;
-    let capabilities = transports::capabilities(&targets, &routes);
+    // Who is asked to tell tells: whoever is further on, or we.
+    let mut capabilities = transports::capabilities(&targets, &routes);
+    capabilities.dsn |= config.notifications.transport.is_some();
     let routes = Arc::new(routes);
-    let settlement = Settlement { schedule, dead_letters: dead.clone() };
+    let (injector, resent) = shard::injection();
+    let (teller, notifications) = shard::injection();
+    let mut injected = vec![resent, notifications];
+    let notifier = notifier(config, Box::new(teller));
+    let settlement = Settlement { schedule, dead_letters: dead.clone(), notifier };
     let workers = Workers::start(config.delivery.workers, &spare_cores(config), &targets, settlement)
         .map_err(|e| failed("the delivery workers", &e))?;
-    let (injector, injected) = shard::injection();
-    let mut injected = Some(injected);
     let upkeep = Upkeep::start(dead, Box::new(injector), config.delivery.dead_retention)
         .map_err(|e| failed("the upkeep of dead letters", &e))?;
     let Asked { policies, lookups, greylists, .. } = asked;
@@ -454,7 +472,7 @@ fn start(
             reports,
             schedule,
             // One shard takes them all: they are few.
-            injected: injected.take(),
+            injected: std::mem::take(&mut injected),
             control: control.clone(),
             progress: progress.clone(),
         };

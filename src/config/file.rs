@@ -19,7 +19,7 @@ use super::value::{
 };
 use super::{
     Accept, Admission, Auth, ClientCertificates, Config, Delivery, Dns, DomainSettings, Listener, Log,
-    Placement, Queue, Smtp, Spool, System, Tls,
+    Notifications, Placement, Queue, Smtp, Spool, System, Tls,
 };
 use crate::limits::{
     GIB, KIB, LISTENERS_MAX, LOOKUPS_MAX_DEFAULT, LOOKUPS_MAX_HIGH, MEMORY_MESSAGES_MIN, MEMORY_SEGMENTS_MIN,
@@ -63,6 +63,7 @@ pub struct File {
     auth: Auth,
     spool: Spool,
     delivery: Delivery,
+    notifications: Notifications,
     transport: BTreeMap<String, toml::Table>,
     #[serde(deserialize_with = "routes::tables", skip_serializing_if = "Vec::is_empty")]
     route: Vec<toml::Table>,
@@ -298,7 +299,7 @@ impl File {
         check_spool(&self.spool)?;
         check_memory_queue(&self.spool, self.smtp.message_size_max, cores.shards_count())?;
         let transports = resolve_transports(self.transport, &data)?;
-        check_delivery(&self.delivery, &transports)?;
+        check_delivery(&self.delivery, &self.notifications, &transports)?;
         let routes = routes::resolve(self.route, transports.keys())?;
         let sessions_max = self.sessions_max.unwrap_or_else(|| {
             let workers = self.delivery.workers as u64;
@@ -322,6 +323,7 @@ impl File {
             auth: self.auth,
             spool: self.spool,
             delivery: self.delivery,
+            notifications: self.notifications,
             transports,
             routes,
             log: self.log,
@@ -490,18 +492,27 @@ fn check_memory_queue(spool: &Spool, message_size_max: u64, shards: usize) -> Re
     Err(Fault::new("spool.memory_queue_size", words))
 }
 
-fn check_delivery(delivery: &Delivery, transports: &BTreeMap<String, Transport>) -> Result<(), Fault> {
+fn check_delivery(
+    delivery: &Delivery,
+    notifications: &Notifications,
+    transports: &BTreeMap<String, Transport>,
+) -> Result<(), Fault> {
     if delivery.backoff_max < delivery.backoff_base {
         let text = |duration| humantime::format_duration(duration);
         let (base, max) = (text(delivery.backoff_base), text(delivery.backoff_max));
         let words = format!("expected at least delivery.backoff_base, {base}, not {max}");
         return Err(Fault::new("delivery.backoff_max", words));
     }
-    if !transports.contains_key(&delivery.transport) {
-        let names: Vec<_> = transports.keys().map(|name| format!("{name:?}")).collect();
-        let words =
-            format!("expected the name of a transport, {}, not {:?}", names.join(" or "), delivery.transport);
-        return Err(Fault::new("delivery.transport", words));
+    let named = [
+        ("delivery.transport", Some(&delivery.transport)),
+        ("notifications.transport", notifications.transport.as_ref()),
+    ];
+    for (key, name) in named {
+        if let Some(name) = name.filter(|name| !transports.contains_key(*name)) {
+            let names: Vec<_> = transports.keys().map(|name| format!("{name:?}")).collect();
+            let words = format!("expected the name of a transport, {}, not {name:?}", names.join(" or "));
+            return Err(Fault::new(key, words));
+        }
     }
     Ok(())
 }
@@ -563,6 +574,7 @@ impl From<&Config> for File {
             auth: config.auth.clone(),
             spool: config.spool.clone(),
             delivery: config.delivery.clone(),
+            notifications: config.notifications.clone(),
             transport: config
                 .transports
                 .iter()

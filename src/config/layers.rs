@@ -17,7 +17,8 @@ use super::error::{ConfigError, Fault};
 use super::file::File;
 
 const PREFIX: &str = "INCOMING_";
-const SECTIONS: [&str; 9] = ["accept", "admission", "dns", "smtp", "tls", "auth", "spool", "delivery", "log"];
+const SECTIONS: [&str; 10] =
+    ["accept", "admission", "dns", "smtp", "tls", "auth", "spool", "delivery", "notifications", "log"];
 const TOP_LEVEL: [&str; 7] =
     ["hostname", "data", "cores", "shards", "sessions_max", "drain_timeout", "lookups_max"];
 /// Longest first: `RETURN_PATH` ends in `PATH`.

@@ -40,7 +40,8 @@ pub use error::ConfigError;
 pub use layers::{Flags, Sources, System};
 pub use routes::{Route, TransportName};
 pub use sections::{
-    Admission, Auth, BareLineEnds, ClientCertificates, Delivery, Durability, Log, Queue, Smtp, Spool, Tls,
+    Admission, Auth, BareLineEnds, ClientCertificates, Delivery, Durability, Log, Notifications, Queue, Smtp,
+    Spool, Tls,
 };
 
 /// Everything the operator decides.
@@ -84,6 +85,8 @@ pub struct Config {
     pub transports: BTreeMap<String, Transport>,
     /// Which of them gets which messages.
     pub routes: Vec<Route>,
+    /// What senders are told.
+    pub notifications: Notifications,
     /// What is logged, and how.
     pub log: Log,
 }

@@ -380,6 +380,27 @@ impl Delivery {
     }
 }
 
+/// `[notifications]`: what senders are told of messages that could not be delivered (RFC 3464).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a section [notifications]")]
+pub struct Notifications {
+    /// The transport that takes them to senders; none: nobody is told anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<String>,
+    /// Notifications in an hour.
+    #[serde(deserialize_with = "count::<1, 1_000_000, _, _>")]
+    pub hourly_max: u32,
+    /// Notifications in an hour to the senders of one domain.
+    #[serde(deserialize_with = "count::<1, 1_000_000, _, _>")]
+    pub hourly_max_per_domain: u32,
+}
+
+impl Default for Notifications {
+    fn default() -> Self {
+        Notifications { transport: None, hourly_max: 1000, hourly_max_per_domain: 100 }
+    }
+}
+
 /// `[log]`: what is logged, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a section [log]")]

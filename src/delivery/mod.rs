@@ -29,6 +29,7 @@ pub(crate) mod folder;
 mod header;
 mod job;
 pub mod notification;
+mod notifier;
 mod outcome;
 mod queue;
 pub(crate) mod record;
@@ -47,6 +48,7 @@ pub use content::{Chunks, Content, ContentReader, CopyError, StoredContent};
 pub use dead::{DeadLetters, Intake, NotTaken, Resent, Upkeep};
 pub use header::{Address, HeaderField, HeaderFields, HeaderReader};
 pub use job::Job;
+pub use notifier::Notifier;
 pub use outcome::{Outcome, Report};
 pub use queue::{JobReceiver, JobSender, OutcomeReceiver, OutcomeSender, job_channel, outcome_channel};
 pub use routing::{RecipientPattern, Route, Routed, Routes};
@@ -68,6 +70,11 @@ pub trait Delivery: Send + Sync {
         Capabilities::default()
     }
 
+    /// Whether what was delivered has arrived, and is not just on its way to another server: what senders are told, if they ask.
+    fn is_final(&self) -> bool {
+        true
+    }
+
     /// Tries to deliver to every recipient of `attempt`: one outcome for each, in their order. `Delivered` means that the other
     /// side has it for good.
     ///
@@ -81,6 +88,11 @@ pub trait BlockingDelivery: Send + Sync {
     /// As [`Delivery::capabilities`].
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
+    }
+
+    /// As [`Delivery::is_final`].
+    fn is_final(&self) -> bool {
+        true
     }
 
     /// As [`Delivery::deliver`].

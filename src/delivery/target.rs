@@ -65,6 +65,13 @@ impl Means {
             Means::Blocking(delivery) => delivery.capabilities(),
         }
     }
+
+    fn is_final(&self) -> bool {
+        match self {
+            Means::Async(delivery) => delivery.is_final(),
+            Means::Blocking(delivery) => delivery.is_final(),
+        }
+    }
 }
 
 /// See the module.
@@ -120,6 +127,11 @@ impl Target {
     /// What it carries beyond plain mail.
     pub fn capabilities(&self) -> Capabilities {
         self.means.capabilities()
+    }
+
+    /// Whether what it delivers has arrived.
+    pub(super) fn is_final(&self) -> bool {
+        self.means.is_final()
     }
 
     /// Where jobs for it are offered.

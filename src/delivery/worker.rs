@@ -31,9 +31,10 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tracing::{Level, enabled, error, info};
 
+use super::notification::{Event, Told};
 use super::{
-    Attempt, BlockingDelivery, DeadLetters, Delivery, Job, Means, Outcome, OutcomeSender, Report, Schedule,
-    Target, TargetId, Targets,
+    Attempt, BlockingDelivery, DeadLetters, Delivery, Job, Means, Notifier, Outcome, OutcomeSender, Report,
+    Schedule, Target, TargetId, Targets,
 };
 use crate::breaker::Turn;
 use crate::scheduling::yield_to_shards;
@@ -53,6 +54,8 @@ pub struct Settlement {
     pub schedule: Schedule,
     /// Where what is given up is kept.
     pub dead_letters: Arc<DeadLetters>,
+    /// Who tells senders, if anybody does.
+    pub notifier: Option<Notifier>,
 }
 
 /// Threads that deliver.
@@ -208,9 +211,9 @@ impl Worker {
                     judge(target, turn, &job.attempt, made.ok())
                 }
             };
-            let outcomes = match outcomes.iter().all(Outcome::is_delivered) {
-                true => outcomes,
-                false => self.settlement.settle(target.name(), &job.attempt, outcomes),
+            let outcomes = match self.settlement.has_work(target, &job.attempt, &outcomes) {
+                false => outcomes,
+                true => self.settlement.settle(target, &job.attempt, outcomes),
             };
             report(job, target, timing, outcomes);
         }
@@ -260,7 +263,7 @@ async fn pump(
         let Some((place, job)) = stopped.or(next).await else { break };
         let (targets, delivery, settlement) = (targets.clone(), delivery.clone(), settlement.clone());
         let mut attempt = Box::pin(async move {
-            serve(targets.get(id), delivery, settlement, job).await;
+            serve(&targets, id, delivery, settlement, job).await;
             drop(place);
         });
         // What need not wait needs no task.
@@ -272,7 +275,14 @@ async fn pump(
     while attempts.join_next().await.is_some() {}
 }
 
-async fn serve(target: &Target, delivery: Arc<dyn Delivery>, settlement: Arc<Settlement>, job: Job) {
+async fn serve(
+    targets: &Targets,
+    id: TargetId,
+    delivery: Arc<dyn Delivery>,
+    settlement: Arc<Settlement>,
+    job: Job,
+) {
+    let target = targets.get(id);
     let timing = Timing::begin();
     let outcomes = match turn(target, &job.attempt) {
         Err(outcomes) => outcomes,
@@ -281,13 +291,12 @@ async fn serve(target: &Target, delivery: Arc<dyn Delivery>, settlement: Arc<Set
             judge(target, turn, &job.attempt, made.ok())
         }
     };
-    if outcomes.iter().all(Outcome::is_delivered) {
+    if !settlement.has_work(target, &job.attempt, &outcomes) {
         return report(job, target, timing, outcomes);
     }
-    // A dead letter may have to be written.
-    let name = target.name().clone();
+    let (targets, id) = (targets.clone(), target.id());
     let settled = tokio::task::spawn_blocking(move || {
-        let outcomes = settlement.settle(&name, &job.attempt, outcomes);
+        let outcomes = settlement.settle(targets.get(id), &job.attempt, outcomes);
         (job, outcomes)
     });
     match settled.await {
@@ -379,15 +388,28 @@ fn log(attempt: &Attempt, target: &Target, outcomes: &[Outcome], duration: Durat
 }
 
 impl Settlement {
-    /// Gives up what is exhausted, and makes what is given up durable before anybody hears of it. This may block.
-    fn settle(&self, target: &Arc<str>, attempt: &Attempt, mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    /// Whether there is something to settle: nearly always not.
+    fn has_work(&self, target: &Target, attempt: &Attempt, outcomes: &[Outcome]) -> bool {
+        !outcomes.iter().all(Outcome::is_delivered) || self.tells_success(target, attempt)
+    }
+
+    /// Whether the sender is to be told by us that the message was delivered: somebody further on does not.
+    fn tells_success(&self, target: &Target, attempt: &Attempt) -> bool {
+        self.notifier.is_some() && Notifier::is_success_wanted(attempt) && !target.capabilities().dsn
+    }
+
+    /// Gives up what is exhausted, and makes what is given up durable, and what the sender is told, before anybody hears of it. This may
+    /// block.
+    fn settle(&self, target: &Target, attempt: &Attempt, mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
         let arrived = SystemTime::UNIX_EPOCH + Duration::from_secs(attempt.arrival.unix_time);
         let age = SystemTime::now().duration_since(arrived).unwrap_or_default();
-        for (recipient, outcome) in attempt.recipients.iter().zip(&mut outcomes) {
+        let mut is_expired = vec![false; outcomes.len()];
+        for (n, (recipient, outcome)) in attempt.recipients.iter().zip(&mut outcomes).enumerate() {
             if let Outcome::Deferred { reason, .. } = outcome
                 && self.schedule.is_exhausted(recipient.attempts.saturating_add(1), age)
             {
                 *outcome = Outcome::Rejected { reason: std::mem::take(reason) };
+                is_expired[n] = true;
             }
         }
         let given_up: Vec<_> = (attempt.recipients.iter().zip(&outcomes))
@@ -397,9 +419,10 @@ impl Settlement {
             })
             .collect();
         if given_up.is_empty() {
+            self.tell(target, attempt, &outcomes, &is_expired);
             return outcomes;
         }
-        if let Err(e) = self.dead_letters.write(attempt, target, &given_up) {
+        if let Err(e) = self.dead_letters.write(attempt, target.name(), &given_up) {
             error!(message_id = %attempt.id, folder = %self.dead_letters.dir().display(), "cannot write a dead letter: {e}");
             for outcome in &mut outcomes {
                 if let Outcome::Rejected { reason } = outcome {
@@ -409,7 +432,31 @@ impl Settlement {
                 }
             }
         }
+        self.tell(target, attempt, &outcomes, &is_expired);
         outcomes
+    }
+
+    fn tell(&self, target: &Target, attempt: &Attempt, outcomes: &[Outcome], is_expired: &[bool]) {
+        let Some(notifier) = &self.notifier else { return };
+        let tells_success = self.tells_success(target, attempt);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let of_delivery = if target.is_final() { Event::Delivered } else { Event::Relayed };
+        let of_delivery = tells_success.then_some(of_delivery);
+        let told = attempt.recipients.iter().zip(outcomes).zip(is_expired);
+        let told = told.filter_map(|((recipient, outcome), is_expired)| {
+            let event = match outcome {
+                Outcome::Rejected { reason } if *is_expired => Event::Expired(reason),
+                Outcome::Rejected { reason } => Event::Failed(reason),
+                Outcome::Delivered { .. } => of_delivery?,
+                Outcome::Deferred { .. } => return None,
+            };
+            let (index, attempts) = (recipient.index, recipient.attempts.saturating_add(1));
+            Some(Told { index, event, attempts, unix_time: now.as_secs() })
+        });
+        let told: Vec<_> = told.collect();
+        if !told.is_empty() {
+            notifier.tell(attempt, &told);
+        }
     }
 }
 
@@ -471,7 +518,7 @@ mod tests {
 
         fn start(&self, targets: &Targets) -> Workers {
             let dead_letters = Arc::new(DeadLetters::new(self.dead.path()).unwrap());
-            let settlement = Settlement { schedule: self.schedule, dead_letters };
+            let settlement = Settlement { schedule: self.schedule, dead_letters, notifier: None };
             Workers::start(1, &[], targets, settlement).unwrap()
         }
 

@@ -151,7 +151,7 @@ pub struct Plan {
     /// When to try again.
     pub schedule: Schedule,
     /// Messages that do not come by SMTP, if they come to this shard.
-    pub injected: Option<Injected>,
+    pub injected: Vec<Injected>,
     /// Orders from the gateway.
     pub control: Arc<Control>,
     /// Told when the shard accepts, and when it has no session left after it was told to drain.
@@ -350,7 +350,7 @@ pub async fn run(plan: Plan) -> usize {
     })
     .await;
     shard.disk().ready().await;
-    if let Some(injected) = plan.injected {
+    for injected in plan.injected {
         glommio::spawn_local(inject::run(shard.clone(), injected)).detach();
     }
     let accepting: Vec<_> = plan
