@@ -278,8 +278,7 @@ fn odd_servers_defer_and_the_next_host_takes_over() {
             .iter()
             .map(|options| sink(options))
             .collect();
-    let mut count = 0;
-    for first in sinks.iter().map(|(_, address)| *address).chain([nobody]) {
+    for (count, first) in sinks.iter().map(|(_, address)| *address).chain([nobody]).enumerate() {
         let hosts = format!(
             "[{{ address = \"{}\", priority = 20 }}, {{ address = \"{first}\", priority = 10 }}]",
             postfix.address()
@@ -287,8 +286,7 @@ fn odd_servers_defer_and_the_next_host_takes_over() {
         let setup = handing_on("smtp", &[("hosts", hosts)]);
         let server = setup.start();
         Client::greet(server.address()).deliver("sender@client.test", &["inbox@mx.test"], &content);
-        count += 1;
-        wait::until("the next host has it", || postfix.messages().len() == count);
+        wait::until("the next host has it", || postfix.messages().len() == count + 1);
         assert!(!has_logged(&server, "deferred=1"), "within one attempt: {}", server.log());
     }
     // The dot is said: it may have the message, and the next host is not asked in the same attempt.
