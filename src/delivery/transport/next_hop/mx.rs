@@ -207,7 +207,8 @@ mod tests {
 
     #[test]
     fn exchanges_are_chosen_by_preference_and_never_lead_back() {
-        let table: [(&[(u16, &str)], Result<&[&str], &str>); 9] = [
+        type Case<'a> = (&'a [(u16, &'a str)], Result<&'a [&'a str], &'a str>);
+        let table: [Case; 9] = [
             (&[(20, "b.example"), (10, "a.example")], Ok(&["a.example", "b.example"])),
             (&[(0, "")], Err("5.1.10 x.example takes no mail (null MX)")),
             (&[(0, ""), (10, "a.example")], Ok(&["a.example"])),
