@@ -86,6 +86,19 @@ pub fn resolve<'a>(
         }
         routes.push(route);
     }
+    // Copies that are left out because a recipient has too many would be missed too late.
+    let (also, others): (Vec<&Route>, Vec<&Route>) = routes.iter().partition(|route| route.also);
+    let mut copies: Vec<&str> = also.iter().flat_map(|route| &route.to).map(|name| name.0.as_str()).collect();
+    copies.sort_unstable();
+    copies.dedup();
+    let most = others.iter().map(|route| route.to.len()).max().unwrap_or(1);
+    if copies.len() + most > TARGETS_MAX {
+        let words = format!(
+            "a recipient may have {TARGETS_MAX} transports at most; routes with `also` name {} in all, and one of the others {most}",
+            copies.len()
+        );
+        return Err(Fault::new("route", words));
+    }
     Ok(routes)
 }
 

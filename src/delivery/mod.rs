@@ -49,7 +49,7 @@ pub use dead::{DeadLetters, Intake, NotTaken, Resent, Upkeep};
 pub use header::{Address, HeaderField, HeaderFields, HeaderReader};
 pub use job::Job;
 pub use notifier::Notifier;
-pub use outcome::{Outcome, Report};
+pub use outcome::{Fault, Outcome, Report};
 pub use queue::{JobReceiver, JobSender, OutcomeReceiver, OutcomeSender, job_channel, outcome_channel};
 pub use routing::{RecipientPattern, Route, Routed, Routes};
 pub use schedule::Schedule;

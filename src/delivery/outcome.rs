@@ -23,9 +23,8 @@ pub enum Outcome {
         reason: Box<str>,
         /// Not before so long, if the other side said so.
         retry_after: Option<Duration>,
-        /// It is the target that failed, and would have for any message: where all recipients of an attempt have this, the
-        /// circuit breaker counts a failure.
-        is_of_target: bool,
+        /// Whose fault it is.
+        fault: Fault,
     },
     /// Never: done. In a [`Report`] it means that a dead letter is durable.
     Rejected {
@@ -47,12 +46,17 @@ impl Outcome {
 
     /// Not now, because of `reason`.
     pub fn deferred(reason: impl Into<String>) -> Self {
-        Outcome::Deferred { reason: bounded(reason), retry_after: None, is_of_target: false }
+        Outcome::Deferred { reason: bounded(reason), retry_after: None, fault: Fault::Message }
     }
 
     /// Not now, because the target as a whole is not to be had.
     pub fn unreachable(reason: impl Into<String>) -> Self {
-        Outcome::Deferred { reason: bounded(reason), retry_after: None, is_of_target: true }
+        Outcome::Deferred { reason: bounded(reason), retry_after: None, fault: Fault::Target }
+    }
+
+    /// Not now, and nobody was asked: something of ours fails.
+    pub fn unasked(reason: impl Into<String>) -> Self {
+        Outcome::Deferred { reason: bounded(reason), retry_after: None, fault: Fault::Ours }
     }
 
     /// Never, because of `reason`.
@@ -91,7 +95,12 @@ impl Outcome {
 
     /// Whether the target failed as a whole.
     pub fn is_of_target(&self) -> bool {
-        matches!(self, Outcome::Deferred { is_of_target: true, .. })
+        matches!(self, Outcome::Deferred { fault: Fault::Target, .. })
+    }
+
+    /// Whether nobody was asked.
+    pub fn is_unasked(&self) -> bool {
+        matches!(self, Outcome::Deferred { fault: Fault::Ours, .. })
     }
 }
 
@@ -101,6 +110,17 @@ fn bounded(text: impl Into<String>) -> Box<str> {
         text.truncate(text.floor_char_boundary(REASON_SIZE_MAX));
     }
     text.into()
+}
+
+/// Whose fault a deferral is: what the circuit breaker is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Of the message or its recipient: the target has answered.
+    Message,
+    /// Of the target, which would have failed for any message: where all recipients of an attempt have this, it counts as a failure.
+    Target,
+    /// Of ourselves: nobody was asked, so nothing is known of the target.
+    Ours,
 }
 
 /// What came of one job, recipient by recipient.

@@ -21,17 +21,20 @@ use tokio::sync::Notify;
 use super::{Job, Report};
 
 /// A channel for at most `size` jobs that wait for a worker.
-pub fn job_channel(size: usize) -> (JobSender, JobReceiver) {
+///
+/// Of jobs that have waited long it takes `backlog_max` at a time, so that a long queue does not delay new messages by its own length.
+pub fn job_channel(size: usize, backlog_max: usize) -> (JobSender, JobReceiver) {
     assert!(size > 0, "a channel of no size would take a job only while a worker waits");
     let (sender, receiver) = bounded(size);
     let arrived = Arc::new(Notify::new());
-    (JobSender { sender, arrived: arrived.clone() }, JobReceiver { receiver, arrived })
+    (JobSender { sender, backlog_max, arrived: arrived.clone() }, JobReceiver { receiver, arrived })
 }
 
 /// Offers jobs to the workers.
 #[derive(Clone)]
 pub struct JobSender {
     sender: Sender<Job>,
+    backlog_max: usize,
     arrived: Arc<Notify>,
 }
 
@@ -51,10 +54,9 @@ impl JobSender {
         self.capacity().saturating_sub(self.sender.len())
     }
 
-    /// How many jobs have room that have waited long. They leave half of the channel to what has just come, so that a long
-    /// queue does not delay new messages by its own length.
+    /// How many jobs have room that have waited long. They leave the rest of the channel to what has just come.
     pub fn room_for_backlog(&self) -> usize {
-        self.capacity().div_ceil(2).saturating_sub(self.sender.len())
+        self.backlog_max.saturating_sub(self.sender.len())
     }
 
     /// How many jobs there is room for at most.
@@ -215,7 +217,7 @@ mod tests {
     #[test]
     fn a_full_channel_gives_the_job_back() {
         let (outcomes, _receiver) = outcome_channel(4, Arc::new(|| ()));
-        let (jobs, workers) = job_channel(2);
+        let (jobs, workers) = job_channel(2, 1);
         for sequence in 0..2 {
             assert!(jobs.try_send(job(sequence, &outcomes)).is_ok());
         }
@@ -228,7 +230,7 @@ mod tests {
     fn a_backlog_leaves_half_of_the_channel_to_new_messages() {
         let (outcomes, _receiver) = outcome_channel(4, Arc::new(|| ()));
         for (size, room) in [(1, 1), (2, 1), (4, 2), (5, 3)] {
-            let (jobs, _workers) = job_channel(size);
+            let (jobs, _workers) = job_channel(size, size.div_ceil(2));
             assert_eq!(jobs.room_for_backlog(), room, "of {size}");
             let fits =
                 |sequence| jobs.room_for_backlog() > 0 && jobs.try_send(job(sequence, &outcomes)).is_ok();

@@ -5,7 +5,7 @@
 //!
 //! It is decided when an attempt is due, not when a message comes: what waits follows a changed configuration.
 //!
-//! Invariants: every recipient has at least one target, and none twice; how long it takes does not depend on how many routes there are,
+//! Invariants: every recipient has at least one target, none twice, and at most [`TARGETS_MAX`], which the configuration sees to; how long it takes does not depend on how many routes there are,
 //! but on those that name the recipient.
 
 use std::borrow::Cow;
@@ -134,7 +134,7 @@ impl Routes {
         }
         let mut each = Vec::with_capacity(envelope.forward_paths.len());
         for (index, path) in (0..).zip(&envelope.forward_paths) {
-            let mut targets = self.targets_of(path, tags);
+            let (mut targets, _) = self.targets_of(path, tags);
             if let Some(Via::Only(name)) = &envelope.via
                 && let Some(only) = self.named(name).filter(|only| targets.contains(only))
             {
@@ -149,12 +149,20 @@ impl Routes {
         }
     }
 
+    /// Whether a recipient's mail goes to this target, and not just a copy of it.
+    pub fn is_own(&self, path: &ForwardPath, tags: &[Tag], target: TargetId) -> bool {
+        let (targets, own_count) = self.targets_of(path, tags);
+        // Routes may have changed since: who has none of what they say now was not just given a copy.
+        targets.iter().position(|known| *known == target).is_none_or(|at| at < own_count)
+    }
+
     fn named(&self, name: &str) -> Option<TargetId> {
         let at = self.names.iter().position(|known| **known == *name)?;
         Some(TargetId(at as u16))
     }
 
-    fn targets_of(&self, path: &ForwardPath, tags: &[Tag]) -> Vec<TargetId> {
+    /// The targets of a recipient, and how many of them it has by itself: the others have copies.
+    fn targets_of(&self, path: &ForwardPath, tags: &[Tag]) -> (Vec<TargetId>, usize) {
         let mut fitting = self.for_all.clone();
         let (local, domain): (&str, Cow<'_, str>) = match path {
             ForwardPath::Postmaster => ("postmaster", self.host.canonical().into()),
@@ -172,27 +180,28 @@ impl Routes {
         }
         fitting.sort_unstable();
         fitting.dedup();
-        let mut targets = Vec::new();
-        for route in fitting.into_iter().map(|n| &self.routes[n]) {
-            if !route.tags.is_empty() && !route.tags.iter().any(|tag| tags.contains(tag)) {
-                continue;
-            }
-            add(&mut targets, &route.to);
+        let fits = |route: &&Route| route.tags.is_empty() || route.tags.iter().any(|tag| tags.contains(tag));
+        let fitting = fitting.into_iter().map(|n| &self.routes[n]).filter(fits);
+        let mut also: Vec<&Route> = Vec::new();
+        let mut targets: Vec<TargetId> = Vec::new();
+        for route in fitting {
             if !route.is_also {
-                return targets;
+                targets.extend(&route.to);
+                break;
+            }
+            also.push(route);
+        }
+        if targets.is_empty() {
+            targets.push(self.default);
+        }
+        let own_count = targets.len();
+        for target in also.into_iter().flat_map(|route| &route.to) {
+            if !targets.contains(target) {
+                targets.push(*target);
             }
         }
-        add(&mut targets, &[self.default]);
-        targets
-    }
-}
-
-/// The bound is proved by the configuration for what one route says; several may say more.
-fn add(targets: &mut Vec<TargetId>, more: &[TargetId]) {
-    for target in more {
-        if targets.len() < TARGETS_MAX && !targets.contains(target) {
-            targets.push(*target);
-        }
+        assert!(targets.len() <= TARGETS_MAX, "the configuration was looked at");
+        (targets, own_count)
     }
 }
 
@@ -224,25 +233,29 @@ mod tests {
         let routes =
             Routes::new(routes, TargetId(0), names(), Domain::parse("mx.example.net", false).unwrap());
         let table: [(&str, &[&str], &[u16]); 14] = [
-            ("x@elsewhere.example", &[], &[9, 0]),
-            ("boss@example.com", &[], &[9, 1, 2]),
-            ("BOSS@Example.COM", &["spam"], &[9, 1, 2]),
-            ("abuse@anywhere.example", &[], &[9, 1, 2]),
-            ("x@example.com", &["other", "spam"], &[9, 3]),
-            ("x@example.com", &[], &[9, 4]),
-            ("x@xn--bcher-kva.example", &[], &[9, 4]),
-            ("x@bücher.example", &[], &[9, 4]),
-            ("x@a.example.com", &[], &[9, 6]),
-            ("x@a.b.example.com", &["bulk"], &[9, 5]),
-            ("boss@a.example.com", &[], &[9, 6]),
-            ("x@notexample.com", &[], &[9, 0]),
-            ("postmaster", &[], &[9, 7, 0]),
-            ("\"a b\"@example.com", &[], &[9, 4]),
+            ("x@elsewhere.example", &[], &[0, 9]),
+            ("boss@example.com", &[], &[1, 2, 9]),
+            ("BOSS@Example.COM", &["spam"], &[1, 2, 9]),
+            ("abuse@anywhere.example", &[], &[1, 2, 9]),
+            ("x@example.com", &["other", "spam"], &[3, 9]),
+            ("x@example.com", &[], &[4, 9]),
+            ("x@xn--bcher-kva.example", &[], &[4, 9]),
+            ("x@bücher.example", &[], &[4, 9]),
+            ("x@a.example.com", &[], &[6, 9]),
+            ("x@a.b.example.com", &["bulk"], &[5, 9]),
+            ("boss@a.example.com", &[], &[6, 9]),
+            ("x@notexample.com", &[], &[0, 9]),
+            ("postmaster", &[], &[0, 9, 7]),
+            ("\"a b\"@example.com", &[], &[4, 9]),
         ];
         for (recipient, tags, expected) in table {
             let path = ForwardPath::parse(recipient, true).unwrap();
             let tags: Vec<_> = tags.iter().map(|tag| Tag::parse(tag).unwrap()).collect();
-            let targets: Vec<u16> = routes.targets_of(&path, &tags).iter().map(|target| target.0).collect();
+            let (targets, own_count) = routes.targets_of(&path, &tags);
+            for (n, target) in targets.iter().enumerate() {
+                assert_eq!(routes.is_own(&path, &tags, *target), n < own_count, "{recipient} {target:?}");
+            }
+            let targets: Vec<u16> = targets.iter().map(|target| target.0).collect();
             assert_eq!(targets, expected, "{recipient} {tags:?}");
         }
         assert_eq!(routes.targets().len(), 9);

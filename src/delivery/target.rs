@@ -97,7 +97,9 @@ impl Target {
     /// A target with a channel for `channel_size` jobs.
     pub fn new(id: TargetId, name: &str, means: Means, limits: Limits, channel_size: usize) -> Self {
         assert!(limits.concurrency > 0, "somebody has to get the mail");
-        let (sender, receiver) = job_channel(channel_size);
+        // As many of those that have waited as it does before the next are read, and no more: new ones stand behind them.
+        let backlog_max = limits.rate.map_or(4 * limits.concurrency, |rate| rate.get() as usize).max(64);
+        let (sender, receiver) = job_channel(channel_size, backlog_max.min(channel_size.div_ceil(2)));
         Target {
             id,
             name: name.into(),
@@ -179,6 +181,11 @@ impl Target {
 
     /// An attempt was made, or nobody was asked after all.
     pub(super) fn handle_outcomes(&self, turn: Turn, outcomes: &[Outcome], now: Instant) {
+        // Held, so that the flag says what the breaker does, whoever comes first.
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if outcomes.iter().all(Outcome::is_unasked) {
+            return self.breaker.handle_unused(turn, now);
+        }
         if !outcomes.iter().all(Outcome::is_of_target) {
             if self.breaker.handle_success(turn) == Change::Closed {
                 self.is_down.store(false, Ordering::Relaxed);
@@ -188,9 +195,7 @@ impl Target {
             return;
         }
         let reason = outcomes[0].text();
-        if self.is_down() || self.limits.breaker_failures > 0 {
-            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = reason.into();
-        }
+        *trouble = reason.into();
         if self.breaker.handle_failure(turn, now) == Change::Opened {
             self.is_down.store(true, Ordering::Relaxed);
             let reason = tracing::field::display(Escaped(reason.as_bytes()));

@@ -34,7 +34,7 @@ use tracing::{Level, enabled, error, info};
 use super::notification::{Event, Told};
 use super::{
     Attempt, BlockingDelivery, DeadLetters, Delivery, Job, Means, Notifier, Outcome, OutcomeSender, Report,
-    Schedule, Target, TargetId, Targets,
+    Routes, Schedule, Target, TargetId, Targets,
 };
 use crate::breaker::Turn;
 use crate::scheduling::yield_to_shards;
@@ -45,8 +45,9 @@ use crate::telemetry::Escaped;
 const UNRUNG_COUNT_MAX: usize = 64;
 const UNRUNG_TIME_MAX: Duration = Duration::from_millis(1);
 
-/// Threads of a shared worker that read from the spool and write dead letters for it: what they do is short.
-const BLOCKING_THREADS_MAX: usize = 8;
+/// Threads that read from the spool and write dead letters for a shared worker, at most: more than one target has places by default, so
+/// that what hangs there for one leaves some to the others. They end when they have nothing to do.
+const BLOCKING_THREADS_MAX: usize = 256;
 
 /// What becomes of recipients who are not served: when they are given up, and where they go then.
 pub struct Settlement {
@@ -56,6 +57,8 @@ pub struct Settlement {
     pub dead_letters: Arc<DeadLetters>,
     /// Who tells senders, if anybody does.
     pub notifier: Option<Notifier>,
+    /// Of what goes by copies nobody is told.
+    pub routes: Arc<Routes>,
 }
 
 /// Threads that deliver.
@@ -332,11 +335,11 @@ fn judge(target: &Target, turn: Turn, attempt: &Attempt, made: Option<Vec<Outcom
         Some(outcomes) => {
             let given = outcomes.len();
             error!(%message_id, transport, given, expected, "the transport gave a wrong number of outcomes");
-            vec![Outcome::deferred("the transport gave a wrong number of outcomes"); expected]
+            vec![Outcome::unasked("the transport gave a wrong number of outcomes"); expected]
         }
         None => {
             error!(%message_id, transport, "the transport panicked");
-            vec![Outcome::deferred("the transport panicked"); expected]
+            vec![Outcome::unasked("the transport panicked"); expected]
         }
     };
     target.handle_outcomes(turn, &outcomes, Instant::now());
@@ -453,6 +456,10 @@ impl Settlement {
         let of_delivery = tells_success.then_some(of_delivery);
         let told = attempt.recipients.iter().zip(outcomes).zip(is_expired);
         let told = told.filter_map(|((recipient, outcome), is_expired)| {
+            let path = &attempt.envelope.forward_paths[recipient.index as usize];
+            if !self.routes.is_own(path, &attempt.arrival.tags, target.id()) {
+                return None;
+            }
             let event = match outcome {
                 Outcome::Rejected { reason } if *is_expired => Event::Expired(reason),
                 Outcome::Rejected { reason } => Event::Failed(reason),
@@ -476,7 +483,7 @@ mod tests {
     use super::*;
     use crate::delivery::tests::job;
     use crate::delivery::{Delivering, Limits, OutcomeReceiver, outcome_channel};
-    use crate::mail::{Body, MessageId};
+    use crate::mail::{Body, Domain, MessageId};
 
     /// A transport that does as it is told, in the one way or the other.
     struct Told(Mutex<Box<Orders>>);
@@ -527,7 +534,14 @@ mod tests {
 
         fn start(&self, targets: &Targets) -> Workers {
             let dead_letters = Arc::new(DeadLetters::new(self.dead.path()).unwrap());
-            let settlement = Settlement { schedule: self.schedule, dead_letters, notifier: None };
+            let routes =
+                Routes::new(Vec::new(), TargetId(0), Vec::new(), Domain::parse("mx.example", false).unwrap());
+            let settlement = Settlement {
+                schedule: self.schedule,
+                dead_letters,
+                notifier: None,
+                routes: Arc::new(routes),
+            };
             Workers::start(1, &[], targets, settlement).unwrap()
         }
 
@@ -626,7 +640,7 @@ mod tests {
         });
         let reasons = ["the transport panicked", "the transport gave a wrong number of outcomes"];
         for (report, reason) in reports.iter().zip([reasons[0], reasons[1], reasons[1]]) {
-            assert!(report.recipients.iter().all(|(_, o)| *o == Outcome::deferred(reason)), "{report:?}");
+            assert!(report.recipients.iter().all(|(_, o)| *o == Outcome::unasked(reason)), "{report:?}");
         }
         assert!(reports[3].recipients.iter().all(|(_, o)| o.is_delivered()));
     }

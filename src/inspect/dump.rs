@@ -121,7 +121,7 @@ struct Outcome {
     done: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<Box<str>>,
-    /// Who is done is left at other targets.
+    /// They are left at other targets, too.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     here_only: bool,
     /// When the attempt began, if one was made.

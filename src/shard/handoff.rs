@@ -32,6 +32,8 @@ use crate::spool::{Entry, Lane, Page, Part, Spool, Wanted};
 
 /// Messages read back at once: enough to pay for the way to the blocking thread, few enough to hold in memory.
 const BATCH_COUNT_MAX: usize = 64;
+/// New ones among them at most: what has waited is not to wait for ever.
+const NEW_COUNT_MAX: usize = 48;
 /// How many a lane may take of a batch, before it is another's turn.
 const LANE_TURN: usize = 8;
 /// A message whose record cannot be read is tried again after this many seconds: media sometimes recover, and the message is
@@ -45,7 +47,7 @@ const READ_BACK_SIZE_MIN: usize = 4 << 20;
 const MEMORY_SHARE: usize = 4;
 /// What a forward-path usually costs in memory, octets: the enum and its text.
 const PATH_COST: usize = 96;
-/// Attempts that pass at once because their target is down: they hold the shard for a fraction of a millisecond.
+/// Recipients whose attempts pass at once because their target is down: they hold the shard for a fraction of a millisecond.
 const PASS_COUNT_MAX: usize = 256;
 /// While a target is down, a message is offered at most so often to see whether it is back: workers know better when.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -157,10 +159,12 @@ impl Handoff {
         self.cached.set(self.cached.get() - cost);
     }
 
-    /// Whether a message that costs so much may be in memory for this lane, of `memory_max` in all.
+    /// Whether a message that costs so much may be in memory for this lane, of `memory_max` in all. One always may: what is too large
+    /// for what others leave would wait for ever.
     fn has_memory(&self, lane: Lane, cost: usize, memory_max: usize) -> bool {
         let free = memory_max.saturating_sub(self.cached.get());
-        self.used_by(lane).get() + cost <= free * MEMORY_SHARE
+        let used = self.used_by(lane).get();
+        used == 0 || cost <= free && used + cost <= free * MEMORY_SHARE
     }
 
     /// Lanes that only a log remembers count as undecided.
@@ -198,13 +202,7 @@ impl Handoff {
         spool.route(sequence, &wanted(&routed), clock::now());
         let Some(message) = message else {
             let entry = spool.entry(sequence).expect("it has just come");
-            let mut fresh = self.fresh.borrow_mut();
-            for part in entry.parts() {
-                let fresh = &mut fresh[usize::from(part.lane.0)];
-                if fresh.len() < BATCH_COUNT_MAX {
-                    fresh.push_back(id);
-                }
-            }
+            entry.parts().iter().for_each(|part| self.note_fresh(id, part.lane));
             return;
         };
         let JustAccepted { envelope, arrival, trace, tail } = message;
@@ -238,12 +236,22 @@ impl Handoff {
         cost: usize,
     ) {
         let (id, lane) = (message.id, lane_of(target));
-        if self.targets.get(target).is_down() || !self.has_memory(lane, cost, self.cache_size) {
+        if self.targets.get(target).is_down() {
             return;
         }
-        if self.send(message, target, recipients) {
+        if self.has_memory(lane, cost, self.cache_size) && self.send(message, target, recipients) {
             spool.hand_off(id.sequence, lane);
             self.charge(id, lane, cost);
+        } else {
+            self.note_fresh(id, lane);
+        }
+    }
+
+    /// The message is new, and is to be read back for this lane before those that have waited.
+    fn note_fresh(&self, id: MessageId, lane: Lane) {
+        let fresh = &mut self.fresh.borrow_mut()[usize::from(lane.0)];
+        if fresh.len() < BATCH_COUNT_MAX {
+            fresh.push_back(id);
         }
     }
 
@@ -261,16 +269,24 @@ impl Handoff {
         let now = clock::now();
         let lanes: Vec<Lane> = (0..spool.lanes_count()).map(|lane| Lane(lane as u16)).collect();
         let mut taken = vec![0; lanes.len()];
-        for lane in &lanes {
-            while let Some(sequence) = self.next_new(spool, *lane, taken[usize::from(lane.0)]) {
-                if batch.messages.len() == BATCH_COUNT_MAX {
-                    return batch;
+        let first = self.turn.get();
+        let mut is_more = true;
+        while std::mem::take(&mut is_more) {
+            for n in 0..lanes.len() {
+                let lane = lanes[(first + n) % lanes.len()];
+                for _ in 0..LANE_TURN {
+                    if batch.messages.len() == NEW_COUNT_MAX {
+                        break;
+                    }
+                    let taken = &mut taken[usize::from(lane.0)];
+                    let Some(sequence) = self.next_new(spool, lane, *taken) else { break };
+                    self.take(spool, sequence, lane, &mut batch);
+                    *taken += 1;
+                    is_more = true;
                 }
-                self.take(spool, sequence, *lane, &mut batch);
-                taken[usize::from(lane.0)] += 1;
-                batch.new_count += 1;
             }
         }
+        batch.new_count = batch.messages.len();
         let mut is_more = true;
         while std::mem::take(&mut is_more) {
             for _ in 0..lanes.len() {
@@ -311,16 +327,18 @@ impl Handoff {
         let fresh = &mut fresh[usize::from(lane.0)];
         while taken < target.jobs().room() && fresh.front().is_some_and(|id| id.log == spool.log()) {
             let sequence = fresh.front()?.sequence;
-            let entry = spool.entry(sequence);
-            let size = entry.map_or(0, |entry| entry.location.size as usize);
+            // It may have had its turn in the backlog.
+            let waiting = spool.entry(sequence).filter(|_| spool.is_in_backlog(sequence, lane));
+            let Some(entry) = waiting else {
+                fresh.pop_front();
+                continue;
+            };
+            let size = entry.location.size as usize;
             if target.is_down() || !self.has_memory(lane, size, self.memory_max()) {
                 return None;
             }
             fresh.pop_front();
-            // It may have had its turn in the backlog.
-            if spool.is_in_backlog(sequence, lane) {
-                return Some(sequence);
-            }
+            return Some(sequence);
         }
         None
     }
@@ -333,16 +351,19 @@ impl Handoff {
         taken: usize,
         now: Instant,
     ) -> Option<u64> {
-        let target = self.target(lane);
+        let sequence = spool.next_of_backlog(lane, now)?;
+        let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
+        // What is not routed yet may be for others than it was.
+        let target = self.target(lane).filter(|_| entry.is_routed());
         if target.is_some_and(|target| target.jobs().room_for_backlog() <= taken) {
             return None;
         }
-        let sequence = spool.next_of_backlog(lane, now)?;
-        let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
-        if !self.has_memory(lane, entry.location.size as usize, self.memory_max()) {
+        // What has just come finds something left.
+        let memory_max = self.memory_max() * 3 / 4;
+        if !self.has_memory(lane, entry.location.size as usize, memory_max) {
             return None;
         }
-        match target.filter(|target| target.is_down() && entry.is_routed()) {
+        match target.filter(|target| target.is_down()) {
             Some(target) if self.is_to_probe(target, now) => {
                 self.probed[usize::from(target.id().0)].set(Some(now));
             }
@@ -378,7 +399,7 @@ impl Handoff {
                 };
                 target.is_down()
                     || self.returns_of(log, target.id()) != target.returns_count()
-                    || spool.lane_backlog_depth(lane) > 0 && has_room()
+                    || spool.lane_backlog_depth(lane) > 0 && (spool.has_unrouted() || has_room())
             }
         })
     }
@@ -416,17 +437,20 @@ impl Handoff {
     fn pass(&self, spool: &mut Spool<DmaPage>, target: &Target, now: Instant, unix_now: u64) -> bool {
         let lane = lane_of(target.id());
         let mut outcome = None;
-        for _ in 0..PASS_COUNT_MAX {
+        let mut count = 0;
+        while count < PASS_COUNT_MAX {
             if self.is_to_probe(target, now) {
                 return false;
             }
-            let Some(sequence) = spool.next_of_backlog(lane, now) else { return false };
+            // What was hastened waits for its time again.
+            let Some(sequence) = spool.next_due_of_backlog(lane, now) else { return false };
             let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
             if !entry.is_routed() || self.may_be_given_up(entry, lane) {
                 return false;
             }
             let outcome = outcome.get_or_insert_with(|| Outcome::unreachable(target.not_tried()));
             let left = outstanding(entry, lane);
+            count += left.len();
             let recipients = left.iter().map(|left| (left.index, outcome.clone())).collect();
             let report = Report {
                 id: MessageId { log: spool.log(), sequence },
@@ -475,13 +499,15 @@ impl Handoff {
             // Other shards may have filled the channel meanwhile.
             let has_room = is_new || target.jobs().room_for_backlog() > 0;
             let is_asked = other == lane || !target.is_down();
-            if has_room
+            let is_sent = has_room
                 && is_asked
                 && self.has_memory(other, cost, self.memory_max())
-                && self.send(message.clone(), target.id(), recipients)
-            {
+                && self.send(message.clone(), target.id(), recipients);
+            if is_sent {
                 spool.hand_off(sequence, other);
                 self.charge(id, other, cost);
+            } else if is_new && other == lane {
+                self.note_fresh(id, other);
             }
         }
     }
@@ -569,14 +595,15 @@ pub fn to_read<P: Page>(spool: &Spool<P>, sequence: u64, lane: Lane) -> Option<T
 }
 
 /// Counts the attempt for each recipient of the report, and says when the next one is due, by the wall clock. `left`: who wanted the
-/// message before.
+/// message before, ascending.
 ///
 /// The message alone seeds the chance in the wait: recipients that made the same attempts come due together, and are tried
 /// together.
 fn judge(schedule: &Schedule, left: &[Recipient], report: &Report, unix_now: u64) -> Vec<RecipientOutcome> {
     let seed = report.id.sequence ^ u64::from(report.id.log) << 32;
     let judged = report.recipients.iter().map(|(index, outcome)| {
-        let before = left.iter().find(|r| r.index == *index).map_or(0, |r| r.attempts);
+        let known = left.binary_search_by_key(index, |r| r.index).ok();
+        let before = known.map_or(0, |at| left[at].attempts);
         let attempts = before.saturating_add(1);
         let asked = match outcome {
             Outcome::Deferred { retry_after, .. } => retry_after.unwrap_or_default(),
@@ -746,7 +773,7 @@ mod tests {
             (16, 40, 30, 16, 0),
             (16, 3, 2, 2, 3),
             (1, 40, 1, 1, 0),
-            (4096, 100, 100, BATCH_COUNT_MAX, 0),
+            (4096, 100, 100, NEW_COUNT_MAX, BATCH_COUNT_MAX - NEW_COUNT_MAX),
             (4096, 100, 10, 10, BATCH_COUNT_MAX - 10),
         ];
         for (channel_size, waited, new, new_taken, waited_taken) in table {

@@ -168,7 +168,8 @@ async fn obey(shard: &Shard, receiving: &mut Receiving, order: Order) -> Answer 
 
 /// May a message of this size come now?
 fn admit(shard: &Shard, size: u64) -> Result<(), &'static str> {
-    if shard.ending.get() != Ending::No {
+    // Until the workers have ended they have something to tell.
+    if shard.ending.get() == Ending::Finish {
         return Err(STOPPING);
     }
     shard.admit_message(size).map_err(|refusal| {

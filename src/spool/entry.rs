@@ -201,8 +201,8 @@ impl Entry {
     }
 
     /// What an attempt in `lane` has brought for some of its recipients. Who is left there is to be tried again at the earliest of
-    /// their next attempts, in seconds since 1970. `here_only`: who is done is left in other lanes, whether or not these are known.
-    /// False: nobody is left anywhere.
+    /// their next attempts, in seconds since 1970. `here_only`: they are left in other lanes too; where these are not known, as in a
+    /// log that is being read, the recipients stay among the undecided as well. False: nobody is left anywhere.
     pub(super) fn apply(
         &mut self,
         lane: Lane,
@@ -210,68 +210,63 @@ impl Entry {
         outcomes: &[RecipientOutcome],
         reasons: &mut Reasons,
     ) -> bool {
-        if let (Parts::One(part), [outcome]) = (&self.parts, outcomes)
-            && part.lane == lane
-            && self.recipient_count == 1
+        if let (Parts::One(part), [outcome]) = (&mut self.parts, outcomes)
+            && (part.lane == lane || part.lane == Lane::UNROUTED)
+            && (self.recipient_count, outcome.index, here_only) == (1, 0, false)
         {
             // As nearly all are.
-            if outcome.is_done && outcome.index == 0 && !here_only {
+            if outcome.is_done {
                 return false;
             }
+            let reason = Some(reasons.intern(&outcome.reason));
+            part.lane = lane;
+            part.state = due_at(outcome.next_attempt);
+            part.left = Left::One(Outstanding { index: 0, attempts: outcome.attempts, reason });
+            return true;
         }
         let mut sorted: Vec<&RecipientOutcome> = outcomes.iter().collect();
         sorted.sort_by_key(|outcome| outcome.index);
         let find = |index| sorted.binary_search_by_key(&index, |outcome| outcome.index).ok();
-        let mut is_placed = vec![false; sorted.len()];
         let before = self.take_left();
         let was_pending = pending_indices(&before);
         let is_alive = |index| was_pending.binary_search(&index).is_ok();
-        let mut after = Vec::with_capacity(before.len());
-        // What there is to say of a recipient here. Done for good, nothing.
-        let mut place = |outcome: &RecipientOutcome| {
-            let index = outcome.index;
-            let (state, attempts, reason) = match (outcome.is_done, here_only) {
-                (true, false) => return None,
-                (true, true) => (State::Done, outcome.attempts, None),
-                (false, _) => {
-                    (due_at(outcome.next_attempt), outcome.attempts, Some(reasons.intern(&outcome.reason)))
-                }
-            };
-            Some(LeftIn { lane, state, recipient: Outstanding { index, attempts, reason } })
-        };
+        let stays_undecided = here_only && !self.is_routed;
+        let mut after = Vec::with_capacity(before.len() + sorted.len());
         for left in before {
-            let is_here = left.state != State::Done && (left.lane == lane || left.lane == Lane::UNROUTED);
+            let is_undecided = left.lane == Lane::UNROUTED && left.state != State::Done;
             match find(left.recipient.index) {
-                Some(at) if is_here => {
-                    if !std::mem::replace(&mut is_placed[at], true) {
-                        after.extend(place(sorted[at]));
-                    }
-                }
+                // It is said anew below.
+                Some(_) if left.lane == lane && (left.state != State::Done || here_only) => {}
+                Some(_) if is_undecided => {}
                 // Done for good is done everywhere.
                 Some(at) if sorted[at].is_done && !here_only => {}
                 _ => after.push(left),
             }
         }
-        // Of a recipient with several targets, of whose attempts the log has told of others first.
-        let unplaced =
-            sorted.iter().zip(is_placed).filter(|(outcome, is_placed)| !is_placed && is_alive(outcome.index));
-        after.extend(unplaced.filter_map(|(outcome, _)| place(outcome)));
-        // Where else it is left is not known: that is decided anew.
-        if here_only {
-            let is_pending = pending_indices(&after);
-            let is_undecided = |index: &u32| is_alive(*index) && is_pending.binary_search(index).is_err();
-            let undecided = sorted.iter().map(|outcome| outcome.index).filter(is_undecided);
-            after.extend(undecided.map(|index| LeftIn {
-                lane: Lane::UNROUTED,
-                state: State::Backlog,
-                recipient: Outstanding { index, attempts: 0, reason: None },
-            }));
+        for outcome in sorted.into_iter().filter(|outcome| is_alive(outcome.index)) {
+            let RecipientOutcome { index, attempts, .. } = *outcome;
+            let (state, reason) = match outcome.is_done {
+                true => (State::Done, None),
+                false => (due_at(outcome.next_attempt), Some(reasons.intern(&outcome.reason))),
+            };
+            if here_only || !outcome.is_done {
+                after.push(LeftIn { lane, state, recipient: Outstanding { index, attempts, reason } });
+            }
+            if stays_undecided {
+                let recipient = Outstanding { index, attempts: 0, reason: None };
+                after.push(LeftIn { lane: Lane::UNROUTED, state: State::Backlog, recipient });
+            }
         }
         // Nobody has what is left in this lane.
         let next =
             outcomes.iter().filter(|o| !o.is_done).map(|o| due_at(o.next_attempt)).reduce(State::sooner);
-        let is_of_lane = |left: &&mut LeftIn| left.lane == lane && left.state != State::Done;
-        after.iter_mut().filter(is_of_lane).for_each(|left| left.state = next.unwrap_or(State::Backlog));
+        for left in after.iter_mut().filter(|left| left.lane == lane && left.state != State::Done) {
+            match next {
+                Some(next) => left.state = next,
+                None if left.state == State::HandedOff => left.state = State::Backlog,
+                None => {}
+            }
+        }
         self.put(after)
     }
 
@@ -293,6 +288,10 @@ impl Entry {
                 &all
             }
         };
+        let is_wanted = |index: u32, lane: Lane| {
+            let from = wanted.partition_point(|(of, _)| *of < index);
+            wanted[from..].iter().take_while(|(of, _)| *of == index).any(|(_, of)| *of == lane)
+        };
         let mut before = self.take_left();
         before.sort_by_key(|left| left.recipient.index);
         // What was delivered is remembered, whether or not it is wanted now: it may be again.
@@ -302,16 +301,19 @@ impl Entry {
             let from = before.partition_point(|left| left.recipient.index < *index);
             let known = before[from..].iter().take_while(|left| left.recipient.index == *index);
             let pending = known.clone().filter(|left| left.state != State::Done);
-            let Some(most) = pending.max_by_key(|left| left.recipient.attempts) else { continue };
+            if pending.clone().next().is_none() {
+                continue;
+            }
             match known.clone().find(|left| left.lane == *lane) {
                 Some(here) if here.state == State::Done => {}
                 Some(here) => after.push(here.clone()),
                 None => {
-                    after.push(LeftIn {
-                        lane: *lane,
-                        state: State::Backlog,
-                        recipient: most.recipient.clone(),
-                    });
+                    // Whoever comes from a lane that is not wanted any more.
+                    let left_behind = pending.filter(|left| !is_wanted(*index, left.lane));
+                    let most = left_behind.max_by_key(|left| left.recipient.attempts);
+                    let nothing = Outstanding { index: *index, attempts: 0, reason: None };
+                    let recipient = most.map_or(nothing, |most| most.recipient.clone());
+                    after.push(LeftIn { lane: *lane, state: State::Backlog, recipient });
                 }
             }
         }
@@ -344,6 +346,7 @@ impl Entry {
         }
         let place = |left: &LeftIn| (left.lane, left.state == State::Done);
         left.sort_by_key(|left| (place(left), left.recipient.index));
+        left.dedup_by_key(|left| (place(left), left.recipient.index));
         let part = |group: &[LeftIn]| {
             let state =
                 group.iter().map(|left| left.state).reduce(State::sooner).expect("a group has somebody");
@@ -381,7 +384,7 @@ struct LeftIn {
 pub enum Wanted {
     /// All recipients in one.
     All(Lane),
-    /// Each recipient, by its place in the envelope, in each of its lanes.
+    /// Each recipient, by its place in the envelope, in each of its lanes; ascending by place.
     Each(Vec<(u32, Lane)>),
 }
 

@@ -90,6 +90,17 @@ impl Queue {
         }
     }
 
+    /// What has waited for its time, and has waited long enough, also if it need not have.
+    fn pop_due(&mut self, now: Tick) -> Option<u64> {
+        let is_due = |waiting: &BTreeSet<(Tick, u64)>| waiting.first().is_some_and(|(due, _)| *due <= now);
+        let due = match is_due(&self.deferred) {
+            true => self.deferred.pop_first(),
+            false if is_due(&self.hastened) => self.hastened.pop_first(),
+            false => None,
+        };
+        due.map(|(_, sequence)| sequence)
+    }
+
     /// What is to be tried first.
     fn first(&self) -> Option<u64> {
         self.backlog.first().copied().or_else(|| self.hastened.first().map(|(_, sequence)| *sequence))
@@ -107,6 +118,8 @@ pub struct Ledger {
     /// The names of the lanes.
     lanes: Vec<Arc<str>>,
     reasons: Reasons,
+    /// Entries of which it was not decided yet who gets them.
+    unrouted_count: usize,
     /// Octets of the records that are needed.
     live_size: u64,
     /// Oldest first; false: not to be used again.
@@ -131,6 +144,7 @@ impl Ledger {
             queues: lanes.iter().map(|_| Queue::default()).collect(),
             lanes,
             reasons,
+            unrouted_count: 0,
             live_size: 0,
             free: VecDeque::new(),
             opened: (now, unix_now * 1000),
@@ -152,6 +166,11 @@ impl Ledger {
     /// Messages that are not done.
     pub fn depth(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Whether there are messages of which it was not decided yet who gets them.
+    pub fn has_unrouted(&self) -> bool {
+        self.unrouted_count > 0
     }
 
     /// How many lanes there are.
@@ -273,6 +292,7 @@ impl Ledger {
         self.note_guest(sequence, location, &pieces);
         let entry = Entry::appended(location, pieces, recipient_count);
         assert!(self.entries.insert(sequence, entry).is_none(), "a sequence is used once");
+        self.unrouted_count += 1;
     }
 
     /// The segments that have records of the message shall know it, beyond the one of its number.
@@ -295,6 +315,7 @@ impl Ledger {
     pub fn adopt(&mut self) {
         let (_, now) = self.opened;
         let mut entries = std::mem::take(&mut self.entries);
+        self.unrouted_count = entries.len();
         for (sequence, entry) in entries.iter_mut() {
             entry.pieces.iter().for_each(|piece| self.hold(piece.epoch, piece.record_size()));
             self.hold(entry.location.epoch, entry.location.size as usize);
@@ -391,16 +412,21 @@ impl Ledger {
                 continue;
             };
             let next_attempt = part.due().unwrap_or(0) / 1000;
-            let mut recipients = Vec::new();
+            let (mut recipients, mut elsewhere) = (Vec::new(), Vec::new());
             for left in left {
                 is_left[left.index as usize] |= !part.is_done();
                 if part.is_done() || left.attempts > 0 {
                     let reason = left.reason.as_deref();
-                    recipients.push(outcome(left.index, part.is_done(), left.attempts, next_attempt, reason));
+                    let recipient = outcome(left.index, part.is_done(), left.attempts, next_attempt, reason);
+                    match part.is_done() || entry.is_left_elsewhere(part.lane, left.index) {
+                        true => elsewhere.push(recipient),
+                        false => recipients.push(recipient),
+                    }
                 }
             }
-            let target = (**self.name(part.lane)).into();
-            progress.push(TargetOutcomes { target, here_only: part.is_done(), recipients });
+            let target: Box<str> = (**self.name(part.lane)).into();
+            progress.push(TargetOutcomes { target: target.clone(), here_only: true, recipients: elsewhere });
+            progress.push(TargetOutcomes { target, here_only: false, recipients });
         }
         let done = (0..).zip(is_left).filter(|(_, is_left)| !is_left);
         let recipients: Vec<_> = done.map(|(index, _)| outcome(index, true, 0, 0, None)).collect();
@@ -438,6 +464,7 @@ impl Ledger {
     /// The message will never be durable, or it is done: it is forgotten. What it needed stays until it is released.
     pub fn remove(&mut self, sequence: u64) -> Needs {
         let entry = self.entries.remove(sequence).expect("only known messages are removed");
+        self.unrouted_count -= usize::from(!entry.is_routed());
         for part in entry.parts() {
             self.queue(part.lane).remove(sequence, part.state);
         }
@@ -450,6 +477,7 @@ impl Ledger {
         for part in entry.parts() {
             self.queues[usize::from(part.lane.0)].remove(sequence, part.state);
         }
+        self.unrouted_count -= usize::from(!entry.is_routed());
         if !entry.route(wanted) {
             return Some(self.remove_gone(sequence));
         }
@@ -462,6 +490,11 @@ impl Ledger {
     /// The message of the lane's backlog that is to be tried first: the oldest.
     pub fn first_of_backlog(&self, Lane(lane): Lane) -> Option<u64> {
         self.queues[usize::from(lane)].first()
+    }
+
+    /// The message of the lane's backlog whose time has come first, not one that was hastened.
+    pub fn first_due(&self, Lane(lane): Lane) -> Option<u64> {
+        self.queues[usize::from(lane)].backlog.first().copied()
     }
 
     /// The message is in a delivery channel.
@@ -491,8 +524,7 @@ impl Ledger {
     pub fn handle_due(&mut self, now: Instant) {
         let now = self.tick(now);
         for (lane, queue) in self.queues.iter_mut().enumerate() {
-            while let Some((due, sequence)) = queue.deferred.first().copied().filter(|(due, _)| *due <= now) {
-                queue.deferred.remove(&(due, sequence));
+            while let Some(sequence) = queue.pop_due(now) {
                 let entry = self.entries.get_mut(sequence).expect("a deferred message is known");
                 let part = entry.part_mut(Lane(lane as u16)).expect("what waits is left");
                 part.state = State::Backlog;
@@ -501,15 +533,15 @@ impl Ledger {
         }
     }
 
-    /// What was deferred in the lane need not wait any longer. Costs the same however much that is, but for what was hastened before
-    /// and still waits.
+    /// What was deferred in the lane need not wait any longer. Costs the same however much that is; where something was hastened before
+    /// and still waits, as much as the smaller of the two.
     pub fn hasten(&mut self, lane: Lane) {
         let queue = self.queue(lane);
-        let mut deferred = std::mem::take(&mut queue.deferred);
-        if deferred.len() < queue.hastened.len() {
-            std::mem::swap(&mut deferred, &mut queue.hastened);
+        let mut smaller = std::mem::take(&mut queue.deferred);
+        if smaller.len() > queue.hastened.len() {
+            std::mem::swap(&mut smaller, &mut queue.hastened);
         }
-        queue.hastened.append(&mut deferred);
+        queue.hastened.extend(smaller);
     }
 
     /// The same for the one whose time is soonest.
@@ -530,7 +562,7 @@ impl Ledger {
     /// would find a message without its piece and could not tell that it had been delivered.
     ///
     /// Who is left becomes due at the earliest of their next attempts; `unix_now` is the wall clock that these were
-    /// computed with. `here_only`: outcomes of those who are done in this lane and left in others.
+    /// computed with. `here_only`: outcomes of those who are left in other lanes, too.
     pub fn handle_outcome(
         &mut self,
         sequence: u64,
@@ -564,6 +596,7 @@ impl Ledger {
     /// The message, of whose parts none is left in any queue.
     fn remove_gone(&mut self, sequence: u64) -> Needs {
         let entry = self.entries.remove(sequence).expect("only known messages are removed");
+        self.unrouted_count -= usize::from(!entry.is_routed());
         Needs { message: Some(entry.location), pieces: entry.pieces }
     }
 }

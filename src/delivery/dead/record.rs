@@ -121,7 +121,11 @@ impl Letter {
 
     /// The envelope of a message for these recipients, and for nobody else. What other targets have or try is not theirs again.
     pub fn envelope_of(&self, group: &Group) -> Envelope {
-        let via = group.target.clone().map(Via::Only);
+        // A notification goes where notifications go.
+        let via = match &self.envelope.via {
+            Some(through @ Via::Through(_)) => Some(through.clone()),
+            _ => group.target.clone().map(Via::Only),
+        };
         Envelope { via, ..self.envelope.only(group.indices.iter().copied()) }
     }
 }

@@ -25,7 +25,7 @@ const REASON_SIZE_MAX: usize = 1024;
 pub struct TargetOutcomes {
     /// The target's name; empty: none in particular.
     pub target: Box<str>,
-    /// Who is done is left at other targets.
+    /// They are left at other targets, too.
     pub here_only: bool,
     /// Those of whom there is something to say.
     pub recipients: Vec<RecipientOutcome>,
@@ -56,7 +56,7 @@ pub struct OutcomeHead<'a> {
     pub made: Made,
     /// The target's name; empty: none in particular.
     pub target: &'a str,
-    /// Who is done is left at other targets.
+    /// They are left at other targets, too.
     pub here_only: bool,
 }
 

@@ -602,6 +602,12 @@ impl<P: Page> Spool<P> {
         self.ledger.first_of_backlog(lane)
     }
 
+    /// The same, of those whose time has come.
+    pub fn next_due_of_backlog(&mut self, lane: Lane, now: Instant) -> Option<u64> {
+        self.ledger.handle_due(now);
+        self.ledger.first_due(lane)
+    }
+
     /// Is the message durable, due, and not handed off in this lane?
     pub fn is_in_backlog(&self, sequence: u64, lane: Lane) -> bool {
         self.ledger.is_in_backlog(sequence, lane)
@@ -615,6 +621,11 @@ impl<P: Page> Spool<P> {
     /// The same for the one message whose time is soonest.
     pub fn hasten_one(&mut self, lane: Lane) {
         self.ledger.hasten_one(lane);
+    }
+
+    /// Whether there are messages of which it was not decided since the log was opened who gets them.
+    pub fn has_unrouted(&self) -> bool {
+        self.ledger.has_unrouted()
     }
 
     /// As [`Spool::backlog_depth`], in this lane.
@@ -670,8 +681,7 @@ impl<P: Page> Spool<P> {
         let Some(entry) = self.ledger.entry(sequence) else { return };
         let target = self.ledger.name(lane).clone();
         let head = OutcomeHead { sequence, is_message_done: false, made, target: &target, here_only: false };
-        let is_here_only =
-            |outcome: &&RecipientOutcome| outcome.is_done && entry.is_left_elsewhere(lane, outcome.index);
+        let is_here_only = |outcome: &&RecipientOutcome| entry.is_left_elsewhere(lane, outcome.index);
         // Nearly all have one target.
         let (here_only, outcomes): (Vec<_>, Cow<'_, [_]>) = match entry.parts().len() {
             1 => (Vec::new(), outcomes.into()),

@@ -382,6 +382,7 @@ mod tests {
     use super::*;
     use crate::client::scripted::{Script, Scripted};
     use crate::client::{Endpoint, Protocol};
+    use crate::delivery::Fault;
     use crate::delivery::tests::attempt_for;
 
     const LONG: Duration = Duration::from_secs(60);
@@ -421,7 +422,7 @@ mod tests {
         let text = if text.starts_with("127") { text.split_once(": ").unwrap().1 } else { text };
         let kind = match outcome {
             Outcome::Delivered { .. } => "delivered",
-            Outcome::Deferred { is_of_target: true, .. } => "unreachable",
+            Outcome::Deferred { fault: Fault::Target, .. } => "unreachable",
             Outcome::Deferred { .. } => "deferred",
             Outcome::Rejected { .. } => "rejected",
         };

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::delivery::tests::attempt_for;
-use crate::delivery::{Content, StoredContent};
+use crate::delivery::{Content, Fault, StoredContent};
 use crate::mail::ReversePath;
 
 fn settings(command: &[&str]) -> PipeSettings {
@@ -336,7 +336,7 @@ fn when_the_gateway_ends_nothing_is_left_running() {
     pipe.stop();
     let outcomes = delivering.join().unwrap();
     assert!(
-        outcomes.iter().all(|o| matches!(o, Outcome::Deferred { is_of_target: false, .. })),
+        outcomes.iter().all(|o| matches!(o, Outcome::Deferred { fault: Fault::Message, .. })),
         "{outcomes:?}"
     );
     assert!(ids.into_iter().all(|id| !runs(id)));

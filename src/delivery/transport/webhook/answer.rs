@@ -109,6 +109,7 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::Fault;
 
     fn outcome(status: u16, retry_after: Option<&str>, said: &str, rejected: &[u16]) -> Outcome {
         let status = StatusCode::from_u16(status).unwrap();
@@ -123,10 +124,10 @@ mod tests {
             let words = |outcome: &Outcome| outcome.reason().unwrap().to_string();
             match (status, outcome(status, None, "", &[])) {
                 (200..300, Outcome::Delivered { .. }) => {}
-                (502..=504, o @ Outcome::Deferred { is_of_target: true, .. }) => {
+                (502..=504, o @ Outcome::Deferred { fault: Fault::Target, .. }) => {
                     assert!(words(&o).starts_with(&status.to_string()))
                 }
-                (400..500, o @ Outcome::Deferred { is_of_target: false, retry_after: None, .. }) => {
+                (400..500, o @ Outcome::Deferred { fault: Fault::Message, retry_after: None, .. }) => {
                     assert!(DEFERRED_4XX.contains(&status), "{status}");
                     assert!(words(&o).starts_with(&status.to_string()));
                 }
@@ -134,7 +135,7 @@ mod tests {
                     assert!(!DEFERRED_4XX.contains(&status), "{status}");
                     assert!(words(&o).starts_with(&status.to_string()));
                 }
-                (100..200 | 300..400 | 500.., Outcome::Deferred { is_of_target: false, .. }) => {}
+                (100..200 | 300..400 | 500.., Outcome::Deferred { fault: Fault::Message, .. }) => {}
                 (_, outcome) => panic!("{status}: {outcome:?}"),
             }
             if may_reject(status) {
