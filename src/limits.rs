@@ -85,8 +85,10 @@ pub const SESSIONS_MAX_DEFAULT: u64 = 100_000;
 const DESCRIPTORS_RESERVED: u64 = 128;
 /// Descriptors of a shard that are not sessions: rings, listeners, segments, the reserve for refusing politely.
 const DESCRIPTORS_PER_SHARD: u64 = 32;
-/// Descriptors of a delivery worker: the content, the file written, its folder.
+/// Descriptors of a delivery worker: its runtime's own.
 const DESCRIPTORS_PER_WORKER: u64 = 8;
+/// Descriptors of an attempt: the content, the connection or the file written, its folder or an idle connection.
+const DESCRIPTORS_PER_ATTEMPT: u64 = 3;
 
 /// Lookups of policies at a time at most, where nothing is configured: each may have a socket, and waits for seconds at worst.
 pub const LOOKUPS_MAX_DEFAULT: usize = 1000;
@@ -121,9 +123,20 @@ pub const LOG_BUFFER_SIZE_MAX: usize = 1 << 20;
 /// The longest name of a file on Linux, in octets.
 pub const FILE_NAME_SIZE_MAX: usize = 255;
 
+/// What deliveries need descriptors for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deliveries {
+    /// Threads that transports share.
+    pub workers: u64,
+    /// Attempts at a time, of all transports.
+    pub attempts: u64,
+}
+
 /// How many sessions the process can hold with `descriptors` open files allowed.
-pub fn sessions_max_for(descriptors: u64, shards: u64, workers: u64) -> u64 {
-    let taken = DESCRIPTORS_RESERVED + shards * DESCRIPTORS_PER_SHARD + workers * DESCRIPTORS_PER_WORKER;
+pub fn sessions_max_for(descriptors: u64, shards: u64, deliveries: Deliveries) -> u64 {
+    let Deliveries { workers, attempts } = deliveries;
+    let deliveries = workers * DESCRIPTORS_PER_WORKER + attempts * DESCRIPTORS_PER_ATTEMPT;
+    let taken = DESCRIPTORS_RESERVED + shards * DESCRIPTORS_PER_SHARD + deliveries;
     descriptors.saturating_sub(taken).clamp(1, SESSIONS_MAX_DEFAULT)
 }
 
@@ -177,18 +190,16 @@ mod tests {
     #[test]
     fn sessions_leave_descriptors_for_the_rest() {
         let table = [
-            // (descriptors, shards, workers, sessions)
-            (1024, 2, 2, 1024 - 128 - 64 - 16),
-            (20_000, 2, 2, 20_000 - 128 - 64 - 16),
-            (40, 8, 8, 1),
-            (u64::MAX, 1, 2, SESSIONS_MAX_DEFAULT),
+            // (descriptors, shards, workers, attempts, sessions)
+            (1024, 2, 2, 8, 1024 - 128 - 64 - 16 - 24),
+            (20_000, 2, 2, 40, 20_000 - 128 - 64 - 16 - 120),
+            (40, 8, 8, 8, 1),
+            (u64::MAX, 1, 2, 8, SESSIONS_MAX_DEFAULT),
         ];
-        for (descriptors, shards, workers, sessions) in table {
-            assert_eq!(
-                sessions_max_for(descriptors, shards, workers),
-                sessions,
-                "{descriptors} {shards} {workers}"
-            );
+        for (descriptors, shards, workers, attempts, sessions) in table {
+            let deliveries = Deliveries { workers, attempts };
+            let max = sessions_max_for(descriptors, shards, deliveries);
+            assert_eq!(max, sessions, "{descriptors} {shards} {workers} {attempts}");
         }
     }
 }

@@ -217,6 +217,37 @@ fn of_two_targets_one_is_served_and_the_other_keeps_what_it_waits_for() {
     assert!(lab.spool.entry(lab.sequence).is_none(), "done is done");
 }
 
+#[test]
+fn a_target_that_was_not_tried_yet_is_tried_at_once_after_a_restart_whatever_another_waits_for() {
+    let mut lab = Lab::new(1);
+    lab.route(&[0b011]);
+    for _ in 0..8 {
+        lab.attempt(1, 0);
+    }
+    lab.settle();
+    lab.lives += 1;
+    lab.spool = open(&mut lab.disk, lab.lives, lab.now, lab.unix);
+    assert_eq!(lab.spool.next_of_backlog(Lane::UNROUTED, lab.now), Some(lab.sequence));
+    lab.route(&[0b011]);
+    let expected = BTreeMap::from([((0, Lane(0)), 0), ((0, Lane(1)), 8)]);
+    assert_eq!(lab.left(), expected, "each has its own attempts");
+}
+
+#[test]
+fn what_is_hastened_waits_for_its_time_only_while_it_must() {
+    let mut lab = Lab::new(1);
+    lab.route(&[0b001]);
+    lab.attempt(0, 0);
+    let lane = lab.lane(0);
+    let is_next = |lab: &mut Lab| lab.spool.next_of_backlog(lane, lab.now).is_some();
+    assert!(!is_next(&mut lab));
+    lab.spool.hasten(lane);
+    assert!(is_next(&mut lab));
+    assert_eq!(lab.spool.next_due_of_backlog(lane, lab.now), None, "its time has not come");
+    lab.now += Duration::from_secs(60);
+    assert_eq!(lab.spool.next_due_of_backlog(lane, lab.now), Some(lab.sequence), "and now it has");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Attempt(usize, u8),

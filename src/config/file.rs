@@ -22,8 +22,9 @@ use super::{
     Notifications, Placement, Queue, Smtp, Spool, System, Tls,
 };
 use crate::limits::{
-    GIB, KIB, LISTENERS_MAX, LOOKUPS_MAX_DEFAULT, LOOKUPS_MAX_HIGH, MEMORY_MESSAGES_MIN, MEMORY_SEGMENTS_MIN,
-    MIB, SEGMENT_SIZE_LOW, SEGMENT_SIZE_STEP, SESSIONS_MAX_HIGH, SHARDS_MAX, sessions_max_for,
+    Deliveries, GIB, KIB, LISTENERS_MAX, LOOKUPS_MAX_DEFAULT, LOOKUPS_MAX_HIGH, MEMORY_MESSAGES_MIN,
+    MEMORY_SEGMENTS_MIN, MIB, SEGMENT_SIZE_LOW, SEGMENT_SIZE_STEP, SESSIONS_MAX_HIGH, SHARDS_MAX,
+    sessions_max_for,
 };
 use crate::mail::Domain;
 use crate::policy::DomainRules;
@@ -302,8 +303,9 @@ impl File {
         check_delivery(&self.delivery, &self.notifications, &transports)?;
         let routes = routes::resolve(self.route, transports.keys())?;
         let sessions_max = self.sessions_max.unwrap_or_else(|| {
-            let workers = self.delivery.workers as u64;
-            sessions_max_for(system.descriptors_max, cores.shards_count() as u64, workers) as usize
+            let attempts = transports.values().map(|transport| transport.limits.concurrency as u64).sum();
+            let deliveries = Deliveries { workers: self.delivery.workers as u64, attempts };
+            sessions_max_for(system.descriptors_max, cores.shards_count() as u64, deliveries) as usize
         });
         Ok(Config {
             hostname,

@@ -63,6 +63,29 @@ pub type Delivering<'a> = Pin<Box<dyn Future<Output = Vec<Outcome>> + Send + 'a>
 ///
 /// It is polled on threads with a current-thread tokio runtime, beside many others: it must never block. How many are made at a time, how
 /// often, and when again, is seen to around it.
+///
+/// ```
+/// use incoming::delivery::{Attempt, Delivering, Delivery, Outcome};
+///
+/// /// Counts what it gets.
+/// struct Scale;
+///
+/// impl Delivery for Scale {
+///     fn deliver<'a>(&'a self, attempt: &'a Attempt) -> Delivering<'a> {
+///         Box::pin(async move {
+///             let (mut size, mut chunks) = (0, attempt.chunks());
+///             let outcome = loop {
+///                 match chunks.next().await {
+///                     Some(Ok(octets)) => size += octets.len(),
+///                     Some(Err(e)) => break Outcome::unasked(e.to_string()),
+///                     None => break Outcome::delivered_saying(format!("{size} octets")),
+///                 }
+///             };
+///             vec![outcome; attempt.recipients.len()]
+///         })
+///     }
+/// }
+/// ```
 pub trait Delivery: Send + Sync {
     /// What it carries beyond plain mail. Only that is offered to clients; a message that needs more, accepted for another transport,
     /// is rejected without an attempt.
@@ -84,6 +107,25 @@ pub trait Delivery: Send + Sync {
 }
 
 /// How an attempt is made, by a transport that blocks: on threads of its own.
+///
+/// ```
+/// use incoming::delivery::{Attempt, BlockingDelivery, Outcome};
+///
+/// /// Prints who writes to whom about what.
+/// struct Print;
+///
+/// impl BlockingDelivery for Print {
+///     fn deliver(&self, attempt: &Attempt) -> Vec<Outcome> {
+///         let all = |outcome| vec![outcome; attempt.recipients.len()];
+///         let Ok(header) = attempt.header() else { return all(Outcome::unasked("its header cannot be read")) };
+///         let subject = header.get("Subject").map(|field| field.value().to_string());
+///         for path in attempt.paths() {
+///             println!("{} to {path}: {subject:?}", attempt.envelope.reverse_path);
+///         }
+///         all(Outcome::delivered())
+///     }
+/// }
+/// ```
 pub trait BlockingDelivery: Send + Sync {
     /// As [`Delivery::capabilities`].
     fn capabilities(&self) -> Capabilities {

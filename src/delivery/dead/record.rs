@@ -300,7 +300,9 @@ pub(super) mod tests {
     fn the_envelope_of_those_given_up_has_nobody_else() {
         let letter = letter();
         let envelope = letter.envelope_of(&letter.first_group());
-        assert_eq!(envelope.via, Some(Via::Only("store".into())));
+        assert_eq!(envelope.via, letter.envelope.via, "a notification goes where notifications go");
+        let plain = Letter { envelope: Envelope { via: None, ..letter.envelope.clone() }, ..letter.clone() };
+        assert_eq!(plain.envelope_of(&plain.first_group()).via, Some(Via::Only("store".into())));
         let paths: Vec<_> = envelope.forward_paths.iter().map(ForwardPath::as_str).collect();
         assert_eq!(paths, ["postmaster", "\"a b\"@e.org"]);
         let asked: Vec<_> = envelope.dsn.iter().flat_map(|dsn| &dsn.recipients).map(|r| r.index).collect();
