@@ -101,6 +101,8 @@ impl Lab {
             .collect();
         let lanes: Vec<Lane> = (0..3).map(|n| self.lane(n)).collect();
         let each = wanted.iter().map(|(index, lane)| (*index, lanes[usize::from(lane.0)])).collect();
+        // Who is not wanted in a lane any more begins anew when it is again.
+        self.attempts.retain(|key, _| wanted.contains(key));
         self.wanted = wanted;
         self.spool.route(self.sequence, &Wanted::Each(each), self.now);
         self.settle();
