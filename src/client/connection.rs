@@ -208,7 +208,7 @@ pub struct Connection {
     protocol: Protocol,
     /// None after HELO.
     offers: Offers,
-    /// The last transaction did not end.
+    /// The last transaction may not have ended.
     needs_reset: bool,
     /// A message was cut off: nothing said now would be read as a command.
     is_spent: bool,
