@@ -17,7 +17,9 @@ use super::message::hello;
 use super::stuffing::Stuffing;
 use super::transaction::Stage;
 use super::wire::{Socket, Wire};
-use super::{BadReply, Endpoint, Login, Offers, Protection, Reply, ReplyReader, TlsUse, Transaction};
+use super::{
+    BadReply, Endpoint, Login, Offers, Protection, Reply, ReplyReader, SystemResolver, TlsUse, Transaction,
+};
 use crate::mail::Mailbox;
 
 /// Octets read at a time.
@@ -48,7 +50,7 @@ pub struct Introduction {
 /// How long each step may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// Finding the host and connecting to it, one of its addresses after the other; and shaking hands.
+    /// Finding the host and connecting to it, one of its addresses after the other, each in its share of what is left; and shaking hands.
     pub connect: Duration,
     /// The greeting (RFC 5321 §4.5.3.2.1 gives 5 minutes).
     pub greeting: Duration,
@@ -72,6 +74,8 @@ impl Timeouts {
 pub struct Target {
     /// Where it listens.
     pub endpoint: Endpoint,
+    /// Who knows its addresses.
+    pub resolver: SystemResolver,
     /// What it is told of us.
     pub introduction: Introduction,
     /// Whether and how the connection is protected.
@@ -89,6 +93,7 @@ impl Target {
     pub fn in_clear(endpoint: Endpoint, introduction: Introduction, timeouts: Timeouts) -> Self {
         Target {
             endpoint,
+            resolver: SystemResolver::default(),
             introduction,
             protection: Protection::OFF,
             name: String::new(),
@@ -229,7 +234,7 @@ impl Connection {
 
     async fn open_as(target: &Target, protection: &Protection) -> Result<Connection, Failure> {
         let timeouts = target.timeouts;
-        let connecting = Socket::connect(&target.endpoint);
+        let connecting = Socket::connect(&target.endpoint, &target.resolver, timeouts.connect);
         let socket = within(timeouts.connect, Step::Connect, connecting).await?;
         let wire = match protection.mode() {
             TlsUse::Implicit => protect(target, protection, socket).await?,

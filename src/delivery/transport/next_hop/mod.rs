@@ -28,7 +28,7 @@ pub use self::hosts::{Hosts, MxOf};
 pub use self::mx::Exchanges;
 use crate::client::{
     Bounds, Content, Failure, Fate, HeaderText, Interrupted, Introduction, Leased, Login, Message, Origin,
-    Protection, Protocol, Reply, Step, Target, Timeouts, Transaction, Why,
+    Protection, Protocol, Reply, Step, SystemResolver, Target, Timeouts, Transaction, Why,
 };
 use crate::delivery::{Attempt, Chunks, Delivering, Delivery, Outcome};
 use crate::mail::Capabilities;
@@ -61,6 +61,7 @@ impl Manners {
     fn target(&self, endpoint: crate::client::Endpoint, name: &str) -> Target {
         Target {
             endpoint,
+            resolver: SystemResolver::default(),
             introduction: self.introduction.clone(),
             protection: self.protection.clone(),
             name: self.tls_name.clone().unwrap_or_else(|| name.into()),
