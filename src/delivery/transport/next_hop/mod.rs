@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use self::hosts::{Host, in_order};
+use self::hosts::{Choice, Host, in_order};
 pub use self::hosts::{Hosts, MxOf};
 pub use self::mx::Exchanges;
 use crate::client::{
@@ -91,14 +91,24 @@ impl NextHop {
                 Err(outcome) => progress.end_all(&places, || outcome.clone()),
             }
         }
-        progress.outcomes.into_iter().map(|outcome| outcome.expect("every group was seen to")).collect()
+        let mut outcomes: Vec<Outcome> =
+            progress.outcomes.into_iter().map(|outcome| outcome.expect("every group was seen to")).collect();
+        if !self.hosts.are_one_target() {
+            // A domain that is down would hold up the others.
+            for outcome in &mut outcomes {
+                if let Outcome::Deferred { is_of_target, .. } = outcome {
+                    *is_of_target = false;
+                }
+            }
+        }
+        outcomes
     }
 
     /// Sees to the recipients at `places` of the attempt.
     async fn relay(
         &self,
         attempt: &Attempt,
-        hosts: &[Arc<Host>],
+        hosts: &[Choice],
         mut places: Vec<usize>,
         progress: &mut Progress,
     ) {
