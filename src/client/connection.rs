@@ -14,11 +14,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
 use super::message::hello;
-use super::stuffing::Stuffing;
+use super::stuffing::{BareLineEnd, Stuffing};
 use super::transaction::Stage;
 use super::wire::{Socket, Wire};
 use super::{
-    BadReply, Endpoint, Login, Offers, Protection, Reply, ReplyReader, SystemResolver, TlsUse, Transaction,
+    BadReply, Endpoint, Login, Objection, Offers, Protection, Reply, ReplyReader, SystemResolver, TlsUse,
+    Transaction,
 };
 use crate::mail::Mailbox;
 
@@ -203,6 +204,8 @@ pub enum Interrupted {
     Connection(Failure),
     /// The content could not be read: nothing is wrong with the server.
     Content(io::Error),
+    /// The content is not fit to be said to its end, to any server.
+    Unfit(Objection),
 }
 
 /// A connection on which we have introduced ourselves.
@@ -376,6 +379,7 @@ impl Connection {
         transaction: &mut Transaction<'_>,
         content: &mut impl Content,
     ) -> Result<(), Interrupted> {
+        let unfit = |_: BareLineEnd| Interrupted::Unfit(Objection::LineEnds);
         let unlike = |what| Err(Interrupted::Content(io::Error::new(io::ErrorKind::InvalidData, what)));
         let mut pieces: VecDeque<Bytes> = VecDeque::new();
         let mut stuffing = match transaction.chunk() {
@@ -401,7 +405,7 @@ impl Connection {
                 }
             }
             pieces.push_back(match &mut stuffing {
-                Some(stuffing) => stuffing.stuff(piece),
+                Some(stuffing) => stuffing.stuff(piece).map_err(unfit)?,
                 None => piece,
             });
         }
@@ -409,7 +413,7 @@ impl Connection {
             return unlike("the content is shorter than it should be");
         }
         if let Some(stuffing) = &stuffing {
-            pieces.push_back(Bytes::from_static(stuffing.end()));
+            pieces.push_back(Bytes::from_static(stuffing.end().map_err(unfit)?));
         }
         // From here on the server may have all of it.
         transaction.handle_end_said();

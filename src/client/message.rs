@@ -65,6 +65,8 @@ pub enum Objection {
     Header,
     /// It does not promise to send the message on over verified TLS only.
     RequireTls,
+    /// Content with a CR or an LF that is no part of a CRLF, behind DATA: what it means there is anybody's guess.
+    LineEnds,
 }
 
 impl Objection {
@@ -80,6 +82,8 @@ impl Objection {
             Objection::Header => Status::permanent(6, 9),
             // RFC 8689 §5.
             Objection::RequireTls => Status::permanent(7, 30),
+            // RFC 3463 §3.7, X.6.0: other media error.
+            Objection::LineEnds => Status::permanent(6, 0),
         }
     }
 }
@@ -96,6 +100,9 @@ impl fmt::Display for Objection {
                 f.write_str("the server does not take header fields beyond ASCII (SMTPUTF8)")
             }
             Objection::RequireTls => f.write_str("the server does not offer REQUIRETLS"),
+            Objection::LineEnds => {
+                f.write_str("the content has a bare CR or LF, which is sent to nobody behind DATA")
+            }
         }
     }
 }

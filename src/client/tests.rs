@@ -72,6 +72,7 @@ async fn send(
         connection.send(&mut transaction, &mut content).await.map_err(|interrupted| match interrupted {
             Interrupted::Connection(failure) => failure.to_string(),
             Interrupted::Content(error) => format!("content: {error}"),
+            Interrupted::Unfit(objection) => objection.to_string(),
         });
     (sent, transaction.into_fates())
 }
