@@ -63,6 +63,7 @@ async fn send(
         size: size as u64,
         header: HeaderText::Unknown,
         origin: None,
+        tells_success: true,
         in_chunks,
     };
     let (protocol, needs_reset) = (connection.protocol(), connection.needs_reset());

@@ -368,7 +368,15 @@ mod tests {
 
     fn message<'a>(envelope: &'a Envelope, recipients: &'a [u32]) -> Message<'a> {
         let header = HeaderText::Unknown;
-        Message { envelope, recipients, size: 100, header, origin: None, in_chunks: false }
+        Message {
+            envelope,
+            recipients,
+            size: 100,
+            header,
+            origin: None,
+            tells_success: true,
+            in_chunks: false,
+        }
     }
 
     /// What is said, with a `|` wherever a reply is waited for, and what becomes of each recipient: the code, and `+` where it was postponed.
@@ -669,6 +677,28 @@ mod tests {
         for (envelope, offers, header, expected) in table {
             let found = parameters(envelope, offers, *header);
             assert_eq!(found, expected.clone().map_err(String::from), "{offers:?}");
+        }
+    }
+
+    #[test]
+    fn success_is_told_by_one() {
+        use crate::mail::{Dsn, Notify, RecipientDsn};
+        let table = [
+            (Some("SUCCESS"), true, " NOTIFY=SUCCESS"),
+            (Some("SUCCESS"), false, " NOTIFY=NEVER"),
+            (Some("SUCCESS,FAILURE,DELAY"), false, " NOTIFY=FAILURE,DELAY"),
+            (Some("DELAY"), false, " NOTIFY=DELAY"),
+            (Some("NEVER"), false, " NOTIFY=NEVER"),
+            (None, false, ""),
+        ];
+        for (notify, tells_success, expected) in table {
+            let notify = notify.map(|words| Notify::parse(words).unwrap());
+            let recipients = vec![RecipientDsn { index: 0, notify, original: None }];
+            let dsn = Dsn { ret: None, envelope_id: None, recipients };
+            let envelope = Envelope { dsn: Some(Box::new(dsn)), ..envelope(&["a@x"]) };
+            let message = Message { tells_success, ..message(&envelope, &[0]) };
+            let manner = message.manner(&Offers::new("mx\nDSN".into())).unwrap();
+            assert_eq!(message.rcpt(0, manner), Ok(format!("RCPT TO:<a@x>{expected}")));
         }
     }
 

@@ -295,7 +295,9 @@ impl Visit<'_> {
         let manners = &self.hop.manners;
         let origin = manners.forwards_origin.then_some(Origin { id: *id, arrival });
         let (size, in_chunks) = (self.attempt.content_size(), manners.in_chunks);
-        Message { envelope, recipients, size, header, origin, in_chunks }
+        // Otherwise the gateway tells of it itself.
+        let tells_success = manners.capabilities.dsn;
+        Message { envelope, recipients, size, header, origin, tells_success, in_chunks }
     }
 
     /// What a reply of class 4 or 5 makes of a recipient.
