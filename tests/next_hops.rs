@@ -358,19 +358,17 @@ fn the_dns_says_who_takes_the_mail_of_domains_that_the_operator_names() {
     wait::until("who takes no mail is a dead letter", || setup.dead_letters().len() == 1);
     wait::until("its reason is told", || has_logged(&server, "5.1.10 null.example takes no mail (null MX)"));
     let table = [
-        ("a@loop.example", "5.4.6 the mail of loop.example loops back", false),
-        ("a@refused.example", "DNS: refused.example MX", false),
-        ("a@other.example", "other.example is none of this transport's domains", false),
-        ("a@nowhere.example", "5.4.4 nowhere.example has neither MX records nor an address", true),
-        ("a@missing.example", "5.1.2 there is no domain missing.example", true),
+        ("a@loop.example", "5.4.6 the mail of loop.example loops back"),
+        ("a@refused.example", "DNS: refused.example MX"),
+        ("a@other.example", "other.example is none of this transport's domains"),
+        ("a@nowhere.example", "5.4.4 nowhere.example has neither MX records nor an address"),
+        ("a@missing.example", "5.1.2 there is no domain missing.example"),
     ];
-    let mut dead_count = 1;
-    for (recipient, words, is_dead) in table {
+    for (recipient, words) in table {
         client.deliver("sender@client.test", &[recipient], &content);
         wait::until(words, || has_logged(&server, words));
-        dead_count += usize::from(is_dead);
-        wait::until("it is a dead letter, or not", || setup.dead_letters().len() == dead_count);
     }
+    assert_eq!(setup.dead_letters().len(), 1, "the operator's domains are no senders' mistakes");
     drop(server);
     // One domain's exchanges, whoever the recipient is.
     let mut setup = handing_on("smtp", &[("mx_domain", text("named.example")), ("port", port)]);

@@ -14,10 +14,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
 use super::message::hello;
-use super::stuffing::Stuffing;
+use super::stuffing::{BareLineEnd, Stuffing};
 use super::transaction::Stage;
 use super::wire::{Socket, Wire};
-use super::{BadReply, Endpoint, Login, Offers, Protection, Reply, ReplyReader, TlsUse, Transaction};
+use super::{
+    BadReply, Endpoint, Login, Objection, Offers, Protection, Reply, ReplyReader, SystemResolver, TlsUse,
+    Transaction,
+};
 use crate::mail::Mailbox;
 
 /// Octets read at a time.
@@ -48,7 +51,7 @@ pub struct Introduction {
 /// How long each step may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// Finding the host and connecting to it, one of its addresses after the other; and shaking hands.
+    /// Finding the host and connecting to it, one of its addresses after the other, each in its share of what is left; and shaking hands.
     pub connect: Duration,
     /// The greeting (RFC 5321 §4.5.3.2.1 gives 5 minutes).
     pub greeting: Duration,
@@ -72,6 +75,8 @@ impl Timeouts {
 pub struct Target {
     /// Where it listens.
     pub endpoint: Endpoint,
+    /// Who knows its addresses.
+    pub resolver: SystemResolver,
     /// What it is told of us.
     pub introduction: Introduction,
     /// Whether and how the connection is protected.
@@ -89,6 +94,7 @@ impl Target {
     pub fn in_clear(endpoint: Endpoint, introduction: Introduction, timeouts: Timeouts) -> Self {
         Target {
             endpoint,
+            resolver: SystemResolver::default(),
             introduction,
             protection: Protection::OFF,
             name: String::new(),
@@ -198,6 +204,8 @@ pub enum Interrupted {
     Connection(Failure),
     /// The content could not be read: nothing is wrong with the server.
     Content(io::Error),
+    /// The content is not fit to be said to its end, to any server.
+    Unfit(Objection),
 }
 
 /// A connection on which we have introduced ourselves.
@@ -208,7 +216,7 @@ pub struct Connection {
     protocol: Protocol,
     /// None after HELO.
     offers: Offers,
-    /// The last transaction did not end.
+    /// The last transaction may not have ended.
     needs_reset: bool,
     /// A message was cut off: nothing said now would be read as a command.
     is_spent: bool,
@@ -229,7 +237,7 @@ impl Connection {
 
     async fn open_as(target: &Target, protection: &Protection) -> Result<Connection, Failure> {
         let timeouts = target.timeouts;
-        let connecting = Socket::connect(&target.endpoint);
+        let connecting = Socket::connect(&target.endpoint, &target.resolver, timeouts.connect);
         let socket = within(timeouts.connect, Step::Connect, connecting).await?;
         let wire = match protection.mode() {
             TlsUse::Implicit => protect(target, protection, socket).await?,
@@ -371,6 +379,7 @@ impl Connection {
         transaction: &mut Transaction<'_>,
         content: &mut impl Content,
     ) -> Result<(), Interrupted> {
+        let unfit = |_: BareLineEnd| Interrupted::Unfit(Objection::LineEnds);
         let unlike = |what| Err(Interrupted::Content(io::Error::new(io::ErrorKind::InvalidData, what)));
         let mut pieces: VecDeque<Bytes> = VecDeque::new();
         let mut stuffing = match transaction.chunk() {
@@ -396,7 +405,7 @@ impl Connection {
                 }
             }
             pieces.push_back(match &mut stuffing {
-                Some(stuffing) => stuffing.stuff(piece),
+                Some(stuffing) => stuffing.stuff(piece).map_err(unfit)?,
                 None => piece,
             });
         }
@@ -404,7 +413,7 @@ impl Connection {
             return unlike("the content is shorter than it should be");
         }
         if let Some(stuffing) = &stuffing {
-            pieces.push_back(Bytes::from_static(stuffing.end()));
+            pieces.push_back(Bytes::from_static(stuffing.end().map_err(unfit)?));
         }
         // From here on the server may have all of it.
         transaction.handle_end_said();

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::{Offers, Protocol};
 use crate::mail::{
-    Arrival, Body, Envelope, ForwardPath, Mailbox, MessageId, Protocol as By, ReversePath, Status,
+    Arrival, Body, Envelope, ForwardPath, Mailbox, MessageId, Notify, Protocol as By, ReversePath, Status,
 };
 
 /// A command line in octets with its CRLF at most, where no extension says more (RFC 5321 §4.5.3.1.4).
@@ -39,6 +39,8 @@ pub struct Message<'a> {
     pub header: HeaderText,
     /// Told to servers that offer XFORWARD.
     pub origin: Option<Origin<'a>>,
+    /// Whether the server tells the sender of success where it offers DSN; otherwise that is somebody else's, and it would be told twice.
+    pub tells_success: bool,
     /// In chunks (BDAT, RFC 3030) wherever that is offered, and not only where the content is binary.
     pub in_chunks: bool,
 }
@@ -65,6 +67,8 @@ pub enum Objection {
     Header,
     /// It does not promise to send the message on over verified TLS only.
     RequireTls,
+    /// Content with a CR or an LF that is no part of a CRLF, behind DATA: what it means there is anybody's guess.
+    LineEnds,
 }
 
 impl Objection {
@@ -80,6 +84,8 @@ impl Objection {
             Objection::Header => Status::permanent(6, 9),
             // RFC 8689 §5.
             Objection::RequireTls => Status::permanent(7, 30),
+            // RFC 3463 §3.7, X.6.0: other media error.
+            Objection::LineEnds => Status::permanent(6, 0),
         }
     }
 }
@@ -96,6 +102,9 @@ impl fmt::Display for Objection {
                 f.write_str("the server does not take header fields beyond ASCII (SMTPUTF8)")
             }
             Objection::RequireTls => f.write_str("the server does not offer REQUIRETLS"),
+            Objection::LineEnds => {
+                f.write_str("the content has a bare CR or LF, which is sent to nobody behind DATA")
+            }
         }
     }
 }
@@ -188,7 +197,7 @@ impl Message<'_> {
         };
         let mut line = format!("RCPT TO:<{path}>");
         if let Some(dsn) = self.envelope.recipient_dsn(place).filter(|_| manner.dsn) {
-            if let Some(notify) = dsn.notify {
+            if let Some(notify) = dsn.notify.map(|notify| self.notify(notify)) {
                 let _ = write!(line, " NOTIFY={}", notify.text());
             }
             // RFC 6533 §3: what is beyond ASCII goes only where SMTPUTF8 does.
@@ -197,6 +206,15 @@ impl Message<'_> {
             }
         }
         Ok(line)
+    }
+
+    /// What the server is asked to tell. Who wanted to hear of success only hears of nothing else.
+    fn notify(&self, notify: Notify) -> Notify {
+        if self.tells_success {
+            return notify;
+        }
+        let success = Notify::parse("SUCCESS").expect("it is a keyword");
+        Notify::from_bits(notify.bits() & !success.bits()).expect("they were bits of one")
     }
 }
 

@@ -16,6 +16,7 @@
 mod connection;
 mod endpoint;
 mod login;
+mod lookup;
 mod message;
 mod offers;
 mod pool;
@@ -34,6 +35,7 @@ pub use connection::{
 };
 pub use endpoint::Endpoint;
 pub use login::Login;
+pub use lookup::SystemResolver;
 pub use message::{HeaderText, Message, Objection, Origin};
 pub use offers::Offers;
 pub use pool::{Bounds, Leased, Pool};

@@ -63,6 +63,7 @@ async fn send(
         size: size as u64,
         header: HeaderText::Unknown,
         origin: None,
+        tells_success: true,
         in_chunks,
     };
     let (protocol, needs_reset) = (connection.protocol(), connection.needs_reset());
@@ -72,6 +73,7 @@ async fn send(
         connection.send(&mut transaction, &mut content).await.map_err(|interrupted| match interrupted {
             Interrupted::Connection(failure) => failure.to_string(),
             Interrupted::Content(error) => format!("content: {error}"),
+            Interrupted::Unfit(objection) => objection.to_string(),
         });
     (sent, transaction.into_fates())
 }

@@ -87,6 +87,8 @@ pub struct Transaction<'a> {
     taken: Vec<usize>,
     /// MAIL was taken, and no reply has ended the transaction.
     is_open: bool,
+    /// The server may have a transaction open: this one, or the one before as long as RSET is not answered.
+    needs_reset: bool,
     is_content_said: bool,
     /// The server has answered the content before its end.
     is_cut: bool,
@@ -120,6 +122,7 @@ impl<'a> Transaction<'a> {
             fates: vec![None; message.recipients.len()],
             taken: Vec::new(),
             is_open: false,
+            needs_reset,
             is_content_said: false,
             is_cut: false,
         };
@@ -148,7 +151,7 @@ impl<'a> Transaction<'a> {
 
     /// Whether something has to be undone before the next transaction.
     pub(super) fn needs_reset(&self) -> bool {
-        self.is_open
+        self.needs_reset
     }
 
     /// Whether the server has answered the content before its end: what was to be content is not on its way any more.
@@ -248,10 +251,13 @@ impl<'a> Transaction<'a> {
         }
         match asked {
             Asked::Reset if !reply.is_positive() => return Err(Why::Refused(reply.clone())),
+            Asked::Reset => self.needs_reset = false,
             // What the log of the server behind us says is not worth a message.
-            Asked::Reset | Asked::Forward => {}
-            Asked::Mail if reply.is_positive() => self.is_open = true,
+            Asked::Forward => {}
+            Asked::Mail if reply.is_positive() => (self.is_open, self.needs_reset) = (true, true),
             Asked::Mail => {
+                // What was refused as nested, or out of order, would be so for ever.
+                self.needs_reset = true;
                 self.refuse_rest(reply, Step::Mail);
                 self.next = usize::MAX;
             }
@@ -263,10 +269,10 @@ impl<'a> Transaction<'a> {
             Asked::Recipient(n) => self.fates[n] = Some(Fate::Refused(reply.shortened(), Step::Recipient)),
             Asked::Data => return self.handle_data(reply),
             Asked::End(only) => {
-                self.is_open = false;
+                (self.is_open, self.needs_reset) = (false, false);
                 self.end(only, reply);
             }
-            Asked::Dot => self.is_open = false,
+            Asked::Dot => (self.is_open, self.needs_reset) = (false, false),
         }
         if self.stage == Stage::Endings && self.asked.is_empty() {
             self.stage = Stage::Done;
@@ -362,7 +368,15 @@ mod tests {
 
     fn message<'a>(envelope: &'a Envelope, recipients: &'a [u32]) -> Message<'a> {
         let header = HeaderText::Unknown;
-        Message { envelope, recipients, size: 100, header, origin: None, in_chunks: false }
+        Message {
+            envelope,
+            recipients,
+            size: 100,
+            header,
+            origin: None,
+            tells_success: true,
+            in_chunks: false,
+        }
     }
 
     /// What is said, with a `|` wherever a reply is waited for, and what becomes of each recipient: the code, and `+` where it was postponed.
@@ -454,6 +468,38 @@ mod tests {
                 Transaction::new(message(&envelope, &[0, 1]), protocol, &offers, false).unwrap();
             let expected = Ok((said.into(), fates.into()));
             assert_eq!(converse(transaction, replies), expected, "{protocol:?} {replies:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_open_stays_to_be_reset_until_a_reply_has_ended_it() {
+        type Case<'a> = (&'a str, bool, &'a [u16], bool);
+        let table: [Case; 8] = [
+            // Nothing is said for a recipient that this server cannot be given.
+            ("\u{fc}@x", true, &[], true),
+            ("\u{fc}@x", false, &[], false),
+            ("a@x", false, &[503], true),
+            ("a@x", true, &[250, 451], true),
+            ("a@x", true, &[250, 250, 550], true),
+            ("a@x", false, &[250, 250, 554], true),
+            ("a@x", true, &[250, 250, 250, 354, 250], false),
+            ("a@x", false, &[250, 250, 354, 451], false),
+        ];
+        for (to, before, replies, expected) in table {
+            let envelope = Envelope { smtputf8: true, ..envelope(&[to]) };
+            let message = Message { header: HeaderText::Ascii, ..message(&envelope, &[0]) };
+            let offers = Offers::new("mx".into());
+            let mut transaction = Transaction::new(message, Protocol::Smtp, &offers, before).unwrap();
+            for code in replies {
+                transaction.say(&mut Vec::new());
+                if transaction.stage() == Stage::Content {
+                    transaction.handle_end_said();
+                }
+                transaction.handle_reply(Reply { code: *code, text: String::new() }, true).unwrap();
+            }
+            transaction.say(&mut Vec::new());
+            assert_eq!(transaction.stage(), Stage::Done, "{to} {replies:?}");
+            assert_eq!(transaction.needs_reset(), expected, "{to} {before} {replies:?}");
         }
     }
 
@@ -631,6 +677,28 @@ mod tests {
         for (envelope, offers, header, expected) in table {
             let found = parameters(envelope, offers, *header);
             assert_eq!(found, expected.clone().map_err(String::from), "{offers:?}");
+        }
+    }
+
+    #[test]
+    fn success_is_told_by_one() {
+        use crate::mail::{Dsn, Notify, RecipientDsn};
+        let table = [
+            (Some("SUCCESS"), true, " NOTIFY=SUCCESS"),
+            (Some("SUCCESS"), false, " NOTIFY=NEVER"),
+            (Some("SUCCESS,FAILURE,DELAY"), false, " NOTIFY=FAILURE,DELAY"),
+            (Some("DELAY"), false, " NOTIFY=DELAY"),
+            (Some("NEVER"), false, " NOTIFY=NEVER"),
+            (None, false, ""),
+        ];
+        for (notify, tells_success, expected) in table {
+            let notify = notify.map(|words| Notify::parse(words).unwrap());
+            let recipients = vec![RecipientDsn { index: 0, notify, original: None }];
+            let dsn = Dsn { ret: None, envelope_id: None, recipients };
+            let envelope = Envelope { dsn: Some(Box::new(dsn)), ..envelope(&["a@x"]) };
+            let message = Message { tells_success, ..message(&envelope, &[0]) };
+            let manner = message.manner(&Offers::new("mx\nDSN".into())).unwrap();
+            assert_eq!(message.rcpt(0, manner), Ok(format!("RCPT TO:<a@x>{expected}")));
         }
     }
 

@@ -5,13 +5,18 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use super::Endpoint;
+use super::{Endpoint, SystemResolver};
+
+/// Addresses of a host that are tried.
+const ADDRESSES_MAX: usize = 8;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -23,26 +28,43 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Connects to the first address of `endpoint` that takes it.
-    pub async fn connect(endpoint: &Endpoint) -> io::Result<Socket> {
+    /// Connects to the first address of `endpoint` that takes it, within `patience` from now on. Who knows them is `resolver`.
+    pub async fn connect(
+        endpoint: &Endpoint,
+        resolver: &SystemResolver,
+        patience: Duration,
+    ) -> io::Result<Socket> {
+        let until = Instant::now() + patience;
         let (host, port) = match endpoint {
             Endpoint::Unix(path) => return UnixStream::connect(path).await.map(Socket::Unix),
             Endpoint::Tcp(host, port) => (host.as_str(), *port),
         };
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        let addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.collect();
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    // Commands are small, and written together where they can be.
-                    stream.set_nodelay(true)?;
-                    return Ok(Socket::Tcp(stream));
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        let addresses = resolver.find(host, port).await?;
+        let stream = first_of(&addresses, until, TcpStream::connect).await?;
+        // Commands are small, and written together where they can be.
+        stream.set_nodelay(true)?;
+        Ok(Socket::Tcp(stream))
     }
+}
+
+/// What `connect` makes of the first of `addresses` with which it succeeds. Each has its share of the time that is left: one that does not answer takes
+/// nothing from the others.
+async fn first_of<T, F: Future<Output = io::Result<T>>>(
+    addresses: &[SocketAddr],
+    until: Instant,
+    connect: impl Fn(SocketAddr) -> F,
+) -> io::Result<T> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    let count = addresses.len().min(ADDRESSES_MAX);
+    for (address, left) in addresses.iter().zip((1..=count as u32).rev()) {
+        let share = until.saturating_duration_since(Instant::now()) / left;
+        match timeout(share, connect(*address)).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
+        }
+    }
+    Err(last)
 }
 
 impl AsFd for Socket {
@@ -165,3 +187,31 @@ macro_rules! delegate {
 
 delegate!(Socket: Tcp, Unix);
 delegate!(Wire: Clear, Tls);
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_does_not_answer_takes_its_share_of_the_time_only() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let addresses: Vec<SocketAddr> =
+            (1..=10).map(|port| SocketAddr::from(([192, 0, 2, 1], port))).collect();
+        // The port that answers, the addresses there are, and whether it is found among them.
+        for (port, count, is_found) in [(1, 3, true), (3, 3, true), (8, 10, true), (9, 10, false)] {
+            let found = runtime.block_on(async {
+                let until = Instant::now() + Duration::from_millis(300);
+                let connect = async |address: SocketAddr| match address.port() == port {
+                    true => Ok(port),
+                    false => pending().await,
+                };
+                timeout(Duration::from_secs(60), first_of(&addresses[..count], until, connect)).await
+            });
+            let found = found.expect("it comes to an end").map_err(|error| error.to_string());
+            let expected = if is_found { Ok(port) } else { Err("no answer in time".into()) };
+            assert_eq!(found, expected, "{port} of {count}");
+        }
+    }
+}

@@ -24,15 +24,14 @@ const KNOWN_MAX: usize = 1000;
 pub struct Host {
     /// What the operator calls it.
     name: String,
-    priority: u16,
     pub(super) pool: Pool,
     rests_until: Mutex<Option<Instant>>,
 }
 
 impl Host {
-    fn new(name: String, priority: u16, endpoint: Endpoint, tls_name: &str, manners: &Manners) -> Arc<Self> {
+    fn new(name: String, endpoint: Endpoint, tls_name: &str, manners: &Manners) -> Arc<Self> {
         let pool = Pool::new(manners.target(endpoint, tls_name), manners.bounds);
-        Arc::new(Host { name, priority, pool, rests_until: Mutex::default() })
+        Arc::new(Host { name, pool, rests_until: Mutex::default() })
     }
 
     /// It failed.
@@ -57,16 +56,23 @@ impl fmt::Display for Host {
     }
 }
 
+/// A host with the priority that it has for some domain.
+#[derive(Clone)]
+pub struct Choice {
+    priority: u16,
+    host: Arc<Host>,
+}
+
 /// The hosts in the order in which they are asked; those that rest only where all do.
-pub(super) fn in_order(hosts: &[Arc<Host>]) -> Vec<Arc<Host>> {
+pub(super) fn in_order(choices: &[Choice]) -> Vec<Arc<Host>> {
     let now = Instant::now();
-    let mut order: Vec<_> = hosts.iter().filter(|host| !host.is_resting(now)).cloned().collect();
+    let mut order: Vec<_> = choices.iter().filter(|choice| !choice.host.is_resting(now)).collect();
     if order.is_empty() {
-        order = hosts.to_vec();
+        order = choices.iter().collect();
     }
     let chance = RandomState::new();
-    order.sort_by_cached_key(|host| (host.priority, chance.hash_one(&host.name)));
-    order
+    order.sort_by_cached_key(|Choice { priority, host }| (*priority, chance.hash_one(&host.name)));
+    order.into_iter().map(|choice| choice.host.clone()).collect()
 }
 
 /// Whose exchanges are asked for.
@@ -78,10 +84,20 @@ pub enum MxOf {
     Domain(Domain),
 }
 
+impl MxOf {
+    /// What the DNS says of a domain is about a recipient only where it was asked for the recipient's.
+    fn nobody(&self, outcome: Outcome) -> Outcome {
+        match self {
+            MxOf::Recipients(_) => outcome,
+            MxOf::Domain(_) => Outcome::unreachable(outcome.text()),
+        }
+    }
+}
+
 /// Who gets the mail.
 pub enum Hosts {
     /// These.
-    Fixed(Vec<Arc<Host>>),
+    Fixed(Vec<Choice>),
     /// Those that the DNS names.
     Named(Box<Named>),
 }
@@ -106,7 +122,7 @@ impl Hosts {
                 Endpoint::Tcp(host, _) => host.clone(),
                 Endpoint::Unix(_) => "localhost".into(),
             };
-            Host::new(endpoint.to_string(), priority, endpoint, &tls_name, manners)
+            Choice { priority, host: Host::new(endpoint.to_string(), endpoint, &tls_name, manners) }
         };
         Hosts::Fixed(hosts.into_iter().map(host).collect())
     }
@@ -138,41 +154,52 @@ impl Hosts {
         groups
     }
 
+    /// Whether what one of them lacks all of them lack: hosts of one domain say nothing about those of another.
+    pub(super) fn are_one_target(&self) -> bool {
+        match self {
+            Hosts::Fixed(_) => true,
+            Hosts::Named(named) => match &named.of {
+                MxOf::Recipients(domains) => domains.len() == 1,
+                MxOf::Domain(_) => true,
+            },
+        }
+    }
+
     /// Who gets mail for `domain`; or what becomes of the recipients if nobody does.
-    pub(super) async fn find(
-        &self,
-        domain: Option<&str>,
-        manners: &Manners,
-    ) -> Result<Vec<Arc<Host>>, Outcome> {
-        let Named { exchanges, of, port, hostname, known } = match self {
-            Hosts::Fixed(hosts) => return Ok(hosts.clone()),
+    pub(super) async fn find(&self, domain: Option<&str>, manners: &Manners) -> Result<Vec<Choice>, Outcome> {
+        let named = match self {
+            Hosts::Fixed(choices) => return Ok(choices.clone()),
             Hosts::Named(named) => &**named,
         };
-        let (port, domain) = (*port, domain.expect("the groups have domains"));
+        let (of, domain) = (&named.of, domain.expect("the groups have domains"));
         // No relay: what is looked up is what the operator has named.
         if let MxOf::Recipients(domains) = of
             && !domains.iter().any(|ours| ours.canonical() == domain)
         {
             return Err(Outcome::deferred(format!("{domain} is none of this transport's domains")));
         }
-        let found = exchanges.of(domain, hostname.canonical()).await?;
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = named.exchanges.of(domain, named.hostname.canonical()).await;
+        found.map(|found| named.hosts(found, manners)).map_err(|outcome| of.nobody(outcome))
+    }
+}
+
+impl Named {
+    /// The hosts at these, those that are known already with their connections.
+    fn hosts(&self, found: Vec<Exchange>, manners: &Manners) -> Vec<Choice> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() + found.len() > KNOWN_MAX {
             known.retain(|_, host| Arc::strong_count(host) > 1);
         }
         let hosts = found.into_iter().map(|Exchange { preference, name, address }| {
-            let label = format!("{name}[{address}]:{port}");
+            let label = format!("{name}[{address}]:{}", self.port);
             let fresh = || {
-                let endpoint = Endpoint::Tcp(address.to_string(), port);
-                Host::new(label.clone(), preference, endpoint, &name, manners)
+                let endpoint = Endpoint::Tcp(address.to_string(), self.port);
+                Host::new(label.clone(), endpoint, &name, manners)
             };
-            let host = known.entry(label.clone()).or_insert_with(fresh);
-            if host.priority != preference {
-                *host = fresh();
-            }
-            host.clone()
+            let host = known.entry(label.clone()).or_insert_with(fresh).clone();
+            Choice { priority: preference, host }
         });
-        Ok(hosts.collect())
+        hosts.collect()
     }
 }
 
@@ -181,6 +208,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::delivery::Delivery;
+    use crate::delivery::tests::attempt_for;
+    use crate::delivery::transport::NextHop;
     use crate::delivery::transport::next_hop::tests::manners;
 
     fn names(hosts: &[Arc<Host>]) -> Vec<&str> {
@@ -197,13 +227,61 @@ mod tests {
             .collect();
         let expected = [["a:25", "b:25", "c:25"], ["b:25", "a:25", "c:25"]];
         assert_eq!(seen, expected.map(|order| order.map(String::from).to_vec()).into());
-        hosts[1].rest();
+        hosts[1].host.rest();
         assert_eq!(names(&in_order(&hosts)), ["b:25", "c:25"]);
-        hosts[2].rest();
+        hosts[2].host.rest();
         assert_eq!(names(&in_order(&hosts)), ["c:25"]);
-        hosts[0].rest();
+        hosts[0].host.rest();
         assert_eq!(in_order(&hosts).len(), 3, "somebody has to be asked");
-        hosts[2].wake();
+        hosts[2].host.wake();
         assert_eq!(names(&in_order(&hosts)), ["b:25"]);
+    }
+
+    fn named(of: MxOf) -> Hosts {
+        let exchanges = Exchanges::new(&["127.0.0.1:1".parse().unwrap()], Duration::from_secs(60)).unwrap();
+        Hosts::exchanges(exchanges, of, 1, Domain::parse("mx.test", false).unwrap())
+    }
+
+    #[test]
+    fn what_the_dns_says_of_the_operators_domain_is_not_about_a_recipient() {
+        let domain = || Domain::parse("[127.0.0.1]", false).unwrap();
+        let null = || Outcome::rejected("5.1.10 no mail");
+        assert_eq!(MxOf::Domain(domain()).nobody(null()), Outcome::unreachable("5.1.10 no mail"));
+        assert_eq!(MxOf::Recipients(vec![domain()]).nobody(null()), null());
+    }
+
+    #[test]
+    fn one_domain_that_is_down_is_not_the_target() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let domain = |text: &str| Domain::parse(text, false).unwrap();
+        let (down, other) = (domain("[127.0.0.1]"), domain("other.example"));
+        let table = [
+            (MxOf::Domain(down.clone()), true),
+            (MxOf::Recipients(vec![down.clone()]), true),
+            (MxOf::Recipients(vec![down, other]), false),
+        ];
+        for (of, expected) in table {
+            let hop = NextHop::new(named(of), manners());
+            let outcomes = runtime.block_on(hop.deliver(&attempt_for(&["a@[127.0.0.1]"])));
+            assert!(
+                matches!(&outcomes[..], [Outcome::Deferred { is_of_target, reason, .. }]
+                    if *is_of_target == expected && reason.contains("connecting")),
+                "{outcomes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_host_of_several_domains_is_one_host() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let hosts = named(MxOf::Domain(Domain::parse("x.example", false).unwrap()));
+        let Hosts::Named(named) = &hosts else { panic!("they are named") };
+        let found = |preference| {
+            let exchange = Exchange { preference, name: "mx".into(), address: [192, 0, 2, 1].into() };
+            named.hosts(vec![exchange], &manners()).remove(0)
+        };
+        let (one, other) = runtime.block_on(async { (found(10), found(20)) });
+        assert_eq!((one.priority, other.priority), (10, 20));
+        assert!(Arc::ptr_eq(&one.host, &other.host));
     }
 }

@@ -23,12 +23,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use self::hosts::{Host, in_order};
+use self::hosts::{Choice, Host, in_order};
 pub use self::hosts::{Hosts, MxOf};
 pub use self::mx::Exchanges;
 use crate::client::{
-    Bounds, Content, Failure, Fate, HeaderText, Interrupted, Introduction, Leased, Login, Message, Origin,
-    Protection, Protocol, Reply, Step, Target, Timeouts, Transaction, Why,
+    Bounds, Content, Failure, Fate, HeaderText, Interrupted, Introduction, Leased, Login, Message, Objection,
+    Origin, Protection, Protocol, Reply, Step, SystemResolver, Target, Timeouts, Transaction, Why,
 };
 use crate::delivery::{Attempt, Chunks, Delivering, Delivery, Outcome};
 use crate::mail::Capabilities;
@@ -61,6 +61,7 @@ impl Manners {
     fn target(&self, endpoint: crate::client::Endpoint, name: &str) -> Target {
         Target {
             endpoint,
+            resolver: SystemResolver::default(),
             introduction: self.introduction.clone(),
             protection: self.protection.clone(),
             name: self.tls_name.clone().unwrap_or_else(|| name.into()),
@@ -90,14 +91,24 @@ impl NextHop {
                 Err(outcome) => progress.end_all(&places, || outcome.clone()),
             }
         }
-        progress.outcomes.into_iter().map(|outcome| outcome.expect("every group was seen to")).collect()
+        let mut outcomes: Vec<Outcome> =
+            progress.outcomes.into_iter().map(|outcome| outcome.expect("every group was seen to")).collect();
+        if !self.hosts.are_one_target() {
+            // A domain that is down would hold up the others.
+            for outcome in &mut outcomes {
+                if let Outcome::Deferred { is_of_target, .. } = outcome {
+                    *is_of_target = false;
+                }
+            }
+        }
+        outcomes
     }
 
     /// Sees to the recipients at `places` of the attempt.
     async fn relay(
         &self,
         attempt: &Attempt,
-        hosts: &[Arc<Host>],
+        hosts: &[Choice],
         mut places: Vec<usize>,
         progress: &mut Progress,
     ) {
@@ -219,9 +230,7 @@ impl Visit<'_> {
         let mut transaction = match transaction {
             Ok(transaction) => transaction,
             Err(objection) => {
-                let words =
-                    || Outcome::rejected(format!("{} {objection} ({})", objection.status(), self.host));
-                progress.end_all(&places, words);
+                progress.end_all(&places, || Outcome::rejected(self.objects(objection)));
                 return Transacted::Done;
             }
         };
@@ -236,8 +245,7 @@ impl Visit<'_> {
                 }
                 Some(Fate::Refused(reply, step)) => progress.end(place, self.refused(&reply, step)),
                 Some(Fate::Unfit(objection)) => {
-                    let words = format!("{} {objection} ({})", objection.status(), self.host);
-                    progress.end(place, Outcome::rejected(words));
+                    progress.end(place, Outcome::rejected(self.objects(objection)));
                 }
                 Some(Fate::Postponed(reply)) => postponed.push((place, reply)),
                 None => open.push(place),
@@ -256,6 +264,13 @@ impl Visit<'_> {
             Err(Interrupted::Content(error)) => {
                 progress.end_all(&open, || unreadable(&error));
                 progress.end_all(&postponed, || unreadable(&error));
+                Transacted::Interrupted
+            }
+            // Without its end nobody has it.
+            Err(Interrupted::Unfit(objection)) => {
+                let words = || Outcome::rejected(self.objects(objection));
+                progress.end_all(&open, words);
+                progress.end_all(&postponed, words);
                 Transacted::Interrupted
             }
             Err(Interrupted::Connection(failure)) if is_content_said => {
@@ -280,7 +295,9 @@ impl Visit<'_> {
         let manners = &self.hop.manners;
         let origin = manners.forwards_origin.then_some(Origin { id: *id, arrival });
         let (size, in_chunks) = (self.attempt.content_size(), manners.in_chunks);
-        Message { envelope, recipients, size, header, origin, in_chunks }
+        // Otherwise the gateway tells of it itself.
+        let tells_success = manners.capabilities.dsn;
+        Message { envelope, recipients, size, header, origin, tells_success, in_chunks }
     }
 
     /// What a reply of class 4 or 5 makes of a recipient.
@@ -298,6 +315,10 @@ impl Visit<'_> {
 
     fn said(&self, reply: &Reply, step: Step) -> String {
         format!("{reply} ({}, after {step})", self.host)
+    }
+
+    fn objects(&self, objection: Objection) -> String {
+        format!("{} {objection} ({})", objection.status(), self.host)
     }
 
     fn trouble(&self, failure: &Failure) -> String {
@@ -626,6 +647,21 @@ mod tests {
                 assert_eq!(deliver(&hop(&[&server]), &attempt).await, [expected]);
             });
         }
+    }
+
+    #[test]
+    fn a_bare_line_end_never_goes_behind_data() {
+        run(async {
+            let server = Scripted::start(smtp(&["PIPELINING"])).await;
+            let mut attempt = attempt_for(&["a@x"]);
+            let text = b"Subject: x\r\n\r\n\n.\nMAIL FROM:<evil@e.org>\n\r\n";
+            let parts = text.chunks(5).map(Bytes::copy_from_slice).collect();
+            attempt.content = Arc::new(crate::delivery::Content::Memory(parts));
+            let words =
+                "rejected: 5.6.0 the content has a bare CR or LF, which is sent to nobody behind DATA";
+            assert_eq!(deliver(&hop(&[&server]), &attempt).await, [words]);
+            assert_eq!(server.heard().contents.len(), 0);
+        });
     }
 
     #[test]

@@ -79,13 +79,14 @@ impl Exchanges {
     }
 
     /// The hosts that take mail for `domain`, but neither ourselves, `hostname`, nor those that are no better (RFC 5321 §5.1); never none. Otherwise
-    /// what becomes of its recipients.
+    /// what becomes of its recipients. A domain that the DNS does not know is a mistake that will be mended, or a registration that will be renewed: it is the
+    /// operator who has named it.
     pub async fn of(&self, domain: &str, hostname: &str) -> Result<Vec<Exchange>, Outcome> {
         if let Some(address) = literal(domain) {
             return Ok(vec![Exchange { preference: 0, name: domain.into(), address }]);
         }
         let records = match self.ask(domain, RecordType::MX).await.map_err(Outcome::unreachable)? {
-            Answer::NoName => return Err(Outcome::rejected(format!("5.1.2 there is no domain {domain}"))),
+            Answer::NoName => return Err(Outcome::unreachable(format!("5.1.2 there is no domain {domain}"))),
             Answer::None => Vec::new(),
             Answer::Records(records) => records,
         };
@@ -113,7 +114,7 @@ impl Exchanges {
             (false, _) => Ok(found),
             (true, Some(words)) => Err(Outcome::unreachable(words)),
             (true, None) if is_implicit => {
-                Err(Outcome::rejected(format!("5.4.4 {domain} has neither MX records nor an address")))
+                Err(Outcome::unreachable(format!("5.4.4 {domain} has neither MX records nor an address")))
             }
             (true, None) => Err(Outcome::deferred(format!("no exchange of {domain} has an address"))),
         }

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
@@ -15,15 +14,13 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy as Redirects;
 use reqwest::{Certificate, Client, Url};
-use tokio::sync::{Semaphore, oneshot};
 
 use super::Settings;
 use super::signature::Secrets;
+use crate::client::SystemResolver;
 
 /// Some servers close after 5 s what they have heard nothing on; a connection that is closed while it is taken costs an attempt.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Lookups of the endpoint's name at a time: each is a thread.
-const LOOKUPS_MAX: usize = 4;
 /// What a URL may take, octets.
 const URL_SIZE_MAX: usize = 2048;
 /// Octets of a file of header fields, and of each field: servers take 8 KiB.
@@ -104,7 +101,7 @@ pub struct Clients {
     fields: HeaderMap,
     /// None: those of the system.
     authorities: Option<Vec<Certificate>>,
-    resolver: Arc<SystemResolver>,
+    lookups: Arc<Lookups>,
     made: Mutex<HashMap<ThreadId, Client>>,
 }
 
@@ -137,7 +134,7 @@ impl Clients {
             connect_timeout: settings.connect_timeout,
             fields,
             authorities,
-            resolver: Arc::new(SystemResolver(Arc::new(Semaphore::new(LOOKUPS_MAX)))),
+            lookups: Arc::default(),
             made: Mutex::default(),
         };
         clients.make()?;
@@ -165,7 +162,7 @@ impl Clients {
             .http1_only()
             .connect_timeout(self.connect_timeout)
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .dns_resolver(self.resolver.clone())
+            .dns_resolver(self.lookups.clone())
             .default_headers(self.fields.clone())
             .user_agent(concat!("incoming/", env!("CARGO_PKG_VERSION")));
         if let Some(authorities) = &self.authorities {
@@ -175,22 +172,16 @@ impl Clients {
     }
 }
 
-/// Asks the system, on threads that end with the answer, in as many places as there are.
-struct SystemResolver(Arc<Semaphore>);
+/// The system's resolver, as the client asks for it.
+#[derive(Default)]
+struct Lookups(SystemResolver);
 
-impl Resolve for SystemResolver {
+impl Resolve for Lookups {
     fn resolve(&self, name: Name) -> Resolving {
-        let places = self.0.clone();
+        let resolver = self.0.clone();
         Box::pin(async move {
-            let place = places.acquire_owned().await?;
-            let (answer, answered) = oneshot::channel();
-            thread::Builder::new().name("lookup".into()).spawn(move || {
-                let found = (name.as_str(), 0).to_socket_addrs();
-                // Who asked may have lost patience.
-                let _ = answer.send(found.map(|addresses| Box::new(addresses) as Addrs));
-                drop(place);
-            })?;
-            Ok(answered.await??)
+            let found = resolver.find(name.as_str(), 0).await?;
+            Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
 }
@@ -259,21 +250,6 @@ mod tests {
         ] {
             assert_eq!(WebhookUrl::parse(text), None, "{text}");
         }
-    }
-
-    #[test]
-    fn names_are_looked_up_though_every_thread_of_the_runtime_is_busy() {
-        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
-        let (release, held) = std::sync::mpsc::channel::<()>();
-        let found = runtime.block_on(async {
-            tokio::task::spawn_blocking(move || held.recv());
-            let resolver = SystemResolver(Arc::new(Semaphore::new(1)));
-            let name = || "localhost".parse().unwrap();
-            let _ = resolver.resolve(name()).await.map(Iterator::count);
-            resolver.resolve(name()).await.map(Iterator::count)
-        });
-        drop(release);
-        assert!(found.unwrap() > 0);
     }
 
     #[test]
