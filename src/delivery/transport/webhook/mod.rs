@@ -386,16 +386,15 @@ async fn read_header(attempt: &Attempt) -> io::Result<HeaderFields> {
 
 /// An object with everything but the content.
 fn members(attempt: &Attempt, header: &HeaderFields) -> Vec<u8> {
-    let addresses = |name| header.all(name).flat_map(|field| field.addresses()).collect();
     let record = Record {
         message_id: attempt.id.to_string(),
         size: attempt.content_size(),
         envelope: EnvelopeRecord::from(&attempt.envelope.only(attempt.recipients.iter().map(|r| r.index))),
         arrival: ArrivalRecord::from(&*attempt.arrival),
         subject: header.get("subject").map(|field| field.decoded()),
-        from: addresses("from"),
-        to: addresses("to"),
-        cc: addresses("cc"),
+        from: header.addresses("from"),
+        to: header.addresses("to"),
+        cc: header.addresses("cc"),
         header: header.iter().map(|field| (field.name(), field.value())).collect(),
         header_is_cut: !header.is_whole(),
     };
