@@ -241,7 +241,7 @@ impl Webhook {
             Failure::NoClient(words) => Outcome::deferred(words),
             Failure::TimedOut => Outcome::unreachable(format!("{host}: no answer in time")),
             Failure::EarlySuccess(status) => {
-                Outcome::deferred(format!("{status} before it had the whole message ({host})"))
+                Outcome::deferred(format!("HTTP {status} before it had the whole message ({host})"))
             }
             Failure::Http(e) => {
                 let is_of_target = e.is_connect() || e.is_timeout();
