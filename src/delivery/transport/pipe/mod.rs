@@ -18,8 +18,8 @@
 //! Invariants:
 //! - no shell reads what others have written, and no address becomes an option (`template.rs`);
 //! - a command starts when the whole content is there, undamaged (`input.rs`);
-//! - whatever happens, no process of a run is left when its outcome is known, but those that a command left in the background when it ended by itself
-//!   (`process.rs`).
+//! - whatever happens, no process of a run is left when its outcome is known, but those that a command left in the background when it ended by itself,
+//!   and those that cannot be killed (`process.rs`).
 
 mod input;
 mod process;
@@ -120,6 +120,10 @@ impl Pipe {
             Ok((Ended::TimedOut, output)) => {
                 let after = humantime::format_duration(settings.timeout);
                 let reason = format!("{program} was killed after {after}{}", saying(&first_line(&output)));
+                (Outcome::unreachable(reason), false)
+            }
+            Ok((Ended::Never, _)) => {
+                let reason = format!("{program} goes on: it was killed, and did not end");
                 (Outcome::unreachable(reason), false)
             }
             Ok((Ended::Stopped, _)) => {

@@ -290,6 +290,15 @@ fn at_the_timeout_everything_that_was_started_ends() {
 }
 
 #[test]
+fn a_command_that_has_left_its_group_is_killed() {
+    let script = "import os, time; os.setpgid(0, os.getpgid(os.getppid())); print('left', flush=True); time.sleep(1000)";
+    let settings =
+        PipeSettings { timeout: Duration::from_secs(1), ..settings(&["/usr/bin/python3", "-c", script]) };
+    let outcomes = Pipe::new(settings).unwrap().deliver(&attempt_for(&["a@e.org"]));
+    assert_eq!(outcomes, [Outcome::unreachable("/usr/bin/python3 was killed after 1s: left")]);
+}
+
+#[test]
 fn a_command_can_be_asked_to_end() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("asked");
