@@ -87,6 +87,8 @@ pub enum Format {
 
 /// Posts messages to an endpoint.
 pub struct Webhook {
+    /// What the transport is called.
+    name: Box<str>,
     settings: Settings,
     clients: Clients,
     secrets: Option<Secrets>,
@@ -116,11 +118,11 @@ struct Record<'a> {
 }
 
 impl Webhook {
-    /// A transport to the endpoint of `settings`, whose files are read. An error is in words that follow the transport's name.
-    pub fn new(settings: Settings) -> Result<Self, String> {
+    /// The transport called `name`, to the endpoint of `settings`, whose files are read. An error is in words that follow that name.
+    pub fn new(name: &str, settings: Settings) -> Result<Self, String> {
         let (clients, secrets) = (Clients::new(&settings)?, endpoint::secrets(&settings)?);
         let host = settings.url.host();
-        Ok(Webhook { settings, clients, secrets, host })
+        Ok(Webhook { name: name.into(), settings, clients, secrets, host })
     }
 
     async fn deliver_all(&self, attempt: &Attempt) -> Vec<Outcome> {
@@ -173,7 +175,7 @@ impl Webhook {
             Format::Rfc822 => Form::Plain,
             Format::Json => Form::json(members(attempt, &read_header(attempt).await?)),
         };
-        let key = attempt.key();
+        let key = attempt.key(&self.name);
         let timestamp = unix_time();
         let mut signing = self.secrets.as_ref().map(|secrets| secrets.begin(&key, timestamp));
         let is_small = attempt.content_size() <= WHOLE_SIZE_MAX;
@@ -570,14 +572,14 @@ mod tests {
                 connect_timeout: patience(words == "timed out"),
                 ..settings(&format!("{scheme}://{host}/"))
             };
-            let (_, outcomes) = deliver(&Webhook::new(settings).unwrap(), &attempt_for(&["a@e.org"]));
+            let (_, outcomes) = deliver(&Webhook::new("hook", settings).unwrap(), &attempt_for(&["a@e.org"]));
             let text = outcomes[0].text();
             assert!(text.starts_with(&host) && text.contains(words), "{text}");
             assert_eq!(outcomes[0].is_of_target(), is_of_target, "{text}");
             endpoint.join().unwrap();
         }
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let webhook = Webhook::new(settings(&format!("http://{free}/"))).unwrap();
+        let webhook = Webhook::new("hook", settings(&format!("http://{free}/"))).unwrap();
         let (_, outcomes) = deliver(&webhook, &attempt_for(&["a@e.org"]));
         assert!(
             outcomes[0].is_of_target() && outcomes[0].text().contains("Connection refused"),
@@ -629,7 +631,7 @@ mod tests {
             let url = format!("http://{}/", listener.local_addr().unwrap());
             let settings =
                 Settings { format, secret_file: is_signed.then(|| secret.clone()), ..settings(&url) };
-            let webhook = Webhook::new(settings).unwrap();
+            let webhook = Webhook::new("hook", settings).unwrap();
             let endpoint = thread::spawn(move || {
                 let mut request = Vec::new();
                 let (mut socket, _) = listener.accept().unwrap();
