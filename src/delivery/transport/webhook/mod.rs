@@ -67,7 +67,7 @@ pub struct Settings {
     pub authorities: Option<PathBuf>,
     /// From the lookup of the name to the end of the handshake.
     pub connect_timeout: Duration,
-    /// For each piece of a message, and for the answer; for the whole once, and once more for each MiB.
+    /// For each piece of a message, and until the answer begins; for the whole once, and once more for each MiB.
     pub timeout: Duration,
     /// Recipients of one request.
     pub recipients_per_request_max: usize,
@@ -164,13 +164,15 @@ impl Webhook {
         let whole =
             self.settings.timeout.saturating_mul(u32::try_from(mebis).unwrap_or(u32::MAX).saturating_add(1));
         match timeout(whole, self.exchange(attempt)).await {
-            Ok(Ok(outcome)) => outcome,
+            // It has decided, however long it takes to say why.
+            Ok(Ok(response)) => self.judge(response).await,
             Ok(Err(failure)) => self.outcome_of(failure),
             Err(_) => self.outcome_of(Failure::TimedOut),
         }
     }
 
-    async fn exchange(&self, attempt: &Attempt) -> Result<Outcome, Failure> {
+    /// Until the header of the answer is there.
+    async fn exchange(&self, attempt: &Attempt) -> Result<Response, Failure> {
         let form = match self.settings.format {
             Format::Rfc822 => Form::Plain,
             Format::Json => Form::json(members(attempt, &read_header(attempt).await?)),
@@ -210,21 +212,19 @@ impl Webhook {
             }
             Format::Json => request = request.header(CONTENT_TYPE, "application/json"),
         }
-        let response = if is_small {
+        if is_small {
             let answered = request.body(whole).send();
-            timeout(self.settings.timeout, answered).await.map_err(|_| Failure::TimedOut)??
-        } else {
-            let size = form.size(attempt.content_size());
-            let (sender, feed) = body::feed(size);
-            let answered = async { Ok(request.body(Body::wrap(feed)).send().await?) };
-            let mut feeding = Feeding { pieces: Pieces::of(attempt, &form), left: size };
-            let response = future::or(answered, feeding.run(sender, self.settings.timeout)).await?;
-            if response.status().is_success() && feeding.left > 0 {
-                return Err(Failure::EarlySuccess(response.status().as_u16()));
-            }
-            response
-        };
-        Ok(self.judge(response).await)
+            return Ok(timeout(self.settings.timeout, answered).await.map_err(|_| Failure::TimedOut)??);
+        }
+        let size = form.size(attempt.content_size());
+        let (sender, feed) = body::feed(size);
+        let answered = async { Ok(request.body(Body::wrap(feed)).send().await?) };
+        let mut feeding = Feeding { pieces: Pieces::of(attempt, &form), left: size };
+        let response = future::or(answered, feeding.run(sender, self.settings.timeout)).await?;
+        if response.status().is_success() && feeding.left > 0 {
+            return Err(Failure::EarlySuccess(response.status().as_u16()));
+        }
+        Ok(response)
     }
 
     async fn judge(&self, response: Response) -> Outcome {
@@ -585,6 +585,28 @@ mod tests {
             outcomes[0].is_of_target() && outcomes[0].text().contains("Connection refused"),
             "{outcomes:?}"
         );
+    }
+
+    #[test]
+    fn an_answer_that_does_not_end_is_an_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let settings = Settings {
+            timeout: SAID_TIMEOUT / 2,
+            ..settings(&format!("http://{}/", listener.local_addr().unwrap()))
+        };
+        let endpoint = thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let _ = socket.read(&mut [0; 4096]);
+            let header = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n\r\nsaid";
+            socket.write_all(header).unwrap();
+            let _ = socket.read_to_end(&mut Vec::new());
+        });
+        let webhook = Webhook::new("hook", settings).unwrap();
+        let (runtime, outcomes) = deliver(&webhook, &attempt_for(&["a@e.org"]));
+        assert!(matches!(outcomes[..], [Outcome::Delivered { .. }]), "{outcomes:?}");
+        assert!(outcomes[0].text().starts_with("HTTP 200 OK: said"), "{outcomes:?}");
+        drop((runtime, webhook));
+        endpoint.join().unwrap();
     }
 
     /// Content of 64 KiB parts, of which those from `damaged` on are.
