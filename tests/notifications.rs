@@ -52,6 +52,7 @@ impl Case {
             host: &Domain::parse("mx.example.com", false).expect("a domain"),
             id: ID,
             envelope: &envelope,
+            is_authenticated: true,
             arrived: 1_000_000_000,
             recipients: &[Told { index: 0, event: Event::Failed(self.reason), attempts: 1, unix_time: 0 }],
             now: 1_000_000_001,

@@ -298,18 +298,19 @@ fn what_an_endpoint_answers_is_delivered_deferred_or_rejected() {
     let rejected = [
         (
             json!({ "status": 422, "headers": { "Content-Type": "text/plain" }, "body": "too\r\nugly" }),
-            "422 Unprocessable Entity: too ugly",
+            "HTTP 422 Unprocessable Entity: too ugly",
         ),
         (
             json!({ "status": 404, "headers": { "Content-Type": "text/html" }, "body": "<p>" }),
-            "404 Not Found (localhost",
+            "HTTP 404 Not Found (localhost",
         ),
         // Before it has read the message.
-        (json!({ "status": 413, "early": true }), "413 Payload Too Large"),
+        (json!({ "status": 413, "early": true }), "HTTP 413 Payload Too Large"),
     ];
     for (told, words) in rejected {
         service.answer(told);
-        let content = if words.starts_with("413") { odd_content(5 << 20, false) } else { small.to_vec() };
+        let content =
+            if words.starts_with("HTTP 413") { odd_content(5 << 20, false) } else { small.to_vec() };
         let id = send(&content);
         wait::until(words, || setup.dead_letters().contains(&id));
         let letter =
@@ -318,6 +319,7 @@ fn what_an_endpoint_answers_is_delivered_deferred_or_rejected() {
     }
     let deferred = [
         json!({ "status": 302, "headers": { "Location": "/elsewhere" } }),
+        json!({ "status": 400 }),
         json!({ "status": 401 }),
         json!({ "status": 429, "headers": { "Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT" } }),
         json!({ "status": 500 }),

@@ -65,11 +65,13 @@ impl Attempt {
         Chunks::of(&self.content)
     }
 
-    /// The same for every attempt for these recipients of this message, and for no other: where the other side can tell by it that it
-    /// has the message already, nobody gets it twice.
-    pub fn key(&self) -> String {
+    /// The same for every attempt of the transport of this name for these recipients of this message, and for no other: where the other
+    /// side can tell by it that it has the message already, nobody gets it twice. Two transports may lead to the same side, for
+    /// different ends: what one has brought is not what the other brings.
+    pub fn key(&self, transport: &str) -> String {
         let indices: Vec<u8> = self.recipients.iter().flat_map(|r| r.index.to_le_bytes()).collect();
-        format!("{}-{:08x}", self.id, crc32c::crc32c(&indices))
+        let digest = crc32c::crc32c_append(crc32c::crc32c(transport.as_bytes()), &indices);
+        format!("{}-{digest:08x}", self.id)
     }
 }
 
@@ -86,13 +88,14 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_that_of_a_message_and_its_recipients() {
+    fn the_key_is_that_of_a_message_its_recipients_and_the_transport() {
         let (one, two) = (attempt_for(&["a@e.org"]), attempt_for(&["a@e.org", "b@e.org"]));
         assert_eq!(
-            one.key(),
-            attempt_for(&["c@e.net"]).key(),
+            one.key("hook"),
+            attempt_for(&["c@e.net"]).key("hook"),
             "the message is the same, and the place in it"
         );
-        assert_ne!(one.key(), two.key());
+        let keys = [one.key("hook"), two.key("hook"), one.key("archive"), two.key("archive"), one.key("")];
+        assert_eq!(keys.iter().collect::<std::collections::BTreeSet<_>>().len(), keys.len(), "{keys:?}");
     }
 }

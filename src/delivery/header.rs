@@ -16,7 +16,9 @@
 //! - fields are in the order of the message, those of one name too;
 //! - no part of a field is given for the whole: of a section larger than [`HEADER_FIELDS_SIZE_MAX`] the fields that fit are there, and
 //!   [`HeaderFields::is_whole`] says that some are not;
-//! - the body is never read, but for what came in the same block.
+//! - the body is never read, but for what came in the same block;
+//! - decoding is cheap whatever a stranger has written, so that it need not leave a thread that must not block: what is longer than
+//!   [`DECODED_SIZE_MAX`] or [`ADDRESSES_SIZE_MAX`], or has an encoded word longer than [`WORD_SIZE_MAX`], is left as it is.
 //!
 //! Knows nothing of where content comes from.
 
@@ -24,7 +26,7 @@ use std::borrow::Cow;
 use std::io::{self, ErrorKind, Read};
 
 use mail_parser::parsers::MessageStream;
-use memchr::memchr;
+use memchr::{memchr, memmem};
 use serde::Serialize;
 
 use crate::limits::HEADER_FIELDS_SIZE_MAX;
@@ -33,6 +35,15 @@ use crate::limits::HEADER_FIELDS_SIZE_MAX;
 const BLOCK_SIZE: usize = 8 << 10;
 /// A field name is shorter than the longest line (RFC 5322 §2.1.1), octets; what is longer is no field.
 const NAME_SIZE_MAX: usize = 998;
+/// The longest text that is decoded, octets: some hundred lines of people's.
+const DECODED_SIZE_MAX: usize = 8 << 10;
+/// The longest list that is taken apart, octets: some thousand mailboxes.
+const ADDRESSES_SIZE_MAX: usize = 64 << 10;
+/// Mailboxes of a list.
+const ADDRESSES_MAX: usize = 1000;
+/// The longest encoded word, octets; RFC 2047 §2 has 75, senders have more. What has begun like one is read to its end again from each
+/// such beginning: without a bound, as often as it is long.
+const WORD_SIZE_MAX: usize = 512;
 
 /// The fields of a header section, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,15 +97,21 @@ impl<'a> HeaderField<'a> {
         String::from_utf8_lossy(&self.raw[start..end])
     }
 
-    /// The value with its encoded words decoded (RFC 2047).
+    /// The value with its encoded words decoded (RFC 2047); as it is where that costs too much (see the module).
     pub fn decoded(&self) -> String {
+        if self.raw.len() > DECODED_SIZE_MAX || !has_short_words(self.raw) {
+            return self.value().into_owned();
+        }
         let line = self.line();
         let value = MessageStream::new(&line).parse_unstructured();
         value.into_text().map_or_else(String::new, Cow::into_owned)
     }
 
-    /// The mailboxes of the value, those of groups too; none where it has none.
+    /// The mailboxes of the value, those of groups too; none where it has none, or where finding them costs too much (see the module).
     pub fn addresses(&self) -> Vec<Address> {
+        if self.raw.len() > ADDRESSES_SIZE_MAX || !has_short_words(self.raw) {
+            return Vec::new();
+        }
         let line = self.line();
         let value = MessageStream::new(&line).parse_address();
         let Some(addresses) = value.as_address() else { return Vec::new() };
@@ -102,7 +119,7 @@ impl<'a> HeaderField<'a> {
             let address = addr.address()?.to_string();
             Some(Address { name: addr.name().map(String::from), address })
         };
-        addresses.iter().filter_map(owned).collect()
+        addresses.iter().filter_map(owned).take(ADDRESSES_MAX).collect()
     }
 
     /// The body as the one line it is after unfolding: parsers look for its end.
@@ -150,6 +167,17 @@ impl HeaderFields {
     pub fn joined(&self, name: &str) -> Option<String> {
         let values: Vec<_> = self.all(name).map(|field| field.value()).collect();
         (!values.is_empty()).then(|| values.join(", "))
+    }
+
+    /// The mailboxes of all fields of this name, [`ADDRESSES_MAX`] at most; of fields that are together longer than
+    /// [`ADDRESSES_SIZE_MAX`] the first only.
+    pub fn addresses(&self, name: &str) -> Vec<Address> {
+        let mut room = ADDRESSES_SIZE_MAX;
+        let fields = self.all(name).map_while(|field| {
+            room = room.checked_sub(field.raw.len().max(1))?;
+            Some(field)
+        });
+        fields.flat_map(|field| field.addresses()).take(ADDRESSES_MAX).collect()
     }
 
     /// How many fields there are.
@@ -273,6 +301,14 @@ impl HeaderReader {
     }
 }
 
+/// Whether everything that begins like an encoded word has an end that is near.
+fn has_short_words(text: &[u8]) -> bool {
+    memmem::find_iter(text, b"=?").all(|at| {
+        let rest = &text[at + 2..];
+        rest.len() <= WORD_SIZE_MAX || memmem::find(&rest[..WORD_SIZE_MAX], b"?=").is_some()
+    })
+}
+
 fn kind(line: &[u8]) -> Kind {
     let is_space = |c: &u8| matches!(c, b' ' | b'\t');
     if line.first().is_some_and(is_space) {
@@ -380,6 +416,39 @@ mod tests {
             ]
         );
         assert_eq!(fields.get("cc").unwrap().addresses(), []);
+    }
+
+    #[test]
+    fn what_costs_too_much_is_not_decoded() {
+        let subject =
+            |text: &str| parse(format!("Subject: {text}\r\n").as_bytes()).get("subject").unwrap().decoded();
+        let word = |size: usize| format!("=?utf-8?q?{}?=", "x".repeat(size));
+        assert_eq!(subject(&word(WORD_SIZE_MAX - 10)), "x".repeat(WORD_SIZE_MAX - 10));
+        assert_eq!(subject(&(word(1) + &" plain".repeat(1000))), "x".to_string() + &" plain".repeat(1000));
+        let octets = |count: usize, text: &str| text.repeat(count / text.len());
+        let mebi = HEADER_FIELDS_SIZE_MAX / 2;
+        let hostile = [
+            octets(mebi, "=?ab?Q?x"),
+            octets(mebi, "=?ab?B?AAAA"),
+            octets(DECODED_SIZE_MAX / 2, "=?ab?Q?x"),
+            octets(mebi, "a =?ab?Q?x?="),
+            word(WORD_SIZE_MAX) + &" ".repeat(WORD_SIZE_MAX) + "x",
+        ];
+        for text in &hostile {
+            assert!(subject(text) == *text, "{}", &text[..50]);
+            let fields = parse(format!("To: {text} <a@e.org>\r\n").as_bytes());
+            assert_eq!(fields.get("to").unwrap().addresses(), [], "{}", &text[..50]);
+        }
+        let list = |size: usize, separator: &str| {
+            let text = octets(size, &format!("@,{separator}"));
+            parse(format!("To: {text}\r\n").as_bytes()).addresses("to").len()
+        };
+        assert_eq!(list(ADDRESSES_SIZE_MAX / 2, ""), ADDRESSES_MAX);
+        assert_eq!(list(ADDRESSES_SIZE_MAX / 2, "\r\nTo:"), ADDRESSES_MAX);
+        assert_eq!(list(mebi, ""), 0);
+        let long = format!("To: a@e.org\r\nTo:{}b@e.org\r\nTo: c@e.org\r\n", " ".repeat(ADDRESSES_SIZE_MAX));
+        let found = parse(long.as_bytes()).addresses("to");
+        assert_eq!(found.iter().map(|found| &found.address[..]).collect::<Vec<_>>(), ["a@e.org"]);
     }
 
     #[test]

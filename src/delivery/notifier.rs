@@ -53,6 +53,7 @@ impl Notifier {
             host: &self.host,
             id: message_id,
             envelope,
+            is_authenticated: attempt.arrival.authenticated.is_some(),
             arrived: attempt.arrival.unix_time,
             recipients: told,
             now: unix.as_secs(),

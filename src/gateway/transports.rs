@@ -16,7 +16,8 @@ pub fn load(config: &Config) -> Result<(Targets, Routes), Error> {
     let mut targets = Vec::with_capacity(config.transports.len());
     for (n, (name, transport)) in config.transports.iter().enumerate() {
         let id = TargetId(u16::try_from(n).map_err(|_| Error("too many transports".into()))?);
-        let means = make(config, transport).map_err(|words| Error(format!("transport.{name}: {words}")))?;
+        let means =
+            make(config, name, transport).map_err(|words| Error(format!("transport.{name}: {words}")))?;
         targets.push(Target::new(id, name, means, transport.limits, config.delivery.channel_size));
     }
     let id = |name: &String| {
@@ -41,7 +42,7 @@ pub fn capabilities(targets: &Targets, routes: &Routes) -> Capabilities {
     each.reduce(Capabilities::and).unwrap_or_default()
 }
 
-fn make(config: &Config, transport: &Transport) -> Result<Means, String> {
+fn make(config: &Config, name: &str, transport: &Transport) -> Result<Means, String> {
     Ok(match &transport.kind {
         TransportKind::Discard(_) => Means::Async(Arc::new(Discard)),
         TransportKind::Maildir(maildir) => {
@@ -51,7 +52,7 @@ fn make(config: &Config, transport: &Transport) -> Result<Means, String> {
         TransportKind::Lmtp(lmtp) => Means::Async(Arc::new(next_hops::lmtp(config, lmtp)?)),
         TransportKind::Smtp(smtp) => Means::Async(Arc::new(next_hops::smtp(config, smtp)?)),
         TransportKind::Pipe(settings) => Means::Blocking(Arc::new(pipe(config, settings)?)),
-        TransportKind::Webhook(webhook) => Means::Async(Arc::new(Webhook::new(webhook.settings())?)),
+        TransportKind::Webhook(webhook) => Means::Async(Arc::new(Webhook::new(name, webhook.settings())?)),
     })
 }
 

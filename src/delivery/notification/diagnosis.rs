@@ -24,14 +24,14 @@ pub(super) fn diagnose(reason: &str, otherwise: Status) -> Diagnosis<'_> {
         let status = Status::leading(reason).filter(|status| status.class != Class::Success);
         return Diagnosis {
             status: status.unwrap_or(otherwise),
-            words: status.map(|_| reason),
+            words: status.map(|_| split_remote(reason, false).0),
             is_reply: false,
             remote: None,
         };
     };
     // RFC 2034 §4: the class of both is the same.
     let status = Status::leading(behind).filter(|status| status.class == class);
-    let (words, remote) = split_remote(reason);
+    let (words, remote) = split_remote(reason, true);
     Diagnosis {
         status: match class {
             // A reply that says yes explains no failure.
@@ -58,21 +58,30 @@ fn reply_code(text: &str) -> Option<(Class, &str)> {
     Some((class, behind))
 }
 
-/// The reply, and who gave it, where ` (host:port, after …)` stands at its end.
-fn split_remote(reason: &str) -> (&str, Option<String>) {
+/// The words, and who gave the reply, where ` (host:port, after …)` stands at the end; words of ours have no step there. A socket of this
+/// machine is nobody else's business.
+fn split_remote(reason: &str, is_reply: bool) -> (&str, Option<String>) {
     let split = || {
-        let (reply, place) = reason.strip_suffix(')')?.rsplit_once(" (")?;
-        let (host, port) = place.split_once(", after ")?.0.rsplit_once(':')?;
+        let (words, place) = reason.strip_suffix(')')?.rsplit_once(" (")?;
+        let endpoint = match place.split_once(", after ") {
+            Some((endpoint, _)) => endpoint,
+            None if is_reply => return None,
+            None => place,
+        };
+        let (host, port) = endpoint.rsplit_once(':')?;
         port.parse::<u16>().ok()?;
-        Some((reply, host))
+        Some((words, host))
     };
-    let Some((reply, host)) = split() else { return (reason, None) };
+    let Some((words, host)) = split() else {
+        let socket = reason.rfind(" (unix:").filter(|_| reason.ends_with(')'));
+        return (&reason[..socket.unwrap_or(reason.len())], None);
+    };
     let remote = match host.trim_matches(['[', ']']).parse() {
         Ok(IpAddr::V4(v4)) => Some(format!("[{v4}]")),
         Ok(IpAddr::V6(v6)) => Some(format!("[IPv6:{v6}]")),
         Err(_) => Domain::parse(host, false).ok().map(|domain| domain.as_str().to_owned()),
     };
-    (reply, remote)
+    (words, remote)
 }
 
 #[cfg(test)]
@@ -94,12 +103,9 @@ mod tests {
             ("550 no (192.0.2.1:24, after RCPT)", all("5.0.0")("550 no"), true, Some("[192.0.2.1]")),
             ("550 no ([::1]:24, after RCPT)", all("5.0.0")("550 no"), true, Some("[IPv6:::1]")),
             ("451 4.3.0 (x_y:24, after DATA)", all("4.3.0")("451 4.3.0"), true, None),
-            (
-                "550 no (unix:/run/lmtp, after RCPT)",
-                all("5.0.0")("550 no (unix:/run/lmtp, after RCPT)"),
-                true,
-                None,
-            ),
+            ("550 no (unix:/run/lmtp, after RCPT)", all("5.0.0")("550 no"), true, None),
+            ("550 no (unix:/a (b)/c, after RCPT)", all("5.0.0")("550 no"), true, None),
+            ("550 no (mx:25)", all("5.0.0")("550 no (mx:25)"), true, None),
             ("550 no (really)", all("5.0.0")("550 no (really)"), true, None),
             ("451-4.7.1 later", all("4.7.1")("451-4.7.1 later"), true, None),
             ("550", all("5.0.0")("550"), true, None),
@@ -109,6 +115,10 @@ mod tests {
             ("550 5.1000.1 four digits", all("5.0.0")("550 5.1000.1 four digits"), true, None),
             ("250 2.0.0 yes", all("4.4.7")("250 2.0.0 yes"), true, None),
             ("5.6.3 it cannot be carried", all("5.6.3")("5.6.3 it cannot be carried"), false, None),
+            ("5.3.4 too large (unix:/run/lmtp)", all("5.3.4")("5.3.4 too large"), false, None),
+            ("5.3.4 too large (mx1.example:25)", all("5.3.4")("5.3.4 too large"), false, None),
+            ("5.2.2 full (exit code 1)", all("5.2.2")("5.2.2 full (exit code 1)"), false, None),
+            ("HTTP 422 Unprocessable Entity: 5.1.1 no (app.internal:8443)", ("4.4.7", None), false, None),
             ("2.0.0 yes", ("4.4.7", None), false, None),
             ("/var/mail/b: Permission denied", ("4.4.7", None), false, None),
             ("5501 octets", ("4.4.7", None), false, None),

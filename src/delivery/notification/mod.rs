@@ -9,6 +9,8 @@
 //! - what others have written (addresses, ENVID, replies, content) ends no field, no line and no part;
 //! - lines end in CRLF and have at most 998 octets; octets above 127 are there only as the envelope says;
 //! - what goes to an address in ASCII needs no SMTPUTF8: whether its server has that is not known (RFC 6533 §4.5);
+//! - of a message from nobody we know its header section comes back at most: whoever forged the reverse-path has no body of his own
+//!   delivered by us, whatever he asks for with RET;
 //! - of reasons the sender is shown replies, and words of ours that begin with a status code. Other reasons are our operator's: they
 //!   name folders, URLs and machines, and the sender may be anybody.
 //!
@@ -40,6 +42,8 @@ pub use rate::{NotificationRate, Over};
 
 /// Recipients that the words name at most; the others are in the part for programs only.
 const NAMED_MAX: usize = 50;
+/// Recipients in the part for programs: some 4 MiB at worst.
+const STATUS_MAX: usize = 1000;
 
 /// What happened to a recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +97,8 @@ pub struct Notification<'a> {
     pub id: MessageId,
     /// Its whole envelope.
     pub envelope: &'a Envelope,
+    /// Its client had authenticated itself: who sent it is no stranger.
+    pub is_authenticated: bool,
     /// When it arrived, in seconds since 1970.
     pub arrived: u64,
     /// What happened to which of its recipients. Those of whom the sender does not want to hear are left out.
@@ -116,7 +122,7 @@ impl Notification<'_> {
     /// The notification with what it brings back of `content`, which has `size` octets; `None` where there is nobody to tell, or nothing he
     /// wants to hear. Content that cannot be read is not brought back.
     ///
-    /// Some 4 KiB for each recipient at most, and [`RETURNED_SIZE_MAX`](crate::limits::RETURNED_SIZE_MAX), three times as much where it has to be
+    /// Some 4 KiB for each recipient at most, a thousand of whom have their outcomes in it, and [`RETURNED_SIZE_MAX`](crate::limits::RETURNED_SIZE_MAX), three times as much where it has to be
     /// encoded.
     ///
     /// # Panics
@@ -132,10 +138,11 @@ impl Notification<'_> {
             return None;
         }
         let to_utf8 = !sender.as_str().is_ascii();
-        // All of it with a failure only (RFC 3461 §4.3), and not of what needs TLS (RFC 8689 §5). Where nothing is asked, the header section
-        // says which message it was, and whoever forged the reverse-path has nothing of his own delivered by us.
+        // All of it with a failure only (RFC 3461 §4.3), and not of what needs TLS (RFC 8689 §5). Where nothing is asked, or who asks is not
+        // known, the header section says which message it was.
         let ret = self.envelope.dsn.as_ref().and_then(|dsn| dsn.ret);
-        let whole = ret == Some(Ret::Full) && is_failure && !self.envelope.require_tls;
+        let whole =
+            ret == Some(Ret::Full) && is_failure && self.is_authenticated && !self.envelope.require_tls;
         let wish = Wish { whole, is_utf8: self.envelope.smtputf8, to_utf8 };
         let returned = returned(content, size, wish);
         let status = self.status(&told, to_utf8);
@@ -234,10 +241,13 @@ impl Notification<'_> {
             }
             let left = group.len().saturating_sub(NAMED_MAX - named);
             if left > 0 {
-                let _ =
-                    write!(words, "  and to {left} more, named in the next part of this notification\r\n");
+                let _ = write!(words, "  and to {left} more: see the next part of this notification\r\n");
             }
             named += group.len() - left;
+        }
+        if told.len() > STATUS_MAX {
+            let _ =
+                write!(words, "\r\nThe next part names {STATUS_MAX} of all {} recipients.\r\n", told.len());
         }
         if told.iter().any(|told| told.event.is_failure()) {
             words.push_str("\r\nNo further attempt will be made.\r\n");
@@ -261,7 +271,7 @@ impl Notification<'_> {
         push_exactly("Reporting-MTA", &format!("dns; {}", self.host.canonical()), &mut status);
         format_date(self.arrived, &mut date);
         push_exactly("Arrival-Date", &date, &mut status);
-        for told in told {
+        for told in told.iter().take(STATUS_MAX) {
             status.push_str("\r\n");
             let asked = self.envelope.recipient_dsn(told.index);
             if let Some(original) = asked.and_then(|asked| asked.original.as_ref()) {

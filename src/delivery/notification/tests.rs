@@ -8,6 +8,7 @@ const CONTENT: &[u8] = b"Subject: x\r\nFrom: a@e.org\r\n\r\nbody\r\n";
 
 struct Rig {
     envelope: Envelope,
+    is_authenticated: bool,
     host: Domain,
 }
 
@@ -34,6 +35,7 @@ impl Rig {
                     recipients.iter().map(|r| path(r.0)).collect(),
                 )
             },
+            is_authenticated: true,
             host: Domain::parse("Example.ORG", false).unwrap(),
         }
     }
@@ -50,6 +52,7 @@ impl Rig {
             host: &self.host,
             id: MessageId { log: 1, sequence: 33 },
             envelope: &self.envelope,
+            is_authenticated: self.is_authenticated,
             arrived: 951_868_800,
             recipients: &recipients,
             now: 1_735_689_600,
@@ -196,21 +199,23 @@ fn nobody_is_told_nothing() {
 }
 
 #[test]
-fn the_whole_message_comes_back_only_with_a_failure_that_asked_for_it() {
+fn the_whole_message_comes_back_only_with_a_failure_to_somebody_known_who_asked_for_it() {
     let recipients = [("a@e.org", "SUCCESS,FAILURE", "")];
     let large = [CONTENT, &b"x\r\n".repeat(crate::limits::RETURNED_SIZE_MAX)].concat();
     let failed = Event::Failed("550 no");
     let table = [
-        ("FULL", false, failed, CONTENT, true),
-        ("FULL", true, failed, CONTENT, false),
-        ("FULL", false, Event::Delivered, CONTENT, false),
-        ("FULL", false, failed, &large, false),
-        ("HDRS", false, failed, CONTENT, false),
-        ("", false, failed, CONTENT, false),
+        ("FULL", (true, false), failed, CONTENT, true),
+        ("FULL", (false, false), failed, CONTENT, false),
+        ("FULL", (true, true), failed, CONTENT, false),
+        ("FULL", (true, false), Event::Delivered, CONTENT, false),
+        ("FULL", (true, false), failed, &large, false),
+        ("HDRS", (true, false), failed, CONTENT, false),
+        ("", (true, false), failed, CONTENT, false),
     ];
-    for (ret, require_tls, event, content, is_whole) in table {
+    for (ret, (is_authenticated, require_tls), event, content, is_whole) in table {
         let mut rig = Rig::new("s@e.net", (ret, ""), &recipients);
         rig.envelope.require_tls = require_tls;
+        rig.is_authenticated = is_authenticated;
         let written = rig.write(&[event], content).unwrap();
         assert_eq!(written.envelope.require_tls, require_tls);
         let text = String::from_utf8(written.content).unwrap();
@@ -229,6 +234,7 @@ fn content_that_cannot_be_read_is_left_out() {
         host: &rig.host,
         id: MessageId { log: 1, sequence: 33 },
         envelope: &rig.envelope,
+        is_authenticated: true,
         arrived: 0,
         recipients: &told,
         now: 0,
@@ -312,17 +318,18 @@ fn no_content_holds_the_boundary() {
 }
 
 #[test]
-fn five_thousand_recipients_are_all_in_it_and_fifty_are_named() {
+fn of_five_thousand_recipients_a_thousand_have_their_outcomes_and_fifty_are_named() {
     let path = |n: usize| format!("r{n}@e.org");
     let paths: Vec<_> = (0..5000).map(path).collect();
     let recipients: Vec<_> = paths.iter().map(|path| (path.as_str(), "", "")).collect();
     let rig = Rig::new("s@e.net", ("", ""), &recipients);
     let reason = format!("550 5.1.1 {}", "no ".repeat(600));
     let text = rig.text(&vec![Event::Failed(&reason); 5000], CONTENT);
-    assert_eq!(text.matches("Final-Recipient: rfc822;").count(), 5000);
+    assert_eq!(text.matches("Final-Recipient: rfc822;").count(), STATUS_MAX);
     assert_eq!(text.matches("\r\n  <r").count(), NAMED_MAX);
-    assert!(text.contains("  and to 4950 more, named in the next part"), "{}", &text[..2000]);
-    assert!(text.contains("<postmaster@example.org>") && text.len() < 5000 * 4096);
+    assert!(text.contains("  and to 4950 more: see the next part"), "{}", &text[..2000]);
+    assert!(text.contains("\r\nThe next part names 1000 of all 5000 recipients.\r\n"));
+    assert!(text.contains("<postmaster@example.org>") && text.len() < STATUS_MAX * 4096);
 }
 
 fn hostile() -> impl Strategy<Value = String> {

@@ -176,7 +176,7 @@ impl Hosts {
         if let MxOf::Recipients(domains) = of
             && !domains.iter().any(|ours| ours.canonical() == domain)
         {
-            return Err(Outcome::deferred(format!("{domain} is none of this transport's domains")));
+            return Err(Outcome::unasked(format!("{domain} is none of this transport's domains")));
         }
         let found = named.exchanges.of(domain, named.hostname.canonical()).await;
         found.map(|found| named.hosts(found, manners)).map_err(|outcome| of.nobody(outcome))
@@ -209,6 +209,7 @@ mod tests {
 
     use super::*;
     use crate::delivery::Delivery;
+    use crate::delivery::Fault;
     use crate::delivery::tests::attempt_for;
     use crate::delivery::transport::NextHop;
     use crate::delivery::transport::next_hop::tests::manners;
@@ -264,8 +265,8 @@ mod tests {
             let hop = NextHop::new(named(of), manners());
             let outcomes = runtime.block_on(hop.deliver(&attempt_for(&["a@[127.0.0.1]"])));
             assert!(
-                matches!(&outcomes[..], [Outcome::Deferred { is_of_target, reason, .. }]
-                    if *is_of_target == expected && reason.contains("connecting")),
+                matches!(&outcomes[..], [Outcome::Deferred { fault, reason, .. }]
+                    if (*fault == Fault::Target) == expected && reason.contains("connecting")),
                 "{outcomes:?}"
             );
         }

@@ -30,7 +30,7 @@ use crate::client::{
     Bounds, Content, Failure, Fate, HeaderText, Interrupted, Introduction, Leased, Login, Message, Objection,
     Origin, Protection, Protocol, Reply, Step, SystemResolver, Target, Timeouts, Transaction, Why,
 };
-use crate::delivery::{Attempt, Chunks, Delivering, Delivery, Outcome};
+use crate::delivery::{Attempt, Chunks, Delivering, Delivery, Fault, Outcome};
 use crate::mail::Capabilities;
 
 /// How servers are spoken to.
@@ -96,8 +96,8 @@ impl NextHop {
         if !self.hosts.are_one_target() {
             // A domain that is down would hold up the others.
             for outcome in &mut outcomes {
-                if let Outcome::Deferred { is_of_target, .. } = outcome {
-                    *is_of_target = false;
+                if let Outcome::Deferred { fault: fault @ Fault::Target, .. } = outcome {
+                    *fault = Fault::Message;
                 }
             }
         }
@@ -342,7 +342,7 @@ enum Transacted {
 }
 
 fn unreadable(error: &io::Error) -> Outcome {
-    Outcome::deferred(format!("the stored content cannot be read: {error}"))
+    Outcome::unasked(format!("the stored content cannot be read: {error}"))
 }
 
 /// The content, as the client takes it.
@@ -403,7 +403,6 @@ mod tests {
     use super::*;
     use crate::client::scripted::{Script, Scripted};
     use crate::client::{Endpoint, Protocol};
-    use crate::delivery::Fault;
     use crate::delivery::tests::attempt_for;
 
     const LONG: Duration = Duration::from_secs(60);

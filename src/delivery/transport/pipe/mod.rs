@@ -9,8 +9,8 @@
 //! |---|---|
 //! | ends with 0, whether it has read its input or not | delivered |
 //! | ends otherwise, and its output begins with a status code, as `5.1.1 no such user` | rejected or deferred, by the class of that |
-//! | ends with 65, 67, 68, 69 or 77 of `sysexits.h` | rejected: that is a decision about the message or the recipient |
-//! | ends with 64, 72, 78, or 126 and 127 of a shell | deferred: the command is not as it should be, whatever the message |
+//! | ends with 65, 67 or 68 of `sysexits.h` | rejected: that is a decision about the message or the recipient |
+//! | ends with 64, 69, 72, 78, or 126 and 127 of a shell | deferred: the command, or what it needs, is not as it should be, whatever the message |
 //! | ends with anything else, or by a signal | deferred |
 //! | takes too long, and is killed with all that it has started | deferred |
 //! | cannot be started | deferred |
@@ -18,8 +18,8 @@
 //! Invariants:
 //! - no shell reads what others have written, and no address becomes an option (`template.rs`);
 //! - a command starts when the whole content is there, undamaged (`input.rs`);
-//! - whatever happens, no process of a run is left when its outcome is known, but those that a command left in the background when it ended by itself
-//!   (`process.rs`).
+//! - whatever happens, no process of a run is left when its outcome is known, but those that a command left in the background when it ended by itself,
+//!   and those that cannot be killed (`process.rs`).
 
 mod input;
 mod process;
@@ -120,6 +120,10 @@ impl Pipe {
             Ok((Ended::TimedOut, output)) => {
                 let after = humantime::format_duration(settings.timeout);
                 let reason = format!("{program} was killed after {after}{}", saying(&first_line(&output)));
+                (Outcome::unreachable(reason), false)
+            }
+            Ok((Ended::Never, _)) => {
+                let reason = format!("{program} goes on: it was killed, and did not end");
                 (Outcome::unreachable(reason), false)
             }
             Ok((Ended::Stopped, _)) => {
@@ -243,7 +247,7 @@ fn judge(status: ExitStatus, said: &str) -> Outcome {
         66 => deferred("cannot open input"),
         67 => rejected("5.1.1", "user unknown"),
         68 => rejected("5.1.2", "host name unknown"),
-        69 => rejected("5.3.0", "service unavailable"),
+        69 => unreachable("service unavailable"),
         70 => deferred("internal software error"),
         71 => deferred("system error"),
         72 => unreachable("critical system file missing"),
@@ -251,7 +255,7 @@ fn judge(status: ExitStatus, said: &str) -> Outcome {
         74 => deferred("input/output error"),
         75 => deferred("temporary failure"),
         76 => deferred("remote error in protocol"),
-        77 => rejected("5.7.0", "permission denied"),
+        77 => deferred("permission denied"),
         78 => unreachable("configuration error"),
         126 => unreachable("not executable"),
         127 => unreachable("not found"),

@@ -1,7 +1,9 @@
 //! One run of a command: started, watched, and ended with all that it has started.
 //!
 //! The process leads a group of its own. It is never left behind: it has ended, or its group is sent SIGTERM, and when it has had time for
-//! that, SIGKILL. Its process id is not released before, so no signal hits a stranger.
+//! that, SIGKILL, as it is itself if it has left the group. Its process id is not released before, so no signal hits a stranger. What does
+//! not end even then (it waits for a disk that is gone, or has become a user whom we may not kill) is nobody's to wait for: a thread of
+//! its own reaps it some day.
 //!
 //! It inherits three descriptors, the environment it is given and no blocked signals; the scheduling class of the thread that starts it,
 //! and its limits, are those of the gateway.
@@ -15,10 +17,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 /// What is kept of a command's output, in octets; the rest is read and forgotten.
 const OUTPUT_SIZE_MAX: usize = 4 << 10;
@@ -26,7 +29,9 @@ const OUTPUT_SIZE_MAX: usize = 4 << 10;
 const LEFT_SIZE_MAX: usize = 64 << 10;
 /// How long a group has between SIGTERM and SIGKILL.
 const TERM_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a command that runs may go on when the gateway ends. With the above, less than the gateway waits for deliveries.
+/// How long what was sent SIGKILL is waited for: what can end has ended long before.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a command that runs may go on when the gateway ends. With the two above, less than the gateway waits for deliveries.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// As whom a command runs.
@@ -77,11 +82,13 @@ pub enum Ended {
     TimedOut,
     /// The gateway ends.
     Stopped,
+    /// It did not: it was killed, and goes on.
+    Never,
 }
 
 impl Run<'_> {
     /// Runs it for at most `timeout`; `stop` is readable when no more time is to be lost. Gives the beginning of what it wrote, to
-    /// standard output and standard error alike. An error means that it did not run, or was killed.
+    /// standard output and standard error alike. An error means that it did not run, or was sent SIGKILL.
     pub fn run(self, timeout: Duration, stop: BorrowedFd<'_>) -> io::Result<(Ended, Vec<u8>)> {
         let deadline = Instant::now() + timeout;
         let (output, writer) = io::pipe()?;
@@ -107,7 +114,7 @@ impl Run<'_> {
     }
 }
 
-/// A command that runs. Dropped, its group is killed.
+/// A command that runs.
 struct Watched {
     child: Child,
     pidfd: OwnedFd,
@@ -115,47 +122,63 @@ struct Watched {
 }
 
 impl Watched {
-    fn watch(mut child: Child, output: PipeReader) -> io::Result<Self> {
+    fn watch(child: Child, output: PipeReader) -> io::Result<Self> {
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => {
                 Ok(Watched { child, pidfd, output: Output { pipe: Some(output), kept: Vec::new() } })
             }
             Err(e) => {
                 let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
-                child.wait()?;
+                reap_some_day(child);
                 Err(e.into())
             }
         }
     }
 
     fn wait(mut self, deadline: Instant, stop: BorrowedFd<'_>) -> io::Result<(Ended, Vec<u8>)> {
-        let mut seen = self.wait_until(deadline, Some(stop))?;
-        if let Seen::Stop = seen {
-            // Most need no more than that, and what is done need not be done again.
-            match self.wait_until(deadline.min(Instant::now() + STOP_TIMEOUT), None)? {
-                Seen::End => seen = Seen::End,
-                Seen::Deadline | Seen::Stop => {}
-            }
+        let seen = self.wait_or_stop(deadline, stop);
+        if let Ok(Seen::End) = seen {
+            self.output.read(LEFT_SIZE_MAX);
+            return Ok((Ended::Itself(self.child.wait()?), self.output.kept));
         }
-        let ended = match seen {
-            Seen::End => {
-                self.output.read(LEFT_SIZE_MAX);
-                Ended::Itself(self.child.wait()?)
-            }
-            Seen::Deadline => Ended::TimedOut,
-            Seen::Stop => Ended::Stopped,
-        };
-        if !matches!(ended, Ended::Itself(_)) {
-            let group = Pid::from_child(&self.child);
-            let _ = kill_process_group(group, Signal::TERM);
+        if seen.is_ok() {
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::TERM);
             // However it ends now: asked to end, it may say that all is well.
             let _ = self.wait_until(Instant::now() + TERM_TIMEOUT, None);
             self.output.read(LEFT_SIZE_MAX);
-            let _ = kill_process_group(group, Signal::KILL);
-            self.child.wait()?;
         }
         let kept = std::mem::take(&mut self.output.kept);
+        let ended = match (self.kill(), seen?) {
+            (false, _) => Ended::Never,
+            (true, Seen::Stop) => Ended::Stopped,
+            (true, Seen::Deadline | Seen::End) => Ended::TimedOut,
+        };
         Ok((ended, kept))
+    }
+
+    /// Kills it and its group. Whether it has ended: otherwise it is reaped when it does.
+    fn kill(mut self) -> bool {
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        // It may have left the group.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        match self.wait_until(Instant::now() + KILL_TIMEOUT, None) {
+            Ok(Seen::End) => self.child.wait().is_ok(),
+            Ok(Seen::Deadline | Seen::Stop) | Err(_) => {
+                reap_some_day(self.child);
+                false
+            }
+        }
+    }
+
+    /// Where the gateway ends, a little longer: most need no more than that, and what is done need not be done again.
+    fn wait_or_stop(&mut self, deadline: Instant, stop: BorrowedFd<'_>) -> io::Result<Seen> {
+        match self.wait_until(deadline, Some(stop))? {
+            Seen::Stop => match self.wait_until(deadline.min(Instant::now() + STOP_TIMEOUT), None)? {
+                Seen::End => Ok(Seen::End),
+                Seen::Deadline | Seen::Stop => Ok(Seen::Stop),
+            },
+            seen => Ok(seen),
+        }
     }
 
     /// Reads what it writes until it ends, without reaping it.
@@ -191,14 +214,9 @@ impl Watched {
     }
 }
 
-impl Drop for Watched {
-    fn drop(&mut self) {
-        // Reaped, it has given its id away.
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-            let _ = self.child.wait();
-        }
-    }
+/// Leaves a zombie where no thread is to be had.
+fn reap_some_day(mut child: Child) {
+    let _ = thread::Builder::new().name("reaper".into()).spawn(move || child.wait());
 }
 
 enum Seen {

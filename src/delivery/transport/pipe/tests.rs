@@ -54,8 +54,8 @@ fn how_a_command_ends_is_what_becomes_of_the_recipient() {
         ("echo 5.1.1 no; kill -9 $$", deferred("killed by signal 9: 5.1.1 no")),
         ("exit 65", rejected("5.6.0 data format error")),
         ("exit 68", rejected("5.1.2 host name unknown")),
-        ("exit 69", rejected("5.3.0 service unavailable")),
-        ("exit 77", rejected("5.7.0 permission denied")),
+        ("exit 69", unreachable("exit code 69 (service unavailable)")),
+        ("exit 77", deferred("exit code 77 (permission denied)")),
         ("exit 64", unreachable("exit code 64 (usage error)")),
         ("exit 66", deferred("exit code 66 (cannot open input)")),
         ("exit 70", deferred("exit code 70 (internal software error)")),
@@ -287,6 +287,15 @@ fn at_the_timeout_everything_that_was_started_ends() {
         assert_eq!(outcomes[1], outcomes[0], "the second recipient does not wait as well");
         assert!(written_ids(&file).into_iter().all(|id| !runs(id)), "{ignore}");
     }
+}
+
+#[test]
+fn a_command_that_has_left_its_group_is_killed() {
+    let script = "import os, time; os.setpgid(0, os.getpgid(os.getppid())); print('left', flush=True); time.sleep(1000)";
+    let settings =
+        PipeSettings { timeout: Duration::from_secs(1), ..settings(&["/usr/bin/python3", "-c", script]) };
+    let outcomes = Pipe::new(settings).unwrap().deliver(&attempt_for(&["a@e.org"]));
+    assert_eq!(outcomes, [Outcome::unreachable("/usr/bin/python3 was killed after 1s: left")]);
 }
 
 #[test]

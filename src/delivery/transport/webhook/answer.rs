@@ -4,15 +4,18 @@
 //! |---|---|
 //! | 2xx | delivered |
 //! | 3xx | deferred: nobody has decided about the message, the URL is wrong |
-//! | 400, 406, 410 to 417, 422 and every other 4xx that is not below | rejected: the endpoint does not want this message |
-//! | 401, 402, 403, 404, 405, 407, 409, 421, 423 | deferred, unless `reject_statuses` says otherwise |
+//! | 413, 422, 451 | rejected: the endpoint does not want this message |
 //! | 408, 425, 429 | deferred |
+//! | every other 4xx | deferred, unless `reject_statuses` says otherwise |
 //! | 502, 503, 504 | deferred, and the endpoint as a whole counts as failed |
 //! | 5xx, and what is no answer at all | deferred |
 //!
-//! Why some of 4xx are deferred: 401, 403 and 407 come from a secret that is wrong, 402 from an account, 404, 405 and 421 from an
-//! endpoint that is not deployed yet or a URL that is wrong, and all of them for every message: rejecting them would empty the whole
-//! queue into the dead letters. 409 and 423 say that the request with this key is still being worked on.
+//! Why 4xx are deferred but for the three: they do not say that it is the message. 400 is what is said in clear to a port that wants TLS,
+//! 401, 403 and 407 come from a secret that is wrong, 402 from an account, 404, 405, 410 and 421 from an endpoint that is not deployed yet
+//! or a URL that is wrong, and all of them for every message: rejecting them would empty the whole queue into the dead letters. 409 and 423
+//! say that the request with this key is still being worked on.
+//!
+//! A reason begins with `HTTP`: a bare status would be taken for a server's reply code (`422`, of which the sender is told).
 //!
 //! `Retry-After` is honoured with everything that is deferred (RFC 9110 §10.2.3), up to [`RETRY_AFTER_MAX`].
 
@@ -27,8 +30,8 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Of what an endpoint says, characters.
 const SAID_SIZE_MAX: usize = 300;
 
-/// 4xx that say nothing about the message.
-const DEFERRED: [u16; 9] = [401, 402, 403, 404, 405, 407, 409, 421, 423];
+/// 4xx that say that it is the message.
+const REJECTED: [u16; 3] = [413, 422, 451];
 /// 4xx that are deferred whatever is configured: the endpoint asks for time.
 const ALWAYS_DEFERRED: [u16; 3] = [408, 425, 429];
 /// The endpoint is not there: what is before it says so.
@@ -58,11 +61,9 @@ impl Answer<'_> {
         let deferred = match status {
             200..300 => return Outcome::delivered_saying(self.words("")),
             300..400 => Outcome::deferred(self.words("redirects are not followed: is the URL right?")),
-            400..500 if rejected.contains(&status) => return Outcome::rejected(self.words("")),
-            400..500 if DEFERRED.contains(&status) || ALWAYS_DEFERRED.contains(&status) => {
-                Outcome::deferred(self.words(""))
+            400..500 if REJECTED.contains(&status) || rejected.contains(&status) => {
+                return Outcome::rejected(self.words(""));
             }
-            400..500 => return Outcome::rejected(self.words("")),
             _ if UNREACHABLE.contains(&status) => Outcome::unreachable(self.words("")),
             _ => Outcome::deferred(self.words("")),
         };
@@ -72,9 +73,9 @@ impl Answer<'_> {
         }
     }
 
-    /// `503 Service Unavailable: closed for today (hooks.example.com)`.
+    /// `HTTP 503 Service Unavailable: closed for today (hooks.example.com)`.
     fn words(&self, ours: &str) -> String {
-        let mut text = self.status.as_u16().to_string();
+        let mut text = format!("HTTP {}", self.status.as_u16());
         if let Some(reason) = self.status.canonical_reason() {
             text += &format!(" {reason}");
         }
@@ -119,21 +120,21 @@ mod tests {
 
     #[test]
     fn every_status_is_delivered_deferred_or_rejected_as_documented() {
-        const DEFERRED_4XX: [u16; 12] = [401, 402, 403, 404, 405, 407, 408, 409, 421, 423, 425, 429];
+        const REJECTED_4XX: [u16; 3] = [413, 422, 451];
         for status in 100..1000 {
             let words = |outcome: &Outcome| outcome.reason().unwrap().to_string();
             match (status, outcome(status, None, "", &[])) {
                 (200..300, Outcome::Delivered { .. }) => {}
                 (502..=504, o @ Outcome::Deferred { fault: Fault::Target, .. }) => {
-                    assert!(words(&o).starts_with(&status.to_string()))
+                    assert!(words(&o).starts_with(&format!("HTTP {status}")))
                 }
                 (400..500, o @ Outcome::Deferred { fault: Fault::Message, retry_after: None, .. }) => {
-                    assert!(DEFERRED_4XX.contains(&status), "{status}");
-                    assert!(words(&o).starts_with(&status.to_string()));
+                    assert!(!REJECTED_4XX.contains(&status), "{status}");
+                    assert!(words(&o).starts_with(&format!("HTTP {status}")));
                 }
                 (400..500, o @ Outcome::Rejected { .. }) => {
-                    assert!(!DEFERRED_4XX.contains(&status), "{status}");
-                    assert!(words(&o).starts_with(&status.to_string()));
+                    assert!(REJECTED_4XX.contains(&status), "{status}");
+                    assert!(words(&o).starts_with(&format!("HTTP {status}")));
                 }
                 (100..200 | 300..400 | 500.., Outcome::Deferred { fault: Fault::Message, .. }) => {}
                 (_, outcome) => panic!("{status}: {outcome:?}"),
@@ -175,7 +176,7 @@ mod tests {
                 }
             }
         }
-        assert!(matches!(outcome(400, Some("120"), "", &[]), Outcome::Rejected { .. }));
+        assert!(matches!(outcome(422, Some("120"), "", &[]), Outcome::Rejected { .. }));
     }
 
     #[test]
@@ -185,12 +186,16 @@ mod tests {
             (
                 422,
                 "no\r\nsuch \x1b[31m  thing\u{fffd}",
-                "422 Unprocessable Entity: no such [31m thing (h.example)",
+                "HTTP 422 Unprocessable Entity: no such [31m thing (h.example)",
             ),
-            (500, "", "500 Internal Server Error (h.example)"),
-            (599, "é", "599: é (h.example)"),
-            (301, "", "301 Moved Permanently: redirects are not followed: is the URL right? (h.example)"),
-            (400, &long, &format!("400 Bad Request: {} (h.example)", &long[..300])),
+            (500, "", "HTTP 500 Internal Server Error (h.example)"),
+            (599, "é", "HTTP 599: é (h.example)"),
+            (
+                301,
+                "",
+                "HTTP 301 Moved Permanently: redirects are not followed: is the URL right? (h.example)",
+            ),
+            (400, &long, &format!("HTTP 400 Bad Request: {} (h.example)", &long[..300])),
         ];
         for (status, said, expected) in table {
             assert_eq!(outcome(status, None, said, &[]).reason(), Some(expected));

@@ -67,7 +67,7 @@ pub struct Settings {
     pub authorities: Option<PathBuf>,
     /// From the lookup of the name to the end of the handshake.
     pub connect_timeout: Duration,
-    /// For each piece of a message, and for the answer; for the whole once, and once more for each MiB.
+    /// For each piece of a message, and until the answer begins; for the whole once, and once more for each MiB.
     pub timeout: Duration,
     /// Recipients of one request.
     pub recipients_per_request_max: usize,
@@ -87,6 +87,8 @@ pub enum Format {
 
 /// Posts messages to an endpoint.
 pub struct Webhook {
+    /// What the transport is called.
+    name: Box<str>,
     settings: Settings,
     clients: Clients,
     secrets: Option<Secrets>,
@@ -116,11 +118,11 @@ struct Record<'a> {
 }
 
 impl Webhook {
-    /// A transport to the endpoint of `settings`, whose files are read. An error is in words that follow the transport's name.
-    pub fn new(settings: Settings) -> Result<Self, String> {
+    /// The transport called `name`, to the endpoint of `settings`, whose files are read. An error is in words that follow that name.
+    pub fn new(name: &str, settings: Settings) -> Result<Self, String> {
         let (clients, secrets) = (Clients::new(&settings)?, endpoint::secrets(&settings)?);
         let host = settings.url.host();
-        Ok(Webhook { settings, clients, secrets, host })
+        Ok(Webhook { name: name.into(), settings, clients, secrets, host })
     }
 
     async fn deliver_all(&self, attempt: &Attempt) -> Vec<Outcome> {
@@ -162,18 +164,20 @@ impl Webhook {
         let whole =
             self.settings.timeout.saturating_mul(u32::try_from(mebis).unwrap_or(u32::MAX).saturating_add(1));
         match timeout(whole, self.exchange(attempt)).await {
-            Ok(Ok(outcome)) => outcome,
+            // It has decided, however long it takes to say why.
+            Ok(Ok(response)) => self.judge(response).await,
             Ok(Err(failure)) => self.outcome_of(failure),
             Err(_) => self.outcome_of(Failure::TimedOut),
         }
     }
 
-    async fn exchange(&self, attempt: &Attempt) -> Result<Outcome, Failure> {
+    /// Until the header of the answer is there.
+    async fn exchange(&self, attempt: &Attempt) -> Result<Response, Failure> {
         let form = match self.settings.format {
             Format::Rfc822 => Form::Plain,
             Format::Json => Form::json(members(attempt, &read_header(attempt).await?)),
         };
-        let key = attempt.key();
+        let key = attempt.key(&self.name);
         let timestamp = unix_time();
         let mut signing = self.secrets.as_ref().map(|secrets| secrets.begin(&key, timestamp));
         let is_small = attempt.content_size() <= WHOLE_SIZE_MAX;
@@ -208,21 +212,19 @@ impl Webhook {
             }
             Format::Json => request = request.header(CONTENT_TYPE, "application/json"),
         }
-        let response = if is_small {
+        if is_small {
             let answered = request.body(whole).send();
-            timeout(self.settings.timeout, answered).await.map_err(|_| Failure::TimedOut)??
-        } else {
-            let size = form.size(attempt.content_size());
-            let (sender, feed) = body::feed(size);
-            let answered = async { Ok(request.body(Body::wrap(feed)).send().await?) };
-            let mut feeding = Feeding { pieces: Pieces::of(attempt, &form), left: size };
-            let response = future::or(answered, feeding.run(sender, self.settings.timeout)).await?;
-            if response.status().is_success() && feeding.left > 0 {
-                return Err(Failure::EarlySuccess(response.status().as_u16()));
-            }
-            response
-        };
-        Ok(self.judge(response).await)
+            return Ok(timeout(self.settings.timeout, answered).await.map_err(|_| Failure::TimedOut)??);
+        }
+        let size = form.size(attempt.content_size());
+        let (sender, feed) = body::feed(size);
+        let answered = async { Ok(request.body(Body::wrap(feed)).send().await?) };
+        let mut feeding = Feeding { pieces: Pieces::of(attempt, &form), left: size };
+        let response = future::or(answered, feeding.run(sender, self.settings.timeout)).await?;
+        if response.status().is_success() && feeding.left > 0 {
+            return Err(Failure::EarlySuccess(response.status().as_u16()));
+        }
+        Ok(response)
     }
 
     async fn judge(&self, response: Response) -> Outcome {
@@ -237,11 +239,11 @@ impl Webhook {
     fn outcome_of(&self, failure: Failure) -> Outcome {
         let host = &self.host;
         match failure {
-            Failure::Content(e) => Outcome::deferred(CopyError::Read(e).to_string()),
-            Failure::NoClient(words) => Outcome::deferred(words),
+            Failure::Content(e) => Outcome::unasked(CopyError::Read(e).to_string()),
+            Failure::NoClient(words) => Outcome::unasked(words),
             Failure::TimedOut => Outcome::unreachable(format!("{host}: no answer in time")),
             Failure::EarlySuccess(status) => {
-                Outcome::deferred(format!("{status} before it had the whole message ({host})"))
+                Outcome::deferred(format!("HTTP {status} before it had the whole message ({host})"))
             }
             Failure::Http(e) => {
                 let is_of_target = e.is_connect() || e.is_timeout();
@@ -386,16 +388,15 @@ async fn read_header(attempt: &Attempt) -> io::Result<HeaderFields> {
 
 /// An object with everything but the content.
 fn members(attempt: &Attempt, header: &HeaderFields) -> Vec<u8> {
-    let addresses = |name| header.all(name).flat_map(|field| field.addresses()).collect();
     let record = Record {
         message_id: attempt.id.to_string(),
         size: attempt.content_size(),
         envelope: EnvelopeRecord::from(&attempt.envelope.only(attempt.recipients.iter().map(|r| r.index))),
         arrival: ArrivalRecord::from(&*attempt.arrival),
         subject: header.get("subject").map(|field| field.decoded()),
-        from: addresses("from"),
-        to: addresses("to"),
-        cc: addresses("cc"),
+        from: header.addresses("from"),
+        to: header.addresses("to"),
+        cc: header.addresses("cc"),
         header: header.iter().map(|field| (field.name(), field.value())).collect(),
         header_is_cut: !header.is_whole(),
     };
@@ -571,19 +572,41 @@ mod tests {
                 connect_timeout: patience(words == "timed out"),
                 ..settings(&format!("{scheme}://{host}/"))
             };
-            let (_, outcomes) = deliver(&Webhook::new(settings).unwrap(), &attempt_for(&["a@e.org"]));
+            let (_, outcomes) = deliver(&Webhook::new("hook", settings).unwrap(), &attempt_for(&["a@e.org"]));
             let text = outcomes[0].text();
             assert!(text.starts_with(&host) && text.contains(words), "{text}");
             assert_eq!(outcomes[0].is_of_target(), is_of_target, "{text}");
             endpoint.join().unwrap();
         }
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let webhook = Webhook::new(settings(&format!("http://{free}/"))).unwrap();
+        let webhook = Webhook::new("hook", settings(&format!("http://{free}/"))).unwrap();
         let (_, outcomes) = deliver(&webhook, &attempt_for(&["a@e.org"]));
         assert!(
             outcomes[0].is_of_target() && outcomes[0].text().contains("Connection refused"),
             "{outcomes:?}"
         );
+    }
+
+    #[test]
+    fn an_answer_that_does_not_end_is_an_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let settings = Settings {
+            timeout: SAID_TIMEOUT / 2,
+            ..settings(&format!("http://{}/", listener.local_addr().unwrap()))
+        };
+        let endpoint = thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let _ = socket.read(&mut [0; 4096]);
+            let header = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n\r\nsaid";
+            socket.write_all(header).unwrap();
+            let _ = socket.read_to_end(&mut Vec::new());
+        });
+        let webhook = Webhook::new("hook", settings).unwrap();
+        let (runtime, outcomes) = deliver(&webhook, &attempt_for(&["a@e.org"]));
+        assert!(matches!(outcomes[..], [Outcome::Delivered { .. }]), "{outcomes:?}");
+        assert!(outcomes[0].text().starts_with("HTTP 200 OK: said"), "{outcomes:?}");
+        drop((runtime, webhook));
+        endpoint.join().unwrap();
     }
 
     /// Content of 64 KiB parts, of which those from `damaged` on are.
@@ -630,7 +653,7 @@ mod tests {
             let url = format!("http://{}/", listener.local_addr().unwrap());
             let settings =
                 Settings { format, secret_file: is_signed.then(|| secret.clone()), ..settings(&url) };
-            let webhook = Webhook::new(settings).unwrap();
+            let webhook = Webhook::new("hook", settings).unwrap();
             let endpoint = thread::spawn(move || {
                 let mut request = Vec::new();
                 let (mut socket, _) = listener.accept().unwrap();
