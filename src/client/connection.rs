@@ -216,6 +216,8 @@ pub struct Connection {
     protocol: Protocol,
     /// None after HELO.
     offers: Offers,
+    /// The server has answered EHLO or LHLO, and not only HELO.
+    is_extended: bool,
     /// The last transaction may not have ended.
     needs_reset: bool,
     /// A message was cut off: nothing said now would be read as a command.
@@ -249,6 +251,7 @@ impl Connection {
             timeouts,
             protocol: target.introduction.protocol,
             offers: Offers::default(),
+            is_extended: false,
             needs_reset: false,
             is_spent: false,
         };
@@ -272,9 +275,10 @@ impl Connection {
                         wire: protect(target, protection, connection.wire.into_clear()).await?,
                         reader: ReplyReader::default(),
                         offers: Offers::default(),
+                        is_extended: false,
                         ..connection
                     };
-                    connection.introduce(&target.introduction).await?;
+                    connection.introduce(&target.introduction).await.map_err(of_tls)?;
                 }
                 Some(reply) if is_required => {
                     return Err(Failure { step: Step::Tls, why: Why::Refused(reply) });
@@ -296,6 +300,7 @@ impl Connection {
             demand(Step::Hello, self.command(Step::Hello, &format!("HELO {name}")).await?)?;
         } else {
             self.offers = Offers::new(demand(Step::Hello, reply)?.text);
+            self.is_extended = true;
         }
         Ok(())
     }
@@ -320,6 +325,11 @@ impl Connection {
     /// What the server offers.
     pub fn offers(&self) -> &Offers {
         &self.offers
+    }
+
+    /// Whether the server has said what it offers: who was said HELO may know more than it had to tell.
+    pub fn is_extended(&self) -> bool {
+        self.is_extended
     }
 
     /// Whether the connection is protected.
@@ -620,6 +630,14 @@ impl Connection {
 
 async fn protect(target: &Target, protection: &Protection, socket: Socket) -> Result<Wire, Failure> {
     within(target.timeouts.connect, Step::Tls, protection.shake_hands(socket, &target.name)).await
+}
+
+/// What ends just behind the handshake has ended by it: in TLS 1.3 the server is the last to judge it, when the client has gone on already.
+fn of_tls(failure: Failure) -> Failure {
+    match failure.why {
+        Why::Gone(_) => Failure { step: Step::Tls, ..failure },
+        _ => failure,
+    }
 }
 
 async fn within<T>(

@@ -79,11 +79,6 @@ impl Protection {
         self.mode
     }
 
-    /// Whether nothing goes over a connection whose other end has not shown who it is.
-    pub fn is_verified(&self) -> bool {
-        matches!(self.mode, TlsUse::Required | TlsUse::Implicit)
-    }
-
     /// Shakes hands over `socket` with who should be `name`.
     pub(super) async fn shake_hands(&self, socket: Socket, name: &str) -> io::Result<Wire> {
         let config = self.config.clone().ok_or_else(|| io::Error::other("there is no TLS"))?;

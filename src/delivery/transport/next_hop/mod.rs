@@ -11,6 +11,7 @@
 //!
 //! Invariants:
 //! - once the end of the content was said, no other host is asked in the same attempt: the message may be there;
+//! - what one host does not take is rejected only where none of them does;
 //! - a connection that was idle and turns out to be gone costs nothing but a new one.
 //!
 //! Does not know when an attempt is made, nor how many at a time.
@@ -32,6 +33,9 @@ use crate::client::{
 };
 use crate::delivery::{Attempt, Chunks, Delivering, Delivery, Fault, Outcome};
 use crate::mail::Capabilities;
+
+/// Hosts, at one address each, that are asked in one attempt: each may take its time.
+const HOSTS_MAX: usize = 8;
 
 /// How servers are spoken to.
 #[derive(Clone, Debug)]
@@ -84,7 +88,7 @@ impl NextHop {
     }
 
     async fn attempt(&self, attempt: &Attempt) -> Vec<Outcome> {
-        let mut progress = Progress { outcomes: vec![None; attempt.recipients.len()] };
+        let mut progress = Progress::of(attempt.recipients.len());
         for (domain, places) in self.hosts.groups(attempt) {
             match self.hosts.find(domain.as_deref(), &self.manners).await {
                 Ok(hosts) => self.relay(attempt, &hosts, places, &mut progress).await,
@@ -112,18 +116,36 @@ impl NextHop {
         mut places: Vec<usize>,
         progress: &mut Progress,
     ) {
-        let mut trouble = String::from("there is no host");
-        for host in in_order(hosts) {
-            let visit = Visit { hop: self, host: &host, attempt };
-            match visit.make(places, progress).await {
-                Ok(()) => return,
+        let mut trouble = None;
+        let order = in_order(hosts);
+        for host in order.iter().take(HOSTS_MAX) {
+            let visit = Visit { hop: self, host, attempt };
+            places = match visit.make(places, progress).await {
+                Ok(()) => Vec::new(),
                 Err(failed) => {
                     host.rest();
-                    (places, trouble) = (failed.places, failed.trouble);
+                    trouble = Some(failed.trouble);
+                    failed.places
                 }
+            };
+            // Another host may take what this one does not.
+            places.append(&mut progress.objected);
+            places.sort_unstable();
+            if places.is_empty() {
+                return;
             }
         }
-        progress.end_all(&places, || Outcome::unreachable(&*trouble));
+        let all = hosts.len().min(HOSTS_MAX);
+        for place in places {
+            let objections = std::mem::take(&mut progress.objections[place]);
+            let outcome = match (objections.words, &trouble) {
+                (Some(words), _) if objections.certain_count == all => Outcome::rejected(words),
+                (Some(words), trouble) => Outcome::deferred(trouble.clone().unwrap_or(words)),
+                (None, Some(trouble)) => Outcome::unreachable(&**trouble),
+                (None, None) => Outcome::unreachable("there is no host"),
+            };
+            progress.end(place, outcome);
+        }
     }
 }
 
@@ -145,9 +167,36 @@ impl Delivery for NextHop {
 /// What is known of the recipients of an attempt.
 struct Progress {
     outcomes: Vec<Option<Outcome>>,
+    objections: Vec<Objections>,
+    /// Those to whom the host that was asked last objects.
+    objected: Vec<usize>,
+}
+
+/// What hosts object to a recipient's message.
+#[derive(Clone, Default)]
+struct Objections {
+    /// Of the last one.
+    words: Option<String>,
+    /// Hosts that will object as long as they are what they are.
+    certain_count: usize,
 }
 
 impl Progress {
+    fn of(recipient_count: usize) -> Self {
+        Progress {
+            outcomes: vec![None; recipient_count],
+            objections: vec![Objections::default(); recipient_count],
+            objected: Vec::new(),
+        }
+    }
+
+    fn object(&mut self, place: usize, words: String, is_certain: bool) {
+        let objections = &mut self.objections[place];
+        objections.words = Some(words);
+        objections.certain_count += usize::from(is_certain);
+        self.objected.push(place);
+    }
+
     fn end(&mut self, place: usize, outcome: Outcome) {
         let before = self.outcomes[place].replace(outcome);
         assert!(before.is_none(), "a recipient has one outcome");
@@ -230,12 +279,14 @@ impl Visit<'_> {
         let mut transaction = match transaction {
             Ok(transaction) => transaction,
             Err(objection) => {
-                progress.end_all(&places, || Outcome::rejected(self.objects(objection)));
+                let is_certain = self.is_certain(objection, connection.is_extended());
+                let words = self.objects(objection);
+                places.iter().for_each(|place| progress.object(*place, words.clone(), is_certain));
                 return Transacted::Done;
             }
         };
         let sent = connection.send(&mut transaction, &mut Parts(self.attempt.chunks())).await;
-        let is_content_said = transaction.is_content_said();
+        let (is_content_said, is_extended) = (transaction.is_content_said(), connection.is_extended());
         let (mut postponed, mut open, mut is_some_taken) = (Vec::new(), Vec::new(), false);
         for (place, fate) in places.into_iter().zip(transaction.into_fates()) {
             match fate {
@@ -245,7 +296,8 @@ impl Visit<'_> {
                 }
                 Some(Fate::Refused(reply, step)) => progress.end(place, self.refused(&reply, step)),
                 Some(Fate::Unfit(objection)) => {
-                    progress.end(place, Outcome::rejected(self.objects(objection)));
+                    let is_certain = self.is_certain(objection, is_extended);
+                    progress.object(place, self.objects(objection), is_certain);
                 }
                 Some(Fate::Postponed(reply)) => postponed.push((place, reply)),
                 None => open.push(place),
@@ -307,7 +359,11 @@ impl Visit<'_> {
             // It wants to know who we are, or TLS: our operator's business, and that of every message.
             530 | 534 | 535 | 538 => Outcome::unreachable(words),
             // It does not understand us: that says nothing about the message.
-            500 | 502 | 503 | 504 => Outcome::deferred(words),
+            500 | 502 | 503 | 504 | 555 => Outcome::deferred(words),
+            // RFC 3463 §3.6, X.5.4: a parameter of ours that it does not know.
+            501 if matches!(step, Step::Mail | Step::Recipient) && is_about_parameters(reply) => {
+                Outcome::deferred(words)
+            }
             _ if reply.is_permanent() => Outcome::rejected(words),
             _ => Outcome::deferred(words),
         }
@@ -321,12 +377,27 @@ impl Visit<'_> {
         format!("{} {objection} ({})", objection.status(), self.host)
     }
 
+    /// Whether the server will always object so. One that is known to offer what it does not now, or has not been asked, may not tomorrow.
+    fn is_certain(&self, objection: Objection, is_extended: bool) -> bool {
+        let known = self.hop.manners.capabilities;
+        match objection {
+            Objection::Binary => is_extended && !known.binary,
+            Objection::RequireTls => is_extended && !known.require_tls,
+            Objection::Address | Objection::Header => is_extended,
+            Objection::TooLarge(_) | Objection::LineEnds => true,
+        }
+    }
+
     fn trouble(&self, failure: &Failure) -> String {
         match &failure.why {
             Why::Refused(reply) => self.said(reply, failure.step),
             _ => format!("{}: {failure}", self.host),
         }
     }
+}
+
+fn is_about_parameters(reply: &Reply) -> bool {
+    reply.status().is_some_and(|status| (status.subject, status.detail) == (5, 4))
 }
 
 /// What came of a transaction, beside outcomes.
@@ -456,7 +527,7 @@ mod tests {
     #[test]
     fn replies_become_outcomes() {
         let stored = "delivered: 250 2.0.0 stored";
-        let table: [(&'static str, &[&'static str], [&str; 2]); 17] = [
+        let table: [(&'static str, &[&'static str], [&str; 2]); 21] = [
             ("MAIL", &["agree"], [stored, stored]),
             ("RCPT", &["550 5.1.1 no such user", "agree"], ["rejected: 550 5.1.1 no such user", stored]),
             ("RCPT", &["agree", "450 4.2.0 busy"], [stored, "deferred: 450 4.2.0 busy"]),
@@ -465,6 +536,10 @@ mod tests {
             ("MAIL", &["452 4.3.1 no room"], ["deferred: 452 4.3.1 no room"; 2]),
             ("MAIL", &["530 5.7.0 STARTTLS first"], ["unreachable: 530 5.7.0 STARTTLS first"; 2]),
             ("MAIL", &["503 5.5.1 what"], ["deferred: 503 5.5.1 what"; 2]),
+            ("MAIL", &["555 5.5.4 what is SIZE"], ["deferred: 555 5.5.4 what is SIZE"; 2]),
+            ("MAIL", &["501 5.5.4 what"], ["deferred: 501 5.5.4 what"; 2]),
+            ("RCPT", &["501 5.5.4 what", "agree"], ["deferred: 501 5.5.4 what", stored]),
+            ("RCPT", &["501 5.1.3 bad", "agree"], ["rejected: 501 5.1.3 bad", stored]),
             ("MAIL", &["421 4.3.2 bye"], ["unreachable: 421 4.3.2 bye"; 2]),
             ("greeting", &["554 5.3.2 closed"], ["unreachable: 554 5.3.2 closed"; 2]),
             ("greeting", &["421 busy"], ["unreachable: 421 busy"; 2]),
@@ -623,6 +698,55 @@ mod tests {
             }
             assert_eq!((server.commands(), server.heard().connections), ("EHLO mx.test".into(), 1));
         });
+    }
+
+    #[test]
+    fn what_one_host_does_not_take_is_for_the_others() {
+        let small = || smtp(&["SIZE 10"]);
+        let too_large = "5.3.4 the server takes no message larger than 10 octets";
+        let (rejected, deferred) = (format!("rejected: {too_large}"), format!("deferred: {too_large}"));
+        let closed = smtp(&[]).saying("greeting", &["421 4.3.2 closed"]);
+        let table = [
+            ([small(), smtp(&["SIZE 1000000"])], ["delivered: 250 2.0.0 stored"; 2]),
+            ([small(), small()], [&rejected; 2]),
+            // A host that is away, or rests, has not objected.
+            ([small(), closed.clone()], ["deferred: 421 4.3.2 closed", &deferred]),
+            ([closed, small()], ["deferred: 421 4.3.2 closed", &deferred]),
+        ];
+        for (scripts, expected) in table {
+            run(async {
+                let [first, second] = scripts;
+                let (first, second) = (Scripted::start(first).await, Scripted::start(second).await);
+                let hop = hop(&[&first, &second]);
+                for expected in expected {
+                    assert_eq!(deliver(&hop, &attempt_for(&["a@x"])).await, [expected]);
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn what_a_server_may_offer_again_defers() {
+        let known = Capabilities { binary: true, ..Capabilities::default() };
+        let silent = || smtp(&[]).saying("EHLO", &["502 5.5.1 what"]);
+        let table = [
+            (smtp(&[]), Capabilities::default(), "rejected"),
+            (smtp(&[]), known, "deferred"),
+            (silent(), Capabilities::default(), "deferred"),
+        ];
+        for (script, capabilities, expected) in table {
+            run(async {
+                let server = Scripted::start(script).await;
+                let manners = Manners { capabilities, ..manners() };
+                let hop = NextHop::new(Hosts::fixed([(server.endpoint.clone(), 0)], &manners), manners);
+                let mut attempt = attempt_for(&["a@x"]);
+                let mut envelope = (*attempt.envelope).clone();
+                envelope.body = crate::mail::Body::Binary;
+                attempt.envelope = envelope.into();
+                let words = "5.6.3 the server does not take binary content (BINARYMIME, CHUNKING)";
+                assert_eq!(deliver(&hop, &attempt).await, [format!("{expected}: {words}")]);
+            });
+        }
     }
 
     #[test]
