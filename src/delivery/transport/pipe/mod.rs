@@ -35,7 +35,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use input::Input;
-use process::{Bell, Ended, Run};
+use process::{Bell, Ended, Identity, Run};
 use template::{Address, LooksLikeOption};
 
 use crate::delivery::{Attempt, BlockingDelivery, Outcome};
@@ -79,6 +79,7 @@ pub struct PipeSettings {
 /// Delivers to a command.
 pub struct Pipe {
     settings: PipeSettings,
+    identity: Option<Identity>,
     stop: Bell,
 }
 
@@ -86,7 +87,8 @@ impl Pipe {
     /// From here on no process inherits a descriptor that the gateway was started with. Fails where the system gives no descriptor.
     pub fn new(settings: PipeSettings) -> io::Result<Self> {
         process::keep_descriptors();
-        Ok(Pipe { settings, stop: Bell::new()? })
+        let identity = settings.user.map(Identity::of);
+        Ok(Pipe { settings, identity, stop: Bell::new()? })
     }
 
     /// Runs the command for `recipients`: the same outcome for them all, and whether it is worth while to run it for others now.
@@ -109,14 +111,20 @@ impl Pipe {
                 arguments: &arguments,
                 environment: self.environment(attempt, recipients),
                 folder: &settings.folder,
-                user: settings.user,
+                identity: self.identity,
                 input: input.open()?,
             };
             run.run(settings.timeout, self.stop.as_fd())
         };
         match run() {
             Err(e) => (Outcome::unreachable(format!("cannot run {program}: {e}")), false),
-            Ok((Ended::Itself(status), output)) => (judge(status, &first_line(&output)), true),
+            Ok((Ended::Itself(status), output)) => {
+                let outcome = judge(status, &first_line(&output));
+                // A shell, or what changes the user, has found nothing that runs.
+                let did_run = !matches!(status.code(), Some(126 | 127));
+                let is_worth = did_run || !outcome.is_of_target();
+                (outcome, is_worth)
+            }
             Ok((Ended::TimedOut, output)) => {
                 let after = humantime::format_duration(settings.timeout);
                 let reason = format!("{program} was killed after {after}{}", saying(&first_line(&output)));

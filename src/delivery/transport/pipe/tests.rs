@@ -91,6 +91,19 @@ fn what_cannot_be_started_is_unreachable() {
     assert!(Pipe::new(gone).unwrap().deliver(&attempt_for(&["a@e.org"]))[0].is_of_target());
 }
 
+#[test]
+fn what_a_shell_did_not_find_is_not_tried_for_the_next() {
+    for (code, runs) in [(127, 1), (126, 1), (78, 2), (1, 2)] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("runs");
+        let script = format!("echo >>\"$1\"; exit {code}");
+        let pipe = Pipe::new(settings(&["/bin/sh", "-c", &script, "sh", file.to_str().unwrap()])).unwrap();
+        let outcomes = pipe.deliver(&attempt_for(&["a@e.org", "b@e.org"]));
+        assert_eq!(outcomes[0], outcomes[1]);
+        assert_eq!(fs::read(&file).unwrap().len(), runs, "{code}");
+    }
+}
+
 fn with_content(parts: &[&[u8]]) -> Attempt {
     let mut attempt = attempt_for(&["a@e.org"]);
     attempt.content =
