@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -213,6 +213,8 @@ pub struct Connection {
     wire: Wire,
     reader: ReplyReader,
     timeouts: Timeouts,
+    /// See [`Connection::hurry`].
+    until: Option<Instant>,
     protocol: Protocol,
     /// None after HELO.
     offers: Offers,
@@ -249,6 +251,7 @@ impl Connection {
             wire,
             reader: ReplyReader::default(),
             timeouts,
+            until: None,
             protocol: target.introduction.protocol,
             offers: Offers::default(),
             is_extended: false,
@@ -343,6 +346,12 @@ impl Connection {
         !self.is_spent && !self.reader.is_within_reply() && self.wire.is_quiet()
     }
 
+    /// From here on all that is sent has to be sent by `until`, whatever the timeouts of steps give. The end of a message's content is waited for as ever: who
+    /// goes then does not know whether the server has it.
+    pub fn hurry(&mut self, until: Instant) {
+        self.until = Some(until);
+    }
+
     /// Sends a message; `transaction` has what became of its recipients, also after an error. Whatever `content` gives, the server never has an
     /// end of the content before its end.
     pub async fn send(
@@ -430,6 +439,10 @@ impl Connection {
         self.exchange(transaction, &mut pieces, false).await
     }
 
+    fn hurried(&self, patience: Duration) -> Duration {
+        self.until.map_or(patience, |until| patience.min(until.saturating_duration_since(Instant::now())))
+    }
+
     /// Writes `pieces` and hands on the replies that come meanwhile; where `wants_reply`, until at least one has come.
     async fn exchange(
         &mut self,
@@ -438,8 +451,8 @@ impl Connection {
         wants_reply: bool,
     ) -> Result<(), Interrupted> {
         let patience = match transaction.stage() {
-            Stage::Commands | Stage::Dot => self.timeouts.command,
-            Stage::Content => self.timeouts.content,
+            Stage::Commands | Stage::Dot => self.hurried(self.timeouts.command),
+            Stage::Content => self.hurried(self.timeouts.content),
             Stage::Endings | Stage::Done if wants_reply => self.timeouts.end,
             Stage::Endings | Stage::Done => self.timeouts.content,
         };

@@ -235,6 +235,21 @@ fn a_server_that_takes_no_content_is_left() {
     });
 }
 
+#[test]
+fn who_is_in_a_hurry_does_not_wait_as_long_as_a_step_may_take() {
+    run(async {
+        let server = Scripted::start(Script::of(Protocol::Smtp, &[]).saying("RCPT", &["hang"])).await;
+        let target = server.target(Protocol::Smtp, Timeouts::all(2 * LONG));
+        let mut connection = Connection::open(&target).await.unwrap();
+        connection.hurry(std::time::Instant::now() + SOON);
+        let content = Pieces::of(b"x\r\n", 3);
+        let (sent, fates) = send(&mut connection, &envelope(1), 3, content, false).await;
+        let sent = sent.unwrap_err();
+        assert!(sent.ends_with("no answer in time"), "{sent}");
+        assert_eq!(codes(&fates), [0]);
+    });
+}
+
 /// One that writes each reply before it reads the next command is stuck when nobody reads them.
 #[test]
 fn neither_side_waits_for_the_other_with_many_recipients() {
@@ -306,7 +321,12 @@ fn tls_is_what_was_asked_for() {
     let injected = || starttls().saying("STARTTLS", &["raw 220 go\r\n250 injected\r\n"]);
     let (up, clear) = ("EHLO mx.test | STARTTLS | TLS EHLO mx.test", "EHLO mx.test");
     let again = "EHLO mx.test | STARTTLS | EHLO mx.test";
-    let table: [(Script, TlsUse, &Trust, &str, &str, &str); 15] = [
+    // A server that judges the handshake when the client has gone on.
+    let regrets = || starttls().saying("EHLO", &["agree", "close", "agree"]);
+    let up_and_again = "EHLO mx.test | STARTTLS | TLS EHLO mx.test | EHLO mx.test";
+    let table: [(Script, TlsUse, &Trust, &str, &str, &str); 17] = [
+        (regrets(), Opportunistic, &ours, "store.test", "in clear", up_and_again),
+        (regrets(), Required, &ours, "store.test", "TLS: ", up),
         (starttls(), Off, &ours, "store.test", "in clear", clear),
         (starttls(), Required, &ours, "store.test", "protected", up),
         (

@@ -21,8 +21,10 @@ mod mx;
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::time::timeout_at;
 
 use self::hosts::{Choice, Host, in_order};
 pub use self::hosts::{Hosts, MxOf};
@@ -36,6 +38,15 @@ use crate::mail::Capabilities;
 
 /// Hosts, at one address each, that are asked in one attempt: each may take its time.
 const HOSTS_MAX: usize = 8;
+/// How long hosts are asked for the recipients of one domain, beside the time for the content: a server that needs minutes for each of many commands would
+/// hold the attempt for days.
+const ATTEMPT_MAX: Duration = Duration::from_secs(30 * 60);
+/// Octets of content a second that are slow enough for everybody: 25 MiB have 107 minutes.
+const CONTENT_RATE_MIN: u64 = 4 << 10;
+
+fn patience(content_size: u64) -> Duration {
+    ATTEMPT_MAX + Duration::from_secs(content_size / CONTENT_RATE_MIN)
+}
 
 /// How servers are spoken to.
 #[derive(Clone, Debug)]
@@ -118,8 +129,12 @@ impl NextHop {
     ) {
         let mut trouble = None;
         let order = in_order(hosts);
+        let until = Instant::now() + patience(attempt.content_size());
         for host in order.iter().take(HOSTS_MAX) {
-            let visit = Visit { hop: self, host, attempt };
+            if Instant::now() >= until {
+                break;
+            }
+            let visit = Visit { hop: self, host, attempt, until };
             places = match visit.make(places, progress).await {
                 Ok(()) => Vec::new(),
                 Err(failed) => {
@@ -218,12 +233,14 @@ struct Visit<'a> {
     hop: &'a NextHop,
     host: &'a Host,
     attempt: &'a Attempt,
+    /// By when all has to be sent.
+    until: Instant,
 }
 
 impl Visit<'_> {
     async fn make(&self, mut places: Vec<usize>, progress: &mut Progress) -> Result<(), Failed> {
         let pool = &self.host.pool;
-        let mut leased = match pool.take().await {
+        let mut leased = match self.in_time(pool.take()).await {
             Ok(leased) => leased,
             Err(failure) => return Err(Failed { places, trouble: self.trouble(&failure) }),
         };
@@ -254,13 +271,26 @@ impl Visit<'_> {
                     if !leased.is_used() || !is_gone {
                         return Err(Failed { places, trouble: self.trouble(&failure) });
                     }
-                    leased = match pool.renew(leased).await {
+                    leased = match self.in_time(pool.renew(leased)).await {
                         Ok(leased) => leased,
                         Err(failure) => return Err(Failed { places, trouble: self.trouble(&failure) }),
                     };
                 }
             }
         }
+    }
+
+    /// A connection, if it is there by the end of the time.
+    async fn in_time(
+        &self,
+        opening: impl Future<Output = Result<Leased, Failure>>,
+    ) -> Result<Leased, Failure> {
+        let mut leased = match timeout_at(self.until.into(), opening).await {
+            Ok(opened) => opened?,
+            Err(_) => return Err(Failure { step: Step::Connect, why: Why::TimedOut }),
+        };
+        leased.connection.hurry(self.until);
+        Ok(leased)
     }
 
     /// One transaction for the recipients at `places`.
@@ -469,8 +499,6 @@ impl HeaderEnd {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::client::scripted::{Script, Scripted};
     use crate::client::{Endpoint, Protocol};
