@@ -764,6 +764,37 @@ mod tests {
     }
 
     #[test]
+    fn lanes_that_are_stuck_leave_memory_to_the_others() {
+        const MEMORY: usize = 1 << 20;
+        for (stuck, left_at_least) in [(1, MEMORY / 6), (2, MEMORY / 10), (9, MEMORY / 40)] {
+            let (outcomes, _reports) = outcome_channel(1, Arc::new(|| ()));
+            let target = |n: u16| {
+                let means = Means::Async(Arc::new(Discard));
+                Target::new(TargetId(n), &format!("t{n}"), means, Limits::default(), 4)
+            };
+            let targets = Targets::new((0..=stuck).map(target).collect());
+            let handoff = Handoff::new(targets, routes(), outcomes, Schedule::default(), MEMORY);
+            let mut sequence = 0;
+            // Each takes what it may have, in turns, until none may have more.
+            let mut takes_any = true;
+            while std::mem::take(&mut takes_any) {
+                for lane in (1..=stuck).map(Lane).filter(|lane| handoff.has_memory(*lane, 4096, MEMORY)) {
+                    sequence += 1;
+                    handoff.charge(id(sequence), lane, 4096);
+                    takes_any = true;
+                }
+            }
+            let left = MEMORY - handoff.cached.get();
+            assert!(left >= left_at_least && left < MEMORY / 2, "{stuck} lanes leave {left}");
+            let other = Lane(stuck + 1);
+            assert!(handoff.has_memory(other, 4096, MEMORY));
+            assert!(handoff.has_memory(other, 2 * MEMORY, MEMORY), "the first of a lane may be of any size");
+            (1..=sequence).for_each(|n| (1..=stuck).for_each(|lane| handoff.discharge(id(n), Lane(lane))));
+            assert_eq!((handoff.cached.get(), handoff.used_by(Lane(1)).get()), (0, 0));
+        }
+    }
+
+    #[test]
     fn a_backlog_that_is_read_back_lets_new_messages_pass_and_leaves_them_half_of_the_channel() {
         let table = [
             // (channel, waited, new; of which are taken: new, waited)
