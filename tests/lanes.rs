@@ -111,9 +111,8 @@ impl Lab {
         let (left, expected) = (self.left(), self.expected());
         for index in 0..self.recipients {
             let is_of = |key: &(u32, Lane)| key.0 == index;
-            if self.dropped.contains(&index) && expected.keys().any(is_of) && !left.keys().any(is_of) {
-                self.gone.insert(index);
-            } else if expected.is_empty() {
+            let is_missing = expected.keys().any(is_of) && !left.keys().any(is_of);
+            if expected.is_empty() || self.dropped.contains(&index) && is_missing {
                 self.gone.insert(index);
             } else if !expected.keys().any(is_of) {
                 self.dropped.insert(index);

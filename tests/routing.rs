@@ -61,7 +61,7 @@ fn each_recipient_goes_where_routes_say_and_each_target_makes_its_own_progress()
     wait::until("the archive has its copies", || rig.counts() == [2, 3, 2]);
     assert!(server.stop().success());
     assert_eq!(rig.counts(), [2, 3, 2]);
-    let contents = [&rig.archive, &rig.vip].map(|folder| maildir::read(folder));
+    let contents = [&rig.archive, &rig.vip].map(|folder| maildir::read(folder.as_path()));
     assert!(contents.iter().flatten().all(|stored| stored.content == CONTENT));
 
     let mut server = rig.setup.start();
