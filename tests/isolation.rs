@@ -125,7 +125,7 @@ fn senders_are_told_what_they_asked_for_and_the_null_reverse_path_never() {
     };
     let failed = text("failed@sender.test");
     for line in [
-        "Final-Recipient: rfc822; no-one@hung.test\r\n",
+        "Final-Recipient: rfc822;no-one@hung.test\r\n",
         "Action: failed\r\nStatus: 5.1.1\r\n",
         "Diagnostic-Code: smtp; 550 5.1.1 nobody of that name",
         "Original-Envelope-Id: QQ314\r\n",

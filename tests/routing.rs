@@ -55,8 +55,8 @@ fn each_recipient_goes_where_routes_say_and_each_target_makes_its_own_progress()
     assert!(server.stop().success());
 
     let mut server = rig.setup.start();
-    wait::until("the archive is tried again", || server.log().matches("transport=archive").count() >= 3);
-    assert!(!server.log().contains("transport=store"), "{}", server.log());
+    wait::until("the archive is tried again", || server.log().matches("transport=\"archive\"").count() >= 3);
+    assert!(!server.log().contains("transport=\"store\""), "{}", server.log());
     fs::remove_file(&rig.archive).unwrap();
     wait::until("the archive has its copies", || rig.counts() == [2, 3, 2]);
     assert!(server.stop().success());
@@ -79,7 +79,7 @@ fn what_waits_follows_a_changed_configuration() {
     let mut client = Client::greet(server.address());
     client.deliver("a@e.org", &["a@mx.test", "vip@mx.test"], CONTENT);
     wait::until("both were tried", || {
-        ["archive", "vip"].iter().all(|name| server.log().contains(&format!("transport={name}")))
+        ["archive", "vip"].iter().all(|name| server.log().contains(&format!("transport={name:?}")))
     });
     wait::until("the store has it", || rig.counts() == [1, 0, 0]);
     drop(client);
