@@ -393,10 +393,9 @@ impl Handoff {
         lanes.into_iter().any(|lane| match self.target(lane) {
             None => spool.lane_backlog_depth(lane) > 0,
             Some(target) => {
-                let has_room = || {
-                    target.jobs().room_for_backlog() > 0
-                        || !self.fresh.borrow()[usize::from(lane.0)].is_empty()
-                };
+                let jobs = target.jobs();
+                let has_new = || !self.fresh.borrow()[usize::from(lane.0)].is_empty();
+                let has_room = || jobs.room_for_backlog() > 0 || jobs.room() > 0 && has_new();
                 target.is_down()
                     || self.returns_of(log, target.id()) != target.returns_count()
                     || spool.lane_backlog_depth(lane) > 0 && (spool.has_unrouted() || has_room())
