@@ -203,7 +203,9 @@ fn a_stopped_spool_is_verified_dumped_and_exported_and_nothing_of_it_changes() {
         "envelope": { "reverse_path": "b@e.org", "forward_paths": BOTH, "body": "7BIT", "smtputf8": false },
         "arrival": { "peer": null, "hello": "client.test", "protocol": "ESMTP", "unix_time": null },
         "next_attempt": null,
-        "recipients": [{ "index": 1, "forward_path": BOTH[1], "attempts": 1, "reason": null }],
+        "recipients": [
+            { "index": 1, "forward_path": BOTH[1], "target": "store", "attempts": 1, "reason": null }
+        ],
     });
     assert_eq!(record, expected);
     let one = setup.home().join("one");

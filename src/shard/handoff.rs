@@ -765,7 +765,7 @@ mod tests {
     #[test]
     fn lanes_that_are_stuck_leave_memory_to_the_others() {
         const MEMORY: usize = 1 << 20;
-        for (stuck, left_at_least) in [(1, MEMORY / 6), (2, MEMORY / 10), (9, MEMORY / 40)] {
+        for (stuck, left_at_least) in [(1, MEMORY / 6), (2, MEMORY / 10), (9, MEMORY / 50)] {
             let (outcomes, _reports) = outcome_channel(1, Arc::new(|| ()));
             let target = |n: u16| {
                 let means = Means::Async(Arc::new(Discard));

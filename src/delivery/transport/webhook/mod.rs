@@ -664,7 +664,7 @@ mod tests {
             attempt.content = Content::Stored(Box::new(Damaged { parts_count, damaged })).into();
             let (runtime, outcomes) = deliver(&webhook, &attempt);
             let words = "the stored content is damaged: invalid data";
-            assert_eq!(outcomes, [Outcome::deferred(words), Outcome::deferred(words)]);
+            assert_eq!(outcomes, [Outcome::unasked(words), Outcome::unasked(words)]);
             drop((runtime, webhook));
             // It waits for somebody where nothing was sent.
             drop(std::net::TcpStream::connect(url.strip_prefix("http://").unwrap().trim_end_matches('/')));
