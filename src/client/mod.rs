@@ -14,6 +14,7 @@
 //! Knows nothing of policies and deliveries, of the server side, and of what its caller wants to know.
 
 mod connection;
+mod dns;
 mod endpoint;
 mod login;
 mod lookup;
@@ -33,6 +34,7 @@ mod wire;
 pub use connection::{
     Connection, Content, Failure, Interrupted, Introduction, Protocol, Step, Target, Timeouts, Why,
 };
+pub use dns::resolver;
 pub use endpoint::Endpoint;
 pub use login::Login;
 pub use lookup::SystemResolver;

@@ -21,18 +21,15 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future::yield_now;
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError, NoRecords};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 
 use super::{Answer, Found, Later, Table, Unavailable};
+use crate::client;
 use crate::mail::Domain;
 
-/// How often a question is sent within its time, where no answer comes: a datagram may be lost.
-const TRIES: u32 = 2;
 /// The shortest and the longest time for which an answer is kept, whatever its TTL.
 const TTL_LOW: Duration = Duration::from_secs(30);
 const TTL_HIGH: Duration = Duration::from_secs(3600);
@@ -169,26 +166,10 @@ impl Resolver {
     /// Asks `servers`, or those of `/etc/resolv.conf` where there are none, and remembers up to `entries_max` answers. Of several servers the
     /// two quickest are asked at the same time. Errors are in words for the operator.
     pub fn new(servers: &[SocketAddr], timeout: Duration, entries_max: usize) -> Result<Resolver, String> {
-        let mut builder = match servers {
-            [] => TokioResolver::builder_tokio().map_err(|e| format!("cannot use /etc/resolv.conf: {e}"))?,
-            _ => {
-                let servers = servers.iter().map(|server| {
-                    let mut config = NameServerConfig::udp_and_tcp(server.ip());
-                    config.connections.iter_mut().for_each(|way| way.port = server.port());
-                    config
-                });
-                let config = ResolverConfig::from_name_servers(servers.collect());
-                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-            }
-        };
+        let mut builder = client::resolver(servers, timeout)?;
         let options = builder.options_mut();
-        options.timeout = timeout / TRIES;
-        options.attempts = TRIES as usize - 1;
-        // A file of this machine says nothing about peers, and what is remembered is remembered here.
-        options.use_hosts_file = ResolveHosts::Never;
+        // What is remembered is remembered here.
         options.cache_size = 0;
-        options.preserve_intermediates = false;
-        options.edns0 = true;
         options.max_active_requests = TCP_QUESTIONS_MAX;
         let dns = builder.build().map_err(|e| format!("cannot use the DNS: {e}"))?;
         Ok(Resolver { dns, timeout, known: Table::new(entries_max) })

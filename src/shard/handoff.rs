@@ -391,14 +391,14 @@ impl Handoff {
         let log = spool.log();
         let lanes = (0..spool.lanes_count()).map(|lane| Lane(lane as u16));
         lanes.into_iter().any(|lane| match self.target(lane) {
-            None => spool.lane_backlog_depth(lane) > 0,
+            None => spool.backlog_depth(lane) > 0,
             Some(target) => {
                 let jobs = target.jobs();
                 let has_new = || !self.fresh.borrow()[usize::from(lane.0)].is_empty();
                 let has_room = || jobs.room_for_backlog() > 0 || jobs.room() > 0 && has_new();
                 target.is_down()
                     || self.returns_of(log, target.id()) != target.returns_count()
-                    || spool.lane_backlog_depth(lane) > 0 && (spool.has_unrouted() || has_room())
+                    || spool.backlog_depth(lane) > 0 && (spool.has_unrouted() || has_room())
             }
         })
     }
@@ -423,7 +423,7 @@ impl Handoff {
                 spool.hasten(lane);
             }
             if target.is_down() {
-                if self.is_to_probe(target, now) && spool.lane_backlog_depth(lane) == 0 {
+                if self.is_to_probe(target, now) && spool.backlog_depth(lane) == 0 {
                     spool.hasten_one(lane);
                 }
                 is_more |= self.pass(spool, target, now, unix_now);

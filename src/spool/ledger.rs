@@ -197,13 +197,8 @@ impl Ledger {
         &mut self.queues[usize::from(lane.0)]
     }
 
-    /// Durable messages that wait for nothing but room in a delivery channel; one counts in each of its lanes.
-    pub fn backlog_depth(&self) -> usize {
-        self.queues.iter().map(|queue| queue.backlog.len() + queue.hastened.len()).sum()
-    }
-
-    /// The same in one lane.
-    pub fn lane_backlog_depth(&self, Lane(lane): Lane) -> usize {
+    /// Durable messages of this lane that wait for nothing but room in its delivery channel.
+    pub fn backlog_depth(&self, Lane(lane): Lane) -> usize {
         let queue = &self.queues[usize::from(lane)];
         queue.backlog.len() + queue.hastened.len()
     }

@@ -628,14 +628,9 @@ impl<P: Page> Spool<P> {
         self.ledger.has_unrouted()
     }
 
-    /// As [`Spool::backlog_depth`], in this lane.
-    pub fn lane_backlog_depth(&self, lane: Lane) -> usize {
-        self.ledger.lane_backlog_depth(lane)
-    }
-
-    /// Durable messages that are due and have not been handed off; one counts in each of its lanes.
-    pub fn backlog_depth(&self) -> usize {
-        self.ledger.backlog_depth()
+    /// Durable messages of this lane that wait for nothing but room in its delivery channel.
+    pub fn backlog_depth(&self, lane: Lane) -> usize {
+        self.ledger.backlog_depth(lane)
     }
 
     /// The message, if it is not done.

@@ -7,17 +7,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 
+use crate::client;
 use crate::delivery::Outcome;
 use crate::mail::Domain;
 
-/// How often a question is sent within its time, where no answer comes: a datagram may be lost.
-const TRIES: u32 = 2;
 /// For how long an answer is remembered at most, whatever the zone says.
 const TTL_MAX: Duration = Duration::from_secs(3600);
 /// Names of an answer that are looked up further, and addresses of each.
@@ -54,24 +51,8 @@ enum Answer {
 impl Exchanges {
     /// Asks `servers`, or those of `/etc/resolv.conf` where there are none; a question may take `timeout`. Errors are in words for the operator.
     pub fn new(servers: &[SocketAddr], timeout: Duration) -> Result<Exchanges, String> {
-        let mut builder = match servers {
-            [] => TokioResolver::builder_tokio().map_err(|e| format!("cannot use /etc/resolv.conf: {e}"))?,
-            _ => {
-                let servers = servers.iter().map(|server| {
-                    let mut config = NameServerConfig::udp_and_tcp(server.ip());
-                    config.connections.iter_mut().for_each(|way| way.port = server.port());
-                    config
-                });
-                let config = ResolverConfig::from_name_servers(servers.collect());
-                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-            }
-        };
+        let mut builder = client::resolver(servers, timeout)?;
         let options = builder.options_mut();
-        options.timeout = timeout / TRIES;
-        options.attempts = TRIES as usize - 1;
-        options.use_hosts_file = ResolveHosts::Never;
-        options.preserve_intermediates = false;
-        options.edns0 = true;
         options.positive_max_ttl = Some(TTL_MAX);
         options.negative_max_ttl = Some(TTL_MAX);
         let dns = builder.build().map_err(|e| format!("cannot use the DNS: {e}"))?;
