@@ -66,7 +66,7 @@ fn a_certificate_is_checked_where_an_authority_is_named() {
     let other = Certificate::new();
     let other = other.authority.path().to_str().unwrap();
     for words in [&["--tls-ca", other][..], &["--tls-ca", &authority, "--tls-name", "other.test"]] {
-        let ran = harness::load(target.address, &[&["--starttls", "--duration", "200ms"], words].concat());
+        let ran = harness::load(target.address, &[&["--starttls", "--duration", "2s"], words].concat());
         assert_eq!((ran.code, ran.number("/accepted")), (Some(1), 0), "{ran:?}");
         let (count, first) = ran.failure("tls").expect("TLS failed");
         assert!(count > 0 && first.contains("invalid peer certificate"), "{first}");
@@ -84,7 +84,7 @@ fn starttls_that_is_not_offered_or_is_refused_is_said_to_be_so() {
         ..Behaviour::default()
     });
     for (target, words) in [(plain, "STARTTLS is not offered"), (refusing, "454 4.7.0 not now")] {
-        let ran = harness::load(target.address, &["--starttls", "--duration", "200ms"]);
+        let ran = harness::load(target.address, &["--starttls", "--duration", "2s"]);
         assert_eq!(ran.code, Some(1), "{ran:?}");
         let (_, first) = ran.failure("refused").expect("it was refused");
         assert!(first.contains(words), "{first}");
