@@ -177,6 +177,7 @@ impl Queue {
             client_name: None,
             tags: Vec::new(),
             unix_time: unix_time.expect("a time").as_secs(),
+            provenance: Default::default(),
         };
         Queue { spool, folder, files: BTreeMap::new(), now, envelope, arrival }
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use incoming::mail::{
     Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
-    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion, Via,
+    Protocol, Provenance, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion, Via,
 };
 use incoming::spool::format::{
     self, BLOCK_SIZE, EnvelopeOctets, IndexBuilder, IndexPayload, IndexedMessage, Kind, Made, MessageHead,
@@ -112,6 +112,7 @@ fn the_message_record_of_version_1() {
         client_name: Some("mail.peer.example".into()),
         tags: ["list:zen", "seen"].map(|text| Tag::parse(text).unwrap()).to_vec(),
         unix_time: 1_700_000_000,
+        provenance: Provenance::Session { connected: 1_699_999_999_123, waited_millis: 877, number: 2 },
     };
     let pieces = [PieceRef { epoch: 8, sequence: 11, offset: 8192, size: 16 }];
     let (trace, tail) = (&b"Received: by mx\r\n"[..], &b"world\r\n"[..]);

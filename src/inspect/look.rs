@@ -136,6 +136,7 @@ mod tests {
             client_name: None,
             tags: Vec::new(),
             unix_time: 1,
+            provenance: Default::default(),
         };
         let done =
             RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };

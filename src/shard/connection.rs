@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::admitted::Admitted;
 use super::answer::{Answerer, answer};
@@ -18,7 +18,7 @@ use super::handoff::JustAccepted;
 use super::link::{Input, Link};
 use super::{Ending, Service};
 use crate::limits::{PIECE_SIZE_MIN, SCRATCH_SIZE};
-use crate::mail::{Arrival, Refusal, Status, Tag};
+use crate::mail::{Arrival, Provenance, Refusal, Status, Tag};
 use crate::policy::{Asker, Attempt, Ban};
 use crate::smtp::{Authentication, Credentials, Effect, NotStored, Peer, Session, Submission};
 use crate::spool::{AppendError, Receiving};
@@ -49,8 +49,10 @@ pub fn serve(
             false => link.shard.greeting_delay_millis(peer.ip()),
         },
     };
-    let session = Session::new(service.session.clone(), peer, clock::now(), &mut replies);
+    let connected = clock::now();
+    let session = Session::new(service.session.clone(), peer, connected, &mut replies);
     let mut served = Served {
+        connected,
         link,
         service,
         admitted,
@@ -74,6 +76,8 @@ pub fn serve(
 
 /// A connection and its session.
 pub struct Served {
+    /// When the session began.
+    connected: Instant,
     pub link: Link,
     pub service: Rc<Service>,
     pub admitted: Admitted,
@@ -308,10 +312,17 @@ impl Served {
     async fn store(&mut self, submission: Submission) -> io::Result<()> {
         self.link.send(&mut self.replies).await?;
         let Submission { envelope, tail, content_size } = submission;
-        let unix_time = clock::unix_now();
+        let unix_millis = clock::unix_millis();
+        let unix_time = unix_millis / 1000;
+        let waited = clock::now().saturating_duration_since(self.connected).as_millis() as u64;
         let arrival = Arrival {
             client_name: self.noted.client_name().map(Box::from),
             tags: self.noted.tags(),
+            provenance: Provenance::Session {
+                connected: unix_millis.saturating_sub(waited),
+                waited_millis: u32::try_from(waited).unwrap_or(u32::MAX),
+                number: self.session.contents_begun(),
+            },
             ..self.session.arrival(unix_time)
         };
         let is_logged = tracing::enabled!(tracing::Level::INFO);

@@ -852,6 +852,7 @@ mod tests {
                     client_name: None,
                     tags: Vec::new(),
                     unix_time: unix_start,
+                    provenance: Default::default(),
                 };
                 let message = Incoming { envelope: &envelope, arrival: &arrival, tail: b"x" };
                 let mut receiving = Receiving::default();

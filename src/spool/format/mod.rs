@@ -74,6 +74,10 @@
 //!                   name (1; 0: none was asked for), the name; and of a verified client certificate its SHA-256 (32), its name
 //!               10  the user the peer has authenticated itself as  11  the peer's name, confirmed in the DNS  12  tag (repeated)
 //!               13  who gets it, whatever the routes say  14  who of them gets it, if the routes name them
+//!               15  the session: when it began, in milliseconds since 1970 (8), from then until the content had arrived, in
+//!                   milliseconds (4), which of its contents it was (2)
+//!               16  the message whose dead letter was sent again as this one: log (4), sequence (8)
+//!               17  the message whose sender this one tells what became of it: log (4), sequence (8)
 //!
 //! Outcomes       entries: sequence of the message id (8), when the attempt began in milliseconds since 1970 (8; 0: none was made),
 //!                how long it took in milliseconds (4), and what became of recipients at a target:
