@@ -201,6 +201,7 @@ impl Queue {
             let outcome = RecipientOutcome {
                 index: 0,
                 is_done: false,
+                is_given_up: false,
                 attempts: 1,
                 next_attempt: unix_now + 86_400,
                 reason: "451 4.3.0 the mail store is away".into(),

@@ -121,8 +121,14 @@ fn the_message_record_of_version_1() {
     assert_eq!((message.trace, message.tail), (trace, tail));
     assert_eq!(format::decode_envelope(message.envelope), Some((envelope.clone(), arrival.clone())));
     let reason = "451 busy".into();
-    let tried =
-        RecipientOutcome { index: 1, is_done: false, attempts: 3, next_attempt: 1_700_000_060, reason };
+    let tried = RecipientOutcome {
+        index: 1,
+        is_done: false,
+        is_given_up: false,
+        attempts: 3,
+        next_attempt: 1_700_000_060,
+        reason,
+    };
     let tried = TargetOutcomes { target: "store".into(), here_only: false, recipients: vec![tried] };
     assert_eq!(message.progress, std::slice::from_ref(&tried));
     let head = MessageHead {
@@ -142,10 +148,23 @@ fn the_message_record_of_version_1() {
 #[test]
 fn the_outcomes_record_of_version_1() {
     let payload = golden_payload("outcomes", Kind::Outcomes, 14, 14);
-    let done = RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+    let done = RecipientOutcome {
+        index: 0,
+        is_done: true,
+        is_given_up: false,
+        attempts: 1,
+        next_attempt: 0,
+        reason: "".into(),
+    };
     let reason = "451 busy".into();
-    let deferred =
-        RecipientOutcome { index: 1, is_done: false, attempts: 3, next_attempt: 1_700_000_060, reason };
+    let deferred = RecipientOutcome {
+        index: 1,
+        is_done: false,
+        is_given_up: false,
+        attempts: 3,
+        next_attempt: 1_700_000_060,
+        reason,
+    };
     let entries = format::decode_outcomes(&payload).expect("an Outcomes payload");
     let made = Made { unix_millis: 1_700_000_000_123, duration_millis: 250 };
     let expected = [

@@ -83,7 +83,7 @@
 //!                how long it took in milliseconds (4), and what became of recipients at a target:
 //!                      flags (1: bit 0 they are left at other targets too; bit 1, in Outcomes, nobody is left: the message is
 //!                      done), size of the target's name (1; 0: none in particular), the name, number of recipients (4), each:
-//!                      index (4), state (1: 1 done, 2 deferred), attempts (4), next attempt in seconds since 1970 (8), reason
+//!                      index (4), state (1: 1 done, 2 deferred, 3 done by giving up), attempts (4), next attempt in seconds since 1970 (8), reason
 //!                      or reply: size (2), text
 //!
 //! Index          0  4  offset of the segment's Index record before this one; 0: none

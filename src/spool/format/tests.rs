@@ -58,7 +58,14 @@ fn what_is_encoded_is_decoded() {
         offset,
         size,
     });
-    let tried = RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+    let tried = RecipientOutcome {
+        index: 0,
+        is_done: true,
+        is_given_up: false,
+        attempts: 1,
+        next_attempt: 0,
+        reason: "".into(),
+    };
     let tried = TargetOutcomes { target: "archive".into(), here_only: true, recipients: vec![tried] };
     let head = MessageHead {
         sequence: 5,
@@ -87,6 +94,7 @@ fn what_is_encoded_is_decoded() {
     let deferred = RecipientOutcome {
         index: 1,
         is_done: false,
+        is_given_up: false,
         attempts: 3,
         next_attempt: 99,
         reason: "451 busy".into(),
