@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use tracing::{error, info, warn};
 
-use super::{DeadLetters, Group, ReadError, unix_now};
+use super::{DeadLetters, Group, ReadError, SentAgain, unix_now};
 use crate::mail::{Arrival, Envelope, MessageId, Provenance};
 
 /// How often requests are looked for.
@@ -183,6 +183,10 @@ impl Resender {
                 },
             )?;
         info!(message_id = %new, dead_letter = %id, recipients, size = letter.size, "a dead letter is sent again");
+        let sent = SentAgain { id, as_id: new, unix_time: unix_now() };
+        if let Err(e) = self.dead.sent().note(sent) {
+            warn!(message_id = %new, dead_letter = %id, "cannot note that a dead letter was sent again: {e}");
+        }
         Ok(Some(group))
     }
 
