@@ -88,7 +88,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let journal = Sent::of(folder.path());
         assert_eq!(journal.find(sent(1, 2).id).unwrap(), [], "no file is nothing sent");
-        [sent(1, 2), sent(3, 4)].map(|sent| journal.note(sent).unwrap());
+        for sent in [sent(1, 2), sent(3, 4)] {
+            journal.note(sent).unwrap();
+        }
         let mut file = OpenOptions::new().append(true).open(folder.path().join(NAME)).unwrap();
         file.write_all(b"\xff\n000000711 0000\n\n").unwrap();
         journal.note(sent(1, 5)).unwrap();

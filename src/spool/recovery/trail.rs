@@ -7,7 +7,7 @@
 //! So a message that was delivered soon costs the index of one segment; one that waits, those of all since it came.
 
 use super::{
-    Fact, HEAD_SIZE, Head, Location, OutcomeEntry, RecoverError, Record, Recovered, Recovery, read_outcomes,
+    Fact, HEAD_SIZE, Head, Location, OutcomeEntry, Record, RecoverError, Recovered, Recovery, read_outcomes,
 };
 use crate::spool::format::{self, Kind, MessagePayload, RecordHeader};
 use crate::spool::io::{ReadSegment, Slot};
