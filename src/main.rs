@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use dead_letters::DeadCommand;
 use explain_command::ExplainCommand;
 use incoming::config::{Config, Flags, Sources, System};
-use incoming::inspect::SpoolCommand;
+use incoming::inspect::{SpoolCommand, WhyCommand};
 use incoming::{gateway, inspect, telemetry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -47,6 +47,8 @@ enum Command {
     /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Tells what happened to a message, from its session to each attempt, and what happens next; from the spool's records.
+    Why(WhyCommand),
     /// Asks the configured policies about a session that does not take place, and prints what each says, in order.
     Explain(ExplainCommand),
     /// Prints lines for the file of those who may log in. Needs no configuration.
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         Command::Check => configured(options, check),
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
+        Command::Why(command) => configured(options, |config| inspect::why_message(&command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
         Command::Auth(command) => auth_commands::run(command),
     }
