@@ -118,7 +118,9 @@ pub struct Ledger {
     /// The names of the lanes.
     lanes: Vec<Arc<str>>,
     reasons: Reasons,
-    /// Entries of which it was not decided yet who gets them.
+    /// Counts up whenever it is to be decided anew who gets what.
+    routing: u32,
+    /// Entries of which it was not decided by this routing who gets them.
     unrouted_count: usize,
     /// Octets of the records that are needed.
     live_size: u64,
@@ -144,6 +146,7 @@ impl Ledger {
             queues: lanes.iter().map(|_| Queue::default()).collect(),
             lanes,
             reasons,
+            routing: 1,
             unrouted_count: 0,
             live_size: 0,
             free: VecDeque::new(),
@@ -171,6 +174,21 @@ impl Ledger {
     /// Whether there are messages of which it was not decided yet who gets them.
     pub fn has_unrouted(&self) -> bool {
         self.unrouted_count > 0
+    }
+
+    /// Whether it was decided who gets the message, as things are now.
+    pub fn is_routed(&self, sequence: u64) -> bool {
+        self.entries.get(sequence).is_some_and(|entry| self.has_routed(entry))
+    }
+
+    fn has_routed(&self, entry: &Entry) -> bool {
+        entry.routing == self.routing
+    }
+
+    /// Who gets what is to be decided anew, message by message as each has its turn.
+    pub fn begin_routing(&mut self) {
+        self.routing = self.routing.checked_add(1).expect("nobody changes routes so often");
+        self.unrouted_count = self.entries.len();
     }
 
     /// How many lanes there are.
@@ -440,6 +458,12 @@ impl Ledger {
         self.entries.get(sequence).is_some_and(Entry::is_handed_off)
     }
 
+    /// A delivery has the message now, in this lane.
+    pub fn is_handed_off_in(&self, sequence: u64, lane: Lane) -> bool {
+        let part = self.entries.get(sequence).and_then(|entry| entry.part(lane));
+        part.is_some_and(|part| part.state == State::HandedOff)
+    }
+
     /// The message is durable, due, and not handed off in this lane.
     pub fn is_in_backlog(&self, sequence: u64, lane: Lane) -> bool {
         let part = self.entries.get(sequence).and_then(|entry| entry.part(lane));
@@ -459,7 +483,7 @@ impl Ledger {
     /// The message will never be durable, or it is done: it is forgotten. What it needed stays until it is released.
     pub fn remove(&mut self, sequence: u64) -> Needs {
         let entry = self.entries.remove(sequence).expect("only known messages are removed");
-        self.unrouted_count -= usize::from(!entry.is_routed());
+        self.unrouted_count -= usize::from(!self.has_routed(&entry));
         for part in entry.parts() {
             self.queue(part.lane).remove(sequence, part.state);
         }
@@ -472,8 +496,8 @@ impl Ledger {
         for part in entry.parts() {
             self.queues[usize::from(part.lane.0)].remove(sequence, part.state);
         }
-        self.unrouted_count -= usize::from(!entry.is_routed());
-        if !entry.route(wanted) {
+        self.unrouted_count -= usize::from(entry.routing != self.routing);
+        if !entry.route(wanted, self.routing) {
             return Some(self.remove_gone(sequence));
         }
         for part in entry.parts() {
@@ -513,6 +537,20 @@ impl Ledger {
         assert!(part.state == State::HandedOff);
         part.state = State::Backlog;
         assert!(self.queue(lane).backlog.insert(sequence));
+    }
+
+    /// The message waits for its time in the lane, for so long at least.
+    pub fn put_off(&mut self, sequence: u64, lane: Lane, until: Instant) {
+        let until = self.tick(until);
+        let Some(part) = self.entries.get_mut(sequence).and_then(|entry| entry.part_mut(lane)) else {
+            return;
+        };
+        if part.state == State::Backlog {
+            part.state = State::Deferred(until);
+            let queue = self.queue(lane);
+            queue.backlog.remove(&sequence);
+            queue.deferred.insert((until, sequence));
+        }
     }
 
     /// Messages whose time has come move to the backlogs.
@@ -591,7 +629,7 @@ impl Ledger {
     /// The message, of whose parts none is left in any queue.
     fn remove_gone(&mut self, sequence: u64) -> Needs {
         let entry = self.entries.remove(sequence).expect("only known messages are removed");
-        self.unrouted_count -= usize::from(!entry.is_routed());
+        self.unrouted_count -= usize::from(!self.has_routed(&entry));
         Needs { message: Some(entry.location), pieces: entry.pieces }
     }
 }
