@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::format::{PieceRef, RecipientOutcome};
+use super::format::{Order, PieceRef, RecipientOutcome};
 use super::reasons::Reasons;
 
 /// Where a record is.
@@ -53,6 +53,8 @@ pub struct Entry {
     pub recipient_count: u32,
     /// By which routing it was decided who gets it; 0: by none since the log was opened.
     pub(super) routing: u32,
+    /// The order that no delivery is to have it, while that is so.
+    pub(super) hold: Option<Arc<Order>>,
     parts: Parts,
 }
 
@@ -116,7 +118,7 @@ impl Entry {
     /// A durable message that was found, and of which no attempt is known.
     pub(super) fn found(location: Location, pieces: Box<[PieceRef]>, recipient_count: u32) -> Self {
         let part = Part { lane: Lane::UNROUTED, state: State::Backlog, left: Left::Everybody };
-        Entry { location, pieces, recipient_count, routing: 0, parts: Parts::One(part) }
+        Entry { location, pieces, recipient_count, routing: 0, hold: None, parts: Parts::One(part) }
     }
 
     /// A message whose record has just been appended.
@@ -124,6 +126,16 @@ impl Entry {
         let mut entry = Entry::found(location, pieces, recipient_count);
         entry.parts_mut()[0].state = State::Appended;
         entry
+    }
+
+    /// The order that no delivery is to have it before it is released, if it is held. A delivery that had it then still has it.
+    pub fn hold(&self) -> Option<&Arc<Order>> {
+        self.hold.as_ref()
+    }
+
+    /// No delivery is to have it.
+    pub fn is_held(&self) -> bool {
+        self.hold.is_some()
     }
 
     /// What is left in each lane, and who was delivered to in some while others are left.
@@ -174,6 +186,15 @@ impl Entry {
             left.into_iter().map(|left| (part.lane, left)).collect()
         };
         pending.flat_map(of_part).collect()
+    }
+
+    /// What waits for its time is due: in this lane, or in all.
+    pub(super) fn hasten(&mut self, lane: Option<Lane>) {
+        for part in self.parts_mut().iter_mut().filter(|part| lane.is_none_or(|lane| part.lane == lane)) {
+            if matches!(part.state, State::Deferred(_)) {
+                part.state = State::Backlog;
+            }
+        }
     }
 
     /// It is to be tried again at the latest then, in seconds since 1970.
@@ -383,7 +404,8 @@ pub enum Wanted {
     Each(Vec<(u32, Lane)>),
 }
 
-/// Where a message stands in a lane, on its way through the ledger.
+/// Where a message stands in a lane, on its way through the ledger. Of one that is held it is where it stood, and where it will stand
+/// when it is released: it waits in no queue meanwhile.
 ///
 /// ```text
 ///   append ──► Appended ──durable──► Backlog ──try_send──► HandedOff ──all done──► (gone), or Done: others are left elsewhere

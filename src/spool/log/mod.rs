@@ -12,6 +12,7 @@
 //! mistaken for mail later (their peers were told 451).
 
 mod carry;
+mod orders;
 mod outcomes;
 mod roll;
 
@@ -33,6 +34,7 @@ use super::ledger::{Ledger, Needs};
 use super::recovery::Recovered;
 use crate::mail::{Arrival, Envelope, MessageId};
 use carry::Carry;
+pub use orders::{Obeyed, Orders};
 use outcomes::Outcomes;
 use roll::{Purpose, SEGMENT_RESERVE, Spare, Unsealed};
 
@@ -155,6 +157,7 @@ pub struct Spool<P> {
     poisoned_count: u32,
     stored: VecDeque<(u64, bool)>,
     outcomes: Outcomes,
+    orders: Orders,
     carry: Carry,
     counters: Counters,
     head: Vec<u8>,
@@ -216,6 +219,7 @@ impl<P: Page> Spool<P> {
             poisoned_count: 0,
             stored: VecDeque::new(),
             outcomes: Outcomes::default(),
+            orders: Orders::default(),
             carry: Carry::default(),
             counters: Counters::default(),
             head: Vec::new(),
@@ -608,7 +612,7 @@ impl<P: Page> Spool<P> {
         self.ledger.first_due(lane)
     }
 
-    /// Is the message durable, due, and not handed off in this lane?
+    /// Is the message durable, due, not held, and not handed off in this lane?
     pub fn is_in_backlog(&self, sequence: u64, lane: Lane) -> bool {
         self.ledger.is_in_backlog(sequence, lane)
     }
@@ -643,7 +647,8 @@ impl<P: Page> Spool<P> {
         self.ledger.is_handed_off_in(sequence, lane)
     }
 
-    /// Whether there are messages of which it was not decided since the log was opened, or since [`Spool::begin_routing`], who gets them.
+    /// Whether there are messages of which it was not decided since the log was opened, or since [`Spool::begin_routing`], who gets them,
+    /// and that are not held.
     pub fn has_unrouted(&self) -> bool {
         self.ledger.has_unrouted()
     }
@@ -668,7 +673,7 @@ impl<P: Page> Spool<P> {
         self.ledger.hand_off(sequence, lane);
     }
 
-    /// The delivery channel had no room after all: the message is in the backlog again.
+    /// The delivery channel had no room after all: the message is in the backlog again, unless it was dropped meanwhile.
     pub fn take_back(&mut self, sequence: u64, lane: Lane) {
         self.ledger.take_back(sequence, lane);
     }
