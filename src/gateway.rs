@@ -35,13 +35,14 @@ use std::sync::Arc;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::admin::Operations;
 use crate::config::{Config, ConfigError, Durability, Queue};
 use crate::delivery::Means;
 use crate::policy::Policy;
 use crate::shard::{self, DirectoryError, OpenedLog};
 use crate::telemetry;
 pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
-pub use running::{DrainOrder, Ended, Live, Reloaded, Stage};
+pub use running::{Ended, Live};
 
 use generation::Generation;
 use running::Running;
@@ -51,6 +52,9 @@ use transports::Names;
 
 /// Locked memory that glommio asks for, octets.
 const LOCKED_MEMORY_MIN: u64 = 512 << 10;
+
+/// How long the last answers to operators may take.
+const ADMIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Why the gateway could not start or go on: what, where, and what to do about it.
 #[derive(Debug)]
@@ -107,6 +111,7 @@ pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<End
         Queue::Memory => open_in_memory(&config, count)?,
     };
     let running = Running::start(generation, names, extensions, reread, sockets, logs)?;
+    let admin = running.start_admin()?;
     drop(blocked);
     if !running.wait_until_ready(&mut signals)? {
         return Ok(Ended::default());
@@ -116,6 +121,7 @@ pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<End
     tracing::info!(shards = count, "ready");
     let is_in_memory = running.live().config().spool.queue == Queue::Memory;
     let ended = running.serve(signals)?;
+    admin.stop(ADMIN_TIMEOUT);
     if is_in_memory && ended.left > 0 {
         tracing::warn!(
             messages = ended.left,

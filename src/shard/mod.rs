@@ -146,6 +146,11 @@ impl Shard {
         self.own_disk.get().expect("it is opened before anything else runs")
     }
 
+    /// Connections there are.
+    pub(crate) fn sessions(&self) -> usize {
+        self.connections.borrow().len()
+    }
+
     /// Messages that are not done, in all logs.
     pub(crate) fn depth(&self) -> usize {
         self.disks.borrow().iter().map(|disk| disk.depth()).sum()
