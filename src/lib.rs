@@ -16,6 +16,7 @@
 //!     └──────┴──────┼──────┴────────┘     client, below policy: the other side of SMTP and LMTP
 //!                 mail              the shared words: paths, envelope, message id
 //! ```
+pub mod admin;
 mod breaker;
 pub mod client;
 pub mod config;

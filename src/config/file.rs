@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::admin::{AdminFile, Monitor};
 use super::error::Fault;
 use super::policies;
 use super::routes;
@@ -68,6 +69,8 @@ pub struct File {
     transport: BTreeMap<String, toml::Table>,
     #[serde(deserialize_with = "routes::tables", skip_serializing_if = "Vec::is_empty")]
     route: Vec<toml::Table>,
+    admin: AdminFile,
+    monitor: Monitor,
     log: Log,
 }
 
@@ -307,9 +310,11 @@ impl File {
             let deliveries = Deliveries { workers: self.delivery.workers as u64, attempts };
             sessions_max_for(system.descriptors_max, cores.shards_count() as u64, deliveries) as usize
         });
+        let data = PathBuf::from(data);
+        let admin = self.admin.resolve(&data)?;
         Ok(Config {
             hostname,
-            data: PathBuf::from(data),
+            data,
             cores,
             sessions_max,
             drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT_DEFAULT),
@@ -328,6 +333,8 @@ impl File {
             notifications: self.notifications,
             transports,
             routes,
+            admin,
+            monitor: self.monitor,
             log: self.log,
         })
     }
@@ -583,6 +590,8 @@ impl From<&Config> for File {
                 .map(|(name, t)| (name.clone(), transports::write(t)))
                 .collect(),
             route: config.routes.iter().map(routes::write).collect(),
+            admin: (&config.admin).into(),
+            monitor: config.monitor.clone(),
             log: config.log.clone(),
         }
     }
