@@ -40,7 +40,7 @@ use crate::config::{Config, ConfigError, Durability, Queue};
 use crate::delivery::Means;
 use crate::policy::Policy;
 use crate::shard::{self, DirectoryError, OpenedLog};
-use crate::telemetry;
+use crate::telemetry::{self, Observer};
 pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
 pub use running::{Ended, Live};
 
@@ -81,6 +81,8 @@ pub struct Extensions {
     pub deliveries: HashMap<String, Means>,
     /// Policies that are asked behind those of the configuration.
     pub policies: Vec<Arc<dyn Policy>>,
+    /// Told of what happens.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 /// Where the configuration is read from again.

@@ -31,7 +31,7 @@ use crate::delivery::{DeadLetters, Settlement, Targets, Upkeep, Workers, outcome
 use crate::limits::RING_MEMORY_SIZE;
 use crate::policy::{Lookups, Policies, Said, Verifier};
 use crate::shard::{self, Control, Ending, Injected, OpenedLog, Plan, Progress, Service, Shards};
-use crate::telemetry;
+use crate::telemetry::{self, Observer, Reload, reloaded};
 
 /// How long sessions have to take their 421 when the time to drain is over.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -133,7 +133,8 @@ impl Live {
         let new_sockets = state.sockets.bind_missing(&mut config.listeners).map_err(words)?;
         let State { generation, names, dead, .. } = &mut *state;
         let mut next = Generation::new(config, names, &self.extensions, Some(generation)).map_err(words)?;
-        let (workers, teller) = start_workers(&next, dead.clone()).map_err(words)?;
+        let (workers, teller) =
+            start_workers(&next, dead.clone(), self.extensions.observer.clone()).map_err(words)?;
         let duplicates =
             new_sockets.duplicates().map_err(|e| format!("cannot duplicate a listening socket: {e}"))?;
         // From here on nothing fails.
@@ -262,7 +263,11 @@ fn with_services(
 }
 
 /// Threads that deliver, and the other end of what they tell senders by.
-fn start_workers(generation: &Generation, dead: Arc<DeadLetters>) -> Result<(Workers, Injected), Error> {
+fn start_workers(
+    generation: &Generation,
+    dead: Arc<DeadLetters>,
+    observer: Option<Arc<dyn Observer>>,
+) -> Result<(Workers, Injected), Error> {
     let (teller, notifications) = shard::injection();
     let config = &generation.config;
     let settlement = Settlement {
@@ -270,6 +275,7 @@ fn start_workers(generation: &Generation, dead: Arc<DeadLetters>) -> Result<(Wor
         dead_letters: dead,
         notifier: generation.notifier(Box::new(teller)),
         routes: generation.routes.clone(),
+        observer,
     };
     let workers =
         Workers::start(config.delivery.workers, &spare_cores(config), &generation.targets, settlement)
@@ -342,7 +348,7 @@ impl Running {
             .map_err(|e| Error(format!("cannot make the folder {}: {e}", dead_dir.display())))?;
         let dead = Arc::new(dead);
         let (injector, resent) = shard::injection();
-        let (workers, notifications) = start_workers(&generation, dead.clone())?;
+        let (workers, notifications) = start_workers(&generation, dead.clone(), extensions.observer.clone())?;
         let mut injected = vec![resent, notifications];
         let upkeep = Upkeep::start(dead.clone(), Box::new(injector), config.delivery.dead_retention)
             .map_err(|e| failed("the upkeep of dead letters", &e))?;
@@ -375,6 +381,7 @@ impl Running {
                 // One shard takes them all: they are few.
                 injected: std::mem::take(&mut injected),
                 control,
+                observer: extensions.observer.clone(),
                 progress: progress.clone(),
             };
             let shard = LocalExecutorBuilder::new(placement)
@@ -593,8 +600,9 @@ impl Operations for Live {
     }
 
     fn reload(&self) -> Result<Reloaded, String> {
-        let reloaded = self.try_reload();
-        match &reloaded {
+        let read = self.try_reload();
+        reloaded(Reload::Configuration, read.is_ok());
+        match &read {
             Ok(Reloaded { changed, needs_restart }) => {
                 tracing::info!(changed = changed.join(" "), "the configuration was read anew");
                 if !needs_restart.is_empty() {
@@ -606,7 +614,7 @@ impl Operations for Live {
                 tracing::error!("the configuration was not replaced, the old one is in force: {words}")
             }
         }
-        reloaded
+        read
     }
 
     fn drain(&self, order: DrainOrder) {
