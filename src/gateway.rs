@@ -20,6 +20,7 @@ mod maps;
 mod policies;
 mod rehearsal;
 mod secrets;
+mod steering;
 mod transports;
 mod watch;
 
@@ -96,6 +97,7 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     let secrets = Secrets::load(&config, true)?;
     let count = config.cores.shards_count();
     let sockets = bind_all(&mut config.listeners, count)?;
+    steering::steer(&config, &sockets);
     let logs = match config.spool.queue {
         Queue::Disk => {
             let is_sync = config.spool.durability == Durability::Sync;

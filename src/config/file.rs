@@ -91,6 +91,8 @@ struct ListenerFile {
     xclient_from: Vec<Text<IpNet>>,
     #[serde(default, deserialize_with = "flag")]
     trusted: bool,
+    #[serde(default, deserialize_with = "flag")]
+    steering: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -195,6 +197,7 @@ impl Default for ListenerFile {
             proxy_from: Vec::new(),
             xclient_from: Vec::new(),
             trusted: false,
+            steering: false,
         }
     }
 }
@@ -355,6 +358,7 @@ fn resolve_listeners(listeners: Option<Vec<ListenerFile>>, tls: &Tls) -> Result<
         proxy_from: networks(l.proxy_from),
         xclient_from: networks(l.xclient_from),
         trusted: l.trusted,
+        steering: l.steering,
     };
     Ok(listeners.into_iter().map(listener).collect())
 }
@@ -551,6 +555,7 @@ impl From<&Config> for File {
             proxy_from: networks(&l.proxy_from),
             xclient_from: networks(&l.xclient_from),
             trusted: l.trusted,
+            steering: l.steering,
         };
         File {
             hostname: Some(Text(HostName(config.hostname.clone()))),
