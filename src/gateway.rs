@@ -49,12 +49,13 @@ use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Press
 use crate::smtp::SessionConfig;
 use crate::telemetry;
 pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
+pub(crate) use steering::pinned_cores;
 
 use policies::Asked;
 use secrets::Secrets;
 
 /// Locked memory that glommio asks for, octets.
-const LOCKED_MEMORY_MIN: u64 = 512 << 10;
+pub(crate) const LOCKED_MEMORY_MIN: u64 = 512 << 10;
 /// How long sessions have to take their 421 when the time to drain is over.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -169,18 +170,23 @@ fn end_on_panic() {
 }
 
 fn check_ring() -> Result<(), Error> {
-    shard::check_ring().map_err(|error| {
-        let remedy = match error.raw_os_error() {
-            Some(libc::ENOSYS) => "this kernel has none: Linux 5.8 or later is needed",
-            Some(libc::EPERM | libc::EACCES) => {
-                "it is forbidden here: allow it with `sysctl kernel.io_uring_disabled=0`, and in a container with a seccomp \
-                 profile that permits io_uring_setup, io_uring_enter and io_uring_register"
-            }
-            Some(libc::ENOMEM) => "too little memory may be locked: raise it with `ulimit -l` or LimitMEMLOCK= of the unit",
-            _ => "see io_uring_setup(2)",
-        };
-        Error(format!("cannot make an io_uring: {error}; {remedy}"))
-    })
+    shard::check_ring()
+        .map_err(|error| Error(format!("cannot make an io_uring: {error}; {}", ring_remedy(&error))))
+}
+
+/// What to do where no io_uring can be made.
+pub(crate) fn ring_remedy(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => "this kernel has none: Linux 5.8 or later is needed",
+        Some(libc::EPERM | libc::EACCES) => {
+            "it is forbidden here: allow it with `sysctl kernel.io_uring_disabled=0`, and in a container with a seccomp \
+             profile that permits io_uring_setup, io_uring_enter and io_uring_register"
+        }
+        Some(libc::ENOMEM) => {
+            "too little memory may be locked: raise it with `ulimit -l` or LimitMEMLOCK= of the unit"
+        }
+        _ => "see io_uring_setup(2)",
+    }
 }
 
 fn check_locked_memory() -> Result<(), Error> {

@@ -52,7 +52,7 @@ pub fn steer(config: &Config, sockets: &[Vec<TcpListener>]) {
 }
 
 /// The core of each shard, in order; none if any of them is not pinned.
-pub(super) fn pinned_cores(config: &Config) -> Option<Vec<u32>> {
+pub(crate) fn pinned_cores(config: &Config) -> Option<Vec<u32>> {
     let core = |pin| match pin {
         Pin::Fixed(core) => u32::try_from(core).ok(),
         _ => None,
