@@ -156,6 +156,7 @@ impl Live {
         let is_everywhere = answers.iter().all(Option::is_some);
         state.sockets.add(new_sockets);
         state.sockets.keep(&next.config.listeners);
+        super::steering::steer(&next.config, &state.sockets);
         self.in_force.store(next.config.clone());
         self.targets.store(Arc::new(next.targets.clone()));
         self.policies.store(Arc::new(next.asked.policies.clone()));
@@ -288,7 +289,7 @@ fn failed(what: &str, error: &dyn fmt::Display) -> Error {
 }
 
 /// Where each shard's thread runs: on the named cores, or on those this process may use, in order.
-fn placements(config: &Config) -> Vec<Pin> {
+pub(super) fn placements(config: &Config) -> Vec<Pin> {
     let count = config.cores.shards_count();
     match &config.cores {
         Placement::Cores(cores) => cores.iter().map(|core| Pin::Fixed(*core)).collect(),
