@@ -5,6 +5,7 @@
 
 mod auth_commands;
 mod dead_letters;
+mod doctor_command;
 mod explain_command;
 
 use std::io::{self, Write};
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use auth_commands::AuthCommand;
 use clap::{Args, Parser, Subcommand};
 use dead_letters::DeadCommand;
+use doctor_command::DoctorCommand;
 use explain_command::ExplainCommand;
 use incoming::config::{Config, Flags, Sources, System};
 use incoming::inspect::{SpoolCommand, WhyCommand};
@@ -53,6 +55,8 @@ enum Command {
     Why(WhyCommand),
     /// Asks the configured policies about a session that does not take place, and prints what each says, in order.
     Explain(ExplainCommand),
+    /// Looks at this machine with the configuration in mind: what was found, what it costs, how to mend it. Exit code 1 if something is a fault.
+    Doctor(DoctorCommand),
     /// Prints lines for the file of those who may log in. Needs no configuration.
     #[command(subcommand)]
     Auth(AuthCommand),
@@ -93,6 +97,7 @@ fn main() -> ExitCode {
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
         Command::Why(command) => configured(options, |config| inspect::why_message(&command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
+        Command::Doctor(command) => configured(options, |config| doctor_command::run(&command, &config)),
         Command::Auth(command) => auth_commands::run(command),
     }
 }
