@@ -11,7 +11,7 @@
 //!
 //! Were 2 and 3 swapped, deliveries made meanwhile would be made again after the next start.
 //!
-//! SIGHUP has certificates, credentials and maps read anew; see [`watch`].
+//! SIGHUP has certificates, credentials and maps read anew; see `gateway/watch.rs`.
 //!
 //! A panic anywhere ends the process at once: a half-alive gateway would keep taking connections for a shard that is gone,
 //! and nothing acknowledged is lost by ending. Knows nothing of SMTP and of bytes.
