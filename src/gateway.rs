@@ -44,7 +44,9 @@ use crate::delivery::{
 use crate::limits::{PIECE_SIZE_MAX, RING_MEMORY_SIZE};
 use crate::mail::{Capabilities, Phase, Phases};
 use crate::policy::{Admission, Bounds, Greetings, Greylist, Marks, Policies, Said, Terms};
-use crate::shard::{self, Control, DirectoryError, Ending, OpenedLog, Plan, Pressure, Progress, Service};
+use crate::shard::{
+    self, Control, DirectoryError, Ending, OpenedLog, Plan, Pressure, Progress, Service, Shards,
+};
 use crate::smtp::SessionConfig;
 use crate::telemetry;
 pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
@@ -381,7 +383,7 @@ fn spare_cores(config: &Config) -> Vec<core_affinity::CoreId> {
 /// A gateway whose threads run.
 struct Running {
     shards: Vec<glommio::ExecutorJoinHandle<usize>>,
-    controls: Vec<Arc<Control>>,
+    controls: Shards,
     progress: Receiver<Progress>,
     workers: Workers,
     upkeep: Upkeep,
@@ -429,9 +431,10 @@ fn start(
     let greetings = Arc::new(Greetings::new(greeting_delay, greeting_delay_remembered));
     let (progress, progress_end) = unbounded();
     let (ringing, stop_ringing) = bounded::<()>(0);
+    let controls: Vec<Arc<Control>> = (0..count).map(|_| Arc::default()).collect();
     let mut running = Running {
         shards: Vec::new(),
-        controls: Vec::new(),
+        controls: Shards::new(controls.clone()),
         progress: progress_end,
         workers,
         upkeep,
@@ -442,7 +445,7 @@ fn start(
     for (n, ((listeners, logs), placement)) in
         sockets.into_iter().zip(logs).zip(placements(config)).enumerate()
     {
-        let control = Arc::new(Control::default());
+        let control = controls[n].clone();
         let bell = control.clone();
         // Every job in a channel and with a worker has room for its report.
         let (outcomes, reports) = outcome_channel(targets.reports_max(), Arc::new(move || bell.ring()));
@@ -483,14 +486,13 @@ fn start(
             .spawn(move || shard::run(plan))
             .map_err(|e| failed("a shard", &e))?;
         running.shards.push(shard);
-        running.controls.push(control);
     }
     let controls = running.controls.clone();
     std::thread::Builder::new()
         .name("bell".into())
         .spawn(move || {
             while stop_ringing.recv_timeout(RING_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                controls.iter().for_each(|control| control.ring());
+                controls.ring();
             }
         })
         .map_err(|e| failed("what keeps the shards awake", &e))?;
@@ -517,7 +519,7 @@ impl Running {
     }
 
     fn end(&self, ending: Ending) {
-        self.controls.iter().for_each(|control| control.end(ending));
+        self.controls.end(ending);
     }
 
     /// Waits for a signal, then ends everything in order. Returns how many messages are left in the queue.
@@ -570,7 +572,7 @@ impl Running {
         if workers_stopped.recv_timeout(WORKERS_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!("deliveries did not end in time: they are made again after the next start");
         }
-        self.controls.iter().for_each(|control| control.end(Ending::Finish));
+        self.controls.end(Ending::Finish);
         let mut left = 0;
         for shard in self.shards {
             left += shard.join().map_err(|e| Error(format!("a shard failed: {e}")))?;

@@ -8,9 +8,24 @@
 //!
 //! A wake from another thread by a waker that is kept is an event each time, whatever state its task is in: it ends that sleep.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering, fence};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use tokio::sync::oneshot;
+
+use super::Shard;
+
+/// Orders that may wait for a shard. Each takes microseconds: more than these wait only where it does not answer at all.
+const ORDERS_MAX: usize = 1024;
+/// How long an answer is waited for.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Something that is done on a shard, between two turns of its tasks.
+type Order = Box<dyn FnOnce(&Rc<Shard>) + Send>;
 
 /// How the shard is ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,12 +41,22 @@ pub enum Ending {
     Finish = 3,
 }
 
-/// Orders from the gateway to a shard, and the bell for both of its mailboxes.
+/// Orders from the gateway to a shard, and the bell for all of its mailboxes.
 #[derive(Default)]
 pub struct Control {
     ending: AtomicU8,
     /// Of the shard's first task, which lasts as long as the shard.
     bell: OnceLock<Waker>,
+    /// Nothing, once nobody will take them any more.
+    orders: Mutex<Orders>,
+    /// There may be some: looked at instead of the lock.
+    has_orders: AtomicBool,
+}
+
+#[derive(Default)]
+struct Orders {
+    waiting: Vec<Order>,
+    is_over: bool,
 }
 
 impl Control {
@@ -58,6 +83,38 @@ impl Control {
         fence(Ordering::SeqCst);
     }
 
+    /// Has the shard do this. False: it has ended, or does not answer.
+    fn order(&self, order: Order) -> bool {
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        if orders.is_over || orders.waiting.len() >= ORDERS_MAX {
+            return false;
+        }
+        orders.waiting.push(order);
+        drop(orders);
+        self.has_orders.store(true, Ordering::Release);
+        self.ring();
+        true
+    }
+
+    /// What is to be done now.
+    pub(super) fn take_orders(&self) -> Vec<Order> {
+        if !self.has_orders.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        self.has_orders.store(false, Ordering::Relaxed);
+        std::mem::take(&mut self.orders.lock().unwrap_or_else(PoisonError::into_inner).waiting)
+    }
+
+    /// Nobody takes orders any more: who waits for an answer is told so.
+    pub(super) fn end_orders(&self) {
+        let waiting = {
+            let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+            orders.is_over = true;
+            std::mem::take(&mut orders.waiting)
+        };
+        drop(waiting);
+    }
+
     /// How the shard is to end.
     pub(super) fn ending(&self) -> Ending {
         match self.ending.load(Ordering::Acquire) {
@@ -66,6 +123,99 @@ impl Control {
             2 => Ending::Abort,
             _ => Ending::Finish,
         }
+    }
+}
+
+/// All shards, for other threads.
+#[derive(Clone)]
+pub struct Shards(Arc<[Arc<Control>]>);
+
+impl Shards {
+    /// Those that these control.
+    pub fn new(controls: Vec<Arc<Control>>) -> Self {
+        Shards(controls.into())
+    }
+
+    /// How many there are.
+    #[allow(clippy::len_without_is_empty)] // there is always one
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Tells all of them how to end.
+    pub fn end(&self, ending: Ending) {
+        self.0.iter().for_each(|control| control.end(ending));
+    }
+
+    /// Something may be in their mailboxes.
+    pub fn ring(&self) {
+        self.0.iter().for_each(|control| control.ring());
+    }
+
+    /// Has shard `n` do something between two turns of its tasks, and gives what that returns; `None`: the shard has ended, or has not
+    /// answered within five seconds (it is done nonetheless, should it come to it). It must take microseconds: everything else of the shard waits meanwhile.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with a clock.
+    #[allow(dead_code)] // the admin thread's
+    pub(crate) async fn ask<R: Send + 'static>(
+        &self,
+        n: usize,
+        what: impl FnOnce(&Rc<Shard>) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (answer, answered) = oneshot::channel();
+        let is_ordered = self.0[n].order(Box::new(move |shard| {
+            // Nobody may wait for it any more.
+            let _ = answer.send(what(shard));
+        }));
+        if !is_ordered {
+            return None;
+        }
+        tokio::time::timeout(ANSWER_TIMEOUT, answered).await.ok()?.ok()
+    }
+
+    /// The same of every shard at the same time; the answers in the shards' order.
+    #[allow(dead_code)] // the admin thread's
+    pub(crate) async fn ask_all<R: Send + 'static>(
+        &self,
+        what: impl Fn(&Rc<Shard>) -> R + Clone + Send + 'static,
+    ) -> Vec<Option<R>> {
+        let mut asked = Vec::with_capacity(self.len());
+        for control in self.0.iter() {
+            let (answer, answered) = oneshot::channel();
+            let what = what.clone();
+            control.order(Box::new(move |shard| {
+                let _ = answer.send(what(shard));
+            }));
+            asked.push(answered);
+        }
+        let until = tokio::time::Instant::now() + ANSWER_TIMEOUT;
+        let mut answers = Vec::with_capacity(asked.len());
+        for answered in asked {
+            // A refused order was dropped, and its answer with it.
+            answers.push(tokio::time::timeout_at(until, answered).await.ok().and_then(Result::ok));
+        }
+        answers
+    }
+
+    /// As [`Shards::ask`], for threads that may block, and each shard with something of its own.
+    #[allow(dead_code)] // reload
+    pub(crate) fn tell_each<T: Send + 'static, R: Send + 'static>(
+        &self,
+        each: impl IntoIterator<Item = T>,
+        what: impl Fn(&Rc<Shard>, T) -> R + Clone + Send + 'static,
+    ) -> Vec<Option<R>> {
+        let mut asked = Vec::with_capacity(self.len());
+        for (control, own) in self.0.iter().zip(each) {
+            let (answer, answered) = bounded(1);
+            let what = what.clone();
+            control.order(Box::new(move |shard| {
+                let _ = answer.send(what(shard, own));
+            }));
+            asked.push(answered);
+        }
+        let until = std::time::Instant::now() + ANSWER_TIMEOUT;
+        asked.into_iter().map(|answered| answered.recv_deadline(until).ok()).collect()
     }
 }
 

@@ -39,7 +39,7 @@ use glommio::timer::Timer;
 use ipnet::IpNet;
 use slab::Slab;
 
-pub use control::{Control, Ending};
+pub use control::{Control, Ending, Shards};
 pub use directory::{
     DataLock, DirectoryError, OpenedLog, count_segments, is_locked, lock, open, open_in_memory,
 };
@@ -168,7 +168,7 @@ pub enum Progress {
 }
 
 /// What the tasks of one shard share.
-struct Shard {
+pub(crate) struct Shard {
     verifier: Option<Arc<Verifier>>,
     handshakes: Cell<usize>,
     handshakes_max: usize,
@@ -414,12 +414,16 @@ async fn serve_mailboxes(
                     disk.handle_report(&report);
                 }
             }
+            for order in control.take_orders() {
+                order(shard);
+            }
             if ending != shard.ending.get() {
                 shard.ending.set(ending);
                 shard.stop_accepting.set();
                 shard.connections.borrow().iter().for_each(|(_, connection)| connection.wake());
             }
             if ending == Ending::Finish {
+                control.end_orders();
                 return Poll::Ready(());
             }
             let is_empty = shard.connections.borrow().is_empty();
