@@ -5,7 +5,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
 use incoming::inspect::SpoolCommand;
 
 use crate::auth_commands::AuthCommand;
@@ -42,6 +43,18 @@ pub enum Command {
     /// Prints lines for the file of those who may log in. Needs no configuration.
     #[command(subcommand)]
     Auth(AuthCommand),
+    /// Prints what has a shell complete commands and options. Needs no configuration.
+    Completions {
+        /// The shell they are for.
+        shell: Shell,
+    },
+    /// Writes the manual: a page for each command. Needs no configuration; for those who make packages.
+    #[command(hide = true)]
+    Man {
+        /// A folder that is there.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -53,7 +66,7 @@ pub struct Options {
     #[arg(long, value_name = "ADDR:PORT", global = true)]
     pub listen: Vec<String>,
     /// The folder of spool and dead letters.
-    #[arg(long, value_name = "DIR", global = true)]
+    #[arg(long, value_name = "DIR", global = true, value_hint = ValueHint::DirPath)]
     pub data: Option<String>,
     /// How many shards.
     #[arg(long, value_name = "N", global = true, conflicts_with = "cores")]

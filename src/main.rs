@@ -6,6 +6,7 @@ mod auth_commands;
 mod cli;
 mod dead_letters;
 mod explain_command;
+mod manual;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -29,6 +30,8 @@ fn main() -> ExitCode {
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
         Command::Auth(command) => auth_commands::run(command),
+        Command::Completions { shell } => manual::print_completions(shell),
+        Command::Man { folder } => manual::write_pages(&folder),
     }
 }
 
