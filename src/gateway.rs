@@ -20,6 +20,7 @@ mod maps;
 mod policies;
 mod rehearsal;
 mod secrets;
+mod systemd;
 mod transports;
 mod watch;
 
@@ -34,7 +35,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin, PoolPlacement};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{self, Config, Durability, Listener, Placement, Queue, Smtp};
 use crate::delivery::notification::NotificationRate;
@@ -53,6 +54,7 @@ pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
 
 use policies::Asked;
 use secrets::Secrets;
+use systemd::Inherited;
 
 /// Locked memory that glommio asks for, octets.
 const LOCKED_MEMORY_MIN: u64 = 512 << 10;
@@ -89,6 +91,8 @@ impl From<DirectoryError> for Error {
 /// Runs the gateway until it is told to stop (SIGTERM, SIGINT), and says on standard error when it is ready.
 pub fn run(mut config: Config) -> Result<(), Error> {
     end_on_panic();
+    let notifier = systemd::Notifier::from_environment();
+    let mut inherited = systemd::inherited_listeners().map_err(Error)?;
     check_ring()?;
     check_locked_memory()?;
     let _lock = shard::lock(&config.data)?;
@@ -97,7 +101,8 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     let blocked = BlockedSignals::block();
     let secrets = Secrets::load(&config, true)?;
     let count = config.cores.shards_count();
-    let sockets = bind_all(&mut config.listeners, count)?;
+    let sockets = bind_all(&mut config.listeners, count, &mut inherited)?;
+    systemd::check_all_taken(&inherited).map_err(Error)?;
     let logs = match config.spool.queue {
         Queue::Disk => {
             let is_sync = config.spool.durability == Durability::Sync;
@@ -115,7 +120,10 @@ pub fn run(mut config: Config) -> Result<(), Error> {
     eprint!("{}", config.banner());
     eprintln!("ready");
     tracing::info!(shards = count, "ready");
-    let left = started.serve(signals, reload, config.drain_timeout)?;
+    notifier.ready(&format!("{count} shards take mail"));
+    let _watchdog = systemd::watchdog(&notifier, started.controls.clone())
+        .map_err(|e| Error(format!("cannot start what tells the watchdog: {e}")))?;
+    let left = started.serve(signals, reload, config.drain_timeout, &notifier)?;
     if config.spool.queue == Queue::Memory && left > 0 {
         tracing::warn!(
             messages = left,
@@ -221,16 +229,29 @@ impl Drop for BlockedSignals {
     }
 }
 
-/// The listening sockets of each shard. Ports that were 0 are known afterwards.
-fn bind_all(listeners: &mut [Listener], shards: usize) -> Result<Vec<Vec<TcpListener>>, Error> {
-    let mut sockets: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
-    for listener in listeners {
+/// The listening sockets of each shard, with the number of their listener: those inherited, and others. Ports that were 0 are known
+/// afterwards.
+fn bind_all(
+    listeners: &mut [Listener],
+    shards: usize,
+    inherited: &mut Vec<Inherited>,
+) -> Result<Vec<Vec<(usize, TcpListener)>>, Error> {
+    let mut sockets: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
+    for (n, listener) in listeners.iter_mut().enumerate() {
         let address = listener.address;
+        let handed_over = systemd::take(inherited, address, shards).map_err(Error)?;
+        if !handed_over.is_empty() {
+            for (sockets, socket) in sockets.iter_mut().zip(handed_over) {
+                let _ = SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER_SIZE);
+                sockets.push((n, socket));
+            }
+            continue;
+        }
         let failed = |error| Error(explain_bind(address, &error));
         // Shards share the port by SO_REUSEPORT, and so would a second gateway of the same user: it is refused here.
         listener.address = bind(address, None).and_then(|probe| probe.local_addr()).map_err(failed)?;
         for sockets in &mut sockets {
-            sockets.push(bind(listener.address, Some(listener.backlog)).map_err(failed)?);
+            sockets.push((n, bind(listener.address, Some(listener.backlog)).map_err(failed)?));
         }
     }
     Ok(sockets)
@@ -395,7 +416,7 @@ struct Running {
 
 fn start(
     config: &Config,
-    sockets: Vec<Vec<TcpListener>>,
+    sockets: Vec<Vec<(usize, TcpListener)>>,
     logs: Vec<Vec<OpenedLog>>,
     secrets: &Secrets,
     asked: &Asked,
@@ -450,7 +471,7 @@ fn start(
         // Every job in a channel and with a worker has room for its report.
         let (outcomes, reports) = outcome_channel(targets.reports_max(), Arc::new(move || bell.ring()));
         let plan = Plan {
-            listeners: listeners.into_iter().zip(services.iter().cloned()).collect(),
+            listeners: listeners.into_iter().map(|(n, socket)| (socket, services[n].clone())).collect(),
             verifier: secrets.verifier(),
             handshakes_max: config.tls.handshakes_max.div_ceil(count),
             handshake_timeout: config.tls.handshake_timeout,
@@ -528,6 +549,7 @@ impl Running {
         mut signals: Signals,
         reload: Sender<()>,
         drain_timeout: Duration,
+        notifier: &systemd::Notifier,
     ) -> Result<usize, Error> {
         let (signalled, signal) = bounded(2);
         std::thread::Builder::new()
@@ -554,6 +576,8 @@ impl Running {
                 }
             })
             .map_err(|e| Error(format!("cannot wait for signals: {e}")))?;
+        notifier.stopping("draining");
+        notifier.draining("draining", drain_timeout);
         self.end(Ending::Drain);
         if !self.wait_until_drained(drain_timeout) {
             tracing::warn!("sessions did not finish in time: they are ended");
