@@ -1,14 +1,15 @@
 //! Debian's package: what it installs works, on a system of its own, and what is removed is gone but for the mail.
 //!
-//! The system is this machine's in an overlay: what the package changes goes to a file system of the test's.
+//! The system is this machine's in an overlay: what the package changes goes to a file system of the test's. Without systemd running,
+//! as in a container; and with it, in namespaces of its own.
 
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Output, Stdio};
 
 use support::client::Client;
 use support::disk::Mount;
@@ -20,7 +21,7 @@ use support::tools;
 use support::wait;
 
 /// What a program of the system needs besides files.
-const ENTER: &str = r#"mount --rbind /dev "$0/dev" && mount -t proc proc "$0/proc" && mount -t tmpfs tmpfs "$0/run" && exec chroot "$0" "$@""#;
+const ENTER: &str = r#"mount --rbind /dev "$0/dev" && mount --rbind /sys "$0/sys" && mount -t proc proc "$0/proc" && mount -t tmpfs tmpfs "$0/run" && exec chroot "$0" "$@""#;
 
 /// A system in which packages are installed.
 struct System {
@@ -204,6 +205,172 @@ fn completions_complete(system: &System) {
         assert!(completed.split_whitespace().any(|word| word == expected), "{words}{word}: {completed}");
     }
 }
+
+// ---- with systemd running
+
+/// A system whose systemd runs, with nothing else but the journal.
+struct Booted {
+    system: System,
+    unshared: Child,
+    /// systemd, as it is called from outside.
+    init: String,
+    group: PathBuf,
+    _groups: Mount,
+}
+
+impl Booted {
+    fn new(log: &Path) -> Self {
+        let system = System::new();
+        let units = system.path("/etc/systemd/system");
+        for target in
+            ["sysinit", "basic", "local-fs", "network-online", "sockets", "timers", "paths", "multi-user"]
+        {
+            for folder in ["/usr/lib/systemd/system", "/etc/systemd/system"] {
+                let wanted = system.path(folder).join(format!("{target}.target.wants"));
+                for name in
+                    fs::read_dir(wanted).into_iter().flatten().map(|unit| unit.expect("a unit").file_name())
+                {
+                    if !name.to_string_lossy().starts_with("systemd-journald") {
+                        let _ = fs::remove_file(units.join(&name));
+                        symlink("/dev/null", units.join(&name)).expect("it is masked");
+                    }
+                }
+            }
+        }
+        fs::write(units.join("incoming-test.target"), "[Unit]\nWants=systemd-journald.service\n")
+            .expect("a target");
+        fs::write(system.path("/etc/fstab"), "").expect("no mounts");
+        let groups = Mount::new(&["-t", "cgroup2", "cgroup2"]);
+        let group = groups.path().join(format!("incoming-test-{}", std::process::id()));
+        fs::create_dir(&group).expect("a control group");
+        let log = File::create(log).expect("a log");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&group);
+        command.arg(tools::program("unshare"));
+        command.args(["--mount", "--propagation", "private", "--pid", "--uts", "--ipc", "--net", "--cgroup"]);
+        command
+            .args(["--fork", "--kill-child"])
+            .arg(tools::test_file("package/boot"))
+            .arg(system.root.path());
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        let unshared = command.spawn().expect("it runs");
+        let mut booted = Booted { system, unshared, init: String::new(), group, _groups: groups };
+        let id = booted.unshared.id();
+        let is_init = |id: &String| {
+            fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|comm| comm == "systemd\n")
+        };
+        wait::until("systemd runs", || {
+            let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+            booted.init = children.trim().to_string();
+            is_init(&booted.init)
+        });
+        wait::until("systemd has started", || {
+            booted.output(&["systemctl", "is-system-running"]).stdout.starts_with(b"running")
+        });
+        booted
+    }
+
+    fn output(&self, words: &[&str]) -> Output {
+        let mut command = Command::new(tools::program("nsenter"));
+        command.args([
+            "--target", &self.init, "--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--root",
+            "--wd",
+        ]);
+        command
+            .args(words)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.output().expect("it runs")
+    }
+
+    #[track_caller]
+    fn run(&self, words: &[&str]) -> String {
+        tools::assert_succeeded(&self.output(words))
+    }
+
+    /// What systemd knows of the service.
+    fn shown(&self, property: &str) -> String {
+        let shown = self.run(&["systemctl", "show", "incoming.service", "--value", "--property", property]);
+        shown.trim().to_string()
+    }
+
+    /// A message from within.
+    #[track_caller]
+    fn send(&self, host: &str, port: u16) {
+        let script = format!(
+            "import smtplib\nwith smtplib.SMTP({host:?}, {port}) as s: s.sendmail('a@e.org', ['b@e.org'], 'Subject: x\\r\\n\\r\\nhello\\r\\n')"
+        );
+        self.run(&[tools::PYTHON, "-c", &script]);
+    }
+}
+
+impl Drop for Booted {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let journal = self.output(&["journalctl", "--no-pager", "--lines=40"]);
+            eprintln!("--- the journal's end\n{}---", tools::said(&journal));
+        }
+        // All that runs within goes with it.
+        let _ = self.unshared.kill();
+        let _ = self.unshared.wait();
+        let _ = Command::new("sh")
+            .args(["-c", "find \"$0\" -depth -type d -exec rmdir {} +"])
+            .arg(&self.group)
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+#[test]
+fn the_service_lives_as_its_units_say() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let package = build(folder.path());
+    let booted = Booted::new(&folder.path().join("log"));
+    fs::copy(&package, booted.system.path("/incoming.deb")).expect("a copy");
+
+    // Installing starts it; it is active, because it has said so.
+    booted.run(&["dpkg", "--install", "/incoming.deb"]);
+    assert_eq!(booted.shown("ActiveState"), "active");
+    assert!(booted.shown("StatusText").contains("shards"), "{}", booted.shown("StatusText"));
+    booted.send("127.0.0.1", 2525);
+    let delivered = booted.system.path("/var/lib/incoming/maildir");
+    wait::until("the message is delivered", || maildir::count(&delivered) == 1);
+    let first = booted.shown("MainPID");
+    booted.run(&["systemctl", "reload", "incoming"]);
+    wait::until("it is active again", || booted.shown("ActiveState") == "active");
+    assert_eq!(booted.shown("MainPID"), first, "a reload is no restart");
+
+    // One that is killed is started again, with what it had accepted.
+    booted.run(&["systemctl", "kill", "--signal=KILL", "incoming"]);
+    wait::until("another runs", || {
+        booted.shown("ActiveState") == "active" && booted.shown("MainPID") != first
+    });
+
+    // The sockets of the socket unit, two for each address and a shard for each.
+    let listeners =
+        "[[listener]]\naddress = \"0.0.0.0:25\"\n[[listener]]\naddress = \"[::]:25\"\n[accept]\nany = true\n";
+    let configuration = format!("data = \"/var/lib/incoming\"\nshards = 2\n{listeners}");
+    fs::write(booted.system.path("/etc/incoming/incoming.toml"), configuration).expect("it is written");
+    booted.run(&["systemctl", "stop", "incoming.service"]);
+    booted.run(&["systemctl", "start", "incoming.socket"]);
+    assert_eq!(booted.shown("ActiveState"), "inactive");
+    for host in ["127.0.0.1", "::1"] {
+        (0..4).for_each(|_| booted.send(host, 25));
+    }
+    wait::until("the messages are delivered", || maildir::count(&delivered) == 9);
+    let said = booted.run(&["journalctl", "--no-pager", "--unit=incoming.service"]);
+    assert!(!said.contains("sockets are handed over"), "{said}");
+    // Whoever comes while it starts again waits.
+    booted.run(&["systemctl", "restart", "--no-block", "incoming.service"]);
+    booted.send("127.0.0.1", 25);
+    wait::until("the message is delivered", || maildir::count(&delivered) == 10);
+
+    booted.run(&["dpkg", "--remove", "incoming"]);
+    assert_eq!(booted.shown("MainPID"), "0");
+    assert_eq!(booted.shown("Result"), "success");
+}
+
+// ---- what the package is made of
 
 #[test]
 fn a_manual_that_cannot_be_written_is_a_fault() {

@@ -82,8 +82,8 @@ fn the_service_manager_is_told_from_ready_to_the_end() {
         "{ready}"
     );
     let mut client = Client::greet(server.address());
-    client.envelope("a@client.test", &["b@mx.test"]).expect("replies");
-    client.expect("DATA", 354);
+    let replies = client.envelope("a@client.test", &["b@mx.test"]).expect("replies");
+    assert_eq!(replies.last().expect("to DATA").code, 354);
     server.signal("TERM");
     supervisor.wait_for("STOPPING=1\n");
     let draining = wait::poll(wait::PATIENCE, || {
@@ -108,7 +108,7 @@ fn the_watchdog_is_told_until_a_shard_hangs_and_again_when_it_goes_on() {
     let is_told = |times: usize| wait::until("it is told", || supervisor.count("WATCHDOG=1\n") >= times);
     is_told(3);
     {
-        let _hanging = Hanging::thread(server.pid(), "shard-1");
+        let _hanging = Hanging::shard(server.pid(), 1);
         wait::until("the log says so", || server.log().contains("shards do not answer"));
         let told = supervisor.count("WATCHDOG=1\n");
         let complaints = server.log().matches("shards do not answer").count();
@@ -124,19 +124,17 @@ fn the_watchdog_is_told_until_a_shard_hangs_and_again_when_it_goes_on() {
 struct Hanging(libc::pid_t);
 
 impl Hanging {
-    fn thread(pid: u32, name: &str) -> Self {
+    /// A shard's: the first of its name, for it has started its blocking thread.
+    fn shard(pid: u32, n: usize) -> Self {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
         let ids = tasks.map(|task| task.expect("a thread").file_name().into_string().expect("a number"));
+        let name = format!("shard-{n}-");
         let is_it = |id: &String| {
             fs::read_to_string(format!("/proc/{pid}/task/{id}/comm"))
-                .is_ok_and(|comm| comm.trim_end() == name)
+                .is_ok_and(|comm| comm.starts_with(&name))
         };
-        let id: libc::pid_t = ids
-            .into_iter()
-            .find(is_it)
-            .unwrap_or_else(|| panic!("no thread {name}"))
-            .parse()
-            .expect("a number");
+        let numbers = ids.filter(is_it).map(|id| id.parse().expect("a number"));
+        let id: libc::pid_t = numbers.min().unwrap_or_else(|| panic!("no thread {name}"));
         // SAFETY: no memory of this process is handed over.
         unsafe {
             assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, id, 0, 0), 0, "{}", std::io::Error::last_os_error());
@@ -230,7 +228,7 @@ fn hand_over(setup: &mut Setup, sockets: &[TcpListener]) -> Result<Server, Refus
     }
     let started = Server::start(command, &setup.home().join("log"));
     // SAFETY: they are this function's.
-    raised.into_iter().for_each(|fd| drop(unsafe { libc::close(fd) }));
+    raised.into_iter().for_each(|fd| unsafe { assert_eq!(libc::close(fd), 0) });
     started
 }
 
@@ -311,11 +309,10 @@ fn calls(name: &str) -> BTreeSet<String> {
 fn the_unit_permits_whatever_the_gateway_asks_of_the_kernel() {
     let mut permitted = BTreeSet::new();
     for list in unit("SystemCallFilter") {
+        let of = |list: &str| -> BTreeSet<_> { list.split_whitespace().flat_map(calls).collect() };
         match list.strip_prefix('~') {
-            None => permitted.extend(list.split_whitespace().flat_map(calls)),
-            Some(list) => {
-                list.split_whitespace().flat_map(calls).for_each(|name| drop(permitted.remove(&name)))
-            }
+            None => permitted.append(&mut of(&list)),
+            Some(list) => permitted = &permitted - &of(list),
         }
     }
     assert!(permitted.contains("io_uring_enter") && !permitted.contains("setuid"), "{permitted:?}");
