@@ -16,10 +16,12 @@ mod health;
 mod http;
 mod life;
 mod server;
+mod sessions;
 mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
 mod token;
+mod trace;
 
 use std::io;
 use std::sync::Arc;

@@ -26,6 +26,7 @@ mod pressure;
 mod proxied;
 mod quarantine;
 pub(crate) mod read_back;
+pub(crate) mod sessions;
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -89,6 +90,11 @@ impl Service {
 
     fn may_xclient(&self, peer: IpAddr) -> bool {
         is_in(&self.xclient_from, peer)
+    }
+
+    /// Whether a session's client may be another than its socket's peer.
+    fn may_be_spoken_for(&self) -> bool {
+        !(self.proxy_from.is_empty() && self.xclient_from.is_empty())
     }
 
     /// Whether what one address may have is asked of `peer`: not of who is vouched for, nor of who speaks for others.
@@ -204,6 +210,8 @@ pub(crate) struct Shard {
     /// Octets of envelopes that are not handed over yet; as much as content may have.
     envelope_memory: Cell<usize>,
     dates: clock::Dates,
+    /// Who looks at sessions.
+    taps: sessions::Taps,
 }
 
 impl Shard {
@@ -341,6 +349,7 @@ pub async fn run(plan: Plan) -> usize {
         envelope_memory: Cell::new(0),
         content_memory_max: plan.content_memory_max,
         dates: clock::Dates::default(),
+        taps: sessions::Taps::default(),
     });
     shard.disks.iter().for_each(Disk::run);
     glommio::spawn_local(watch_deadlines(shard.clone(), plan.control.clone())).detach();
