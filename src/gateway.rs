@@ -416,7 +416,8 @@ fn start(
     let (teller, notifications) = shard::injection();
     let mut injected = vec![resent, notifications];
     let notifier = notifier(config, Box::new(teller));
-    let settlement = Settlement { schedule, dead_letters: dead.clone(), notifier, routes: routes.clone() };
+    let settlement =
+        Settlement { schedule, dead_letters: dead.clone(), notifier, routes: routes.clone(), observer: None };
     let workers = Workers::start(config.delivery.workers, &spare_cores(config), &targets, settlement)
         .map_err(|e| failed("the delivery workers", &e))?;
     let upkeep = Upkeep::start(dead, Box::new(injector), config.delivery.dead_retention)
@@ -476,6 +477,7 @@ fn start(
             schedule,
             // One shard takes them all: they are few.
             injected: std::mem::take(&mut injected),
+            observer: None,
             control: control.clone(),
             progress: progress.clone(),
         };

@@ -28,6 +28,7 @@ pub mod mail;
 pub mod policy;
 pub mod proxy;
 mod scheduling;
+pub mod scrape;
 pub mod shard;
 pub mod smtp;
 pub mod spool;

@@ -15,6 +15,7 @@ pub mod client;
 mod health;
 mod http;
 mod life;
+mod metrics;
 mod server;
 mod sessions;
 mod socket;

@@ -24,6 +24,7 @@ use rustix::net::{RecvFlags, recv};
 use super::clock;
 use super::event::keep_waker;
 use super::sessions::Shown;
+use super::meters::NoTls;
 use super::{Ending, Shard};
 use crate::mail::Tls;
 use crate::tls::Channel;
@@ -218,6 +219,7 @@ impl Link {
         if self.shard.taps.is_any() {
             self.shard.taps.say(self.key, octets);
         }
+        self.shard.meters.replied(octets);
         let mut out = match &mut self.tls {
             None => std::mem::take(octets),
             Some(tls) => {
@@ -314,6 +316,7 @@ impl Link {
             if self.shard.taps.is_any() {
                 self.shard.taps.say(self.key, octets);
             }
+            self.shard.meters.replied(octets);
             tls.give(octets);
             octets.clear();
             tls.channel.close(&mut tls.outgoing);
@@ -417,6 +420,17 @@ pub enum HandshakeError {
     Time,
     /// The connection broke.
     Broken,
+}
+
+impl HandshakeError {
+    /// As what it is counted.
+    pub fn reason(&self) -> NoTls {
+        match self {
+            HandshakeError::Ended => NoTls::Ended,
+            HandshakeError::Time => NoTls::Time,
+            HandshakeError::Broken => NoTls::Broken,
+        }
+    }
 }
 
 impl From<io::Error> for HandshakeError {

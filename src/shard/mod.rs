@@ -10,6 +10,7 @@
 
 mod accept;
 mod admitted;
+mod ages;
 mod answer;
 mod checking;
 mod clock;
@@ -22,6 +23,7 @@ mod handoff;
 mod inject;
 mod link;
 pub(crate) mod medium;
+pub(crate) mod meters;
 mod pressure;
 mod proxied;
 mod quarantine;
@@ -52,12 +54,14 @@ use crate::limits::SCRATCH_SIZE;
 use crate::mail::Refusal;
 use crate::policy::{Admission, Greetings, Lookups, Overload, Place, Places, Policies, Verifier};
 use crate::smtp::{BareLineEnds, SessionConfig};
+use crate::telemetry::Observer;
 use crate::tls::Acceptor;
 use connection::admission;
 use disk::Disk;
 use event::{Broadcast, Event};
 use handoff::Handoff;
 use link::Connection;
+use meters::Meters;
 
 /// How often deadlines are looked at: timeouts are seconds and minutes.
 const DEADLINES_INTERVAL: Duration = Duration::from_millis(250);
@@ -158,6 +162,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Messages that do not come by SMTP, if they come to this shard.
     pub injected: Vec<Injected>,
+    /// Told of events, on the shard's thread.
+    pub observer: Option<Arc<dyn Observer>>,
     /// Orders from the gateway.
     pub control: Arc<Control>,
     /// Told when the shard accepts, and when it has no session left after it was told to drain.
@@ -212,6 +218,9 @@ pub(crate) struct Shard {
     dates: clock::Dates,
     /// Who looks at sessions.
     taps: sessions::Taps,
+    meters: Rc<Meters>,
+    /// All listeners show the same certificates.
+    acceptor: Option<Arc<Acceptor>>,
 }
 
 impl Shard {
@@ -316,8 +325,10 @@ pub async fn run(plan: Plan) -> usize {
     let cache_size = plan.cache_size;
     let handoff = Rc::new(Handoff::new(plan.targets, plan.routes, plan.outcomes, plan.schedule, cache_size));
     let (damaged, segment_size, sync) = (plan.damaged, plan.segment_size, plan.sync);
+    let meters = Rc::new(Meters::new(plan.observer));
     let open = |log: OpenedLog| {
-        Disk::new(log.place, damaged.clone(), log.recovered, segment_size, sync, handoff.clone())
+        let (handoff, meters) = (handoff.clone(), meters.clone());
+        Disk::new(log.place, damaged.clone(), log.recovered, segment_size, sync, handoff, meters)
     };
     let shard = Rc::new(Shard {
         verifier: plan.verifier,
@@ -338,6 +349,8 @@ pub async fn run(plan: Plan) -> usize {
         impatient_at: Cell::new(clock::now()),
         depth_max: plan.depth_max,
         disks: plan.logs.into_iter().map(open).collect(),
+        acceptor: plan.listeners.iter().find_map(|(_, service)| service.acceptor.clone()),
+        meters,
         connections: RefCell::default(),
         emptied: Event::default(),
         stop_accepting: Broadcast::default(),
@@ -459,7 +472,10 @@ async fn watch_deadlines(shard: Rc<Shard>, control: Arc<Control>) {
         let now = clock::now();
         shard.measure(now);
         shard.connections.borrow().iter().for_each(|(_, connection)| connection.handle_time(now));
-        shard.disks.iter().for_each(|disk| disk.feed());
+        shard.disks.iter().for_each(|disk| {
+            disk.note_time(now);
+            disk.feed();
+        });
         control.ring();
     }
 }

@@ -18,6 +18,7 @@ mod roll;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -29,7 +30,7 @@ use super::format::{
     OutcomeHead, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader,
 };
 use super::io::{Completion, Io, IoFailure, Page, Slot};
-use super::ledger::{Ledger, Needs};
+use super::ledger::{Ledger, Needs, Waiting};
 use super::recovery::Recovered;
 use crate::mail::{Arrival, Envelope, MessageId};
 use carry::Carry;
@@ -268,6 +269,11 @@ impl<P: Page> Spool<P> {
     /// What the log has done since it was opened.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Files that hold nothing and are kept to be used again.
+    pub fn free_segments_count(&self) -> usize {
+        self.ledger.free_count()
     }
 
     /// Segments that have records, and the octets of those records that are needed.
@@ -570,6 +576,31 @@ impl<P: Page> Spool<P> {
         }
         self.ledger.poison(failed.epoch);
         self.roll_to_void();
+    }
+
+    /// What waits in this lane.
+    pub fn waiting_in(&self, lane: Lane) -> Waiting {
+        self.ledger.waiting_in(lane)
+    }
+
+    /// The name of a lane's target; empty for the lane of those of whom it is not decided yet.
+    pub fn lane_name(&self, lane: Lane) -> &Arc<str> {
+        self.ledger.name(lane)
+    }
+
+    /// The number that the next record gets, and that of the oldest message that is not done.
+    pub fn numbers(&self) -> (u64, Option<u64>) {
+        (self.next_sequence, self.ledger.oldest())
+    }
+
+    /// Whether the message of this number was there when the log was opened.
+    pub fn was_recovered(&self, sequence: u64) -> bool {
+        sequence < self.first_sequence
+    }
+
+    /// The number of the oldest message that waits in this lane and that no delivery has; or one below it, while many wait.
+    pub fn oldest_in(&mut self, lane: Lane) -> Option<u64> {
+        self.ledger.oldest_in(lane)
     }
 
     /// The lane of the target with this name.
