@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Operations, health, life, metrics, sessions, trace};
+use super::{Operations, health, life, log_level, metrics, sessions, stats, trace};
 use crate::shard::Shards;
 
 /// Of a fault that axum says in its own words.
@@ -64,8 +64,10 @@ impl AppState {
 pub(super) fn api(state: AppState) -> Router {
     let routes = health::routes()
         .merge(life::routes())
+        .merge(log_level::routes())
         .merge(metrics::routes())
         .merge(sessions::routes())
+        .merge(stats::routes())
         .merge(trace::routes());
     bounded(routes, state)
 }

@@ -23,8 +23,8 @@ use rustix::net::{RecvFlags, recv};
 
 use super::clock;
 use super::event::keep_waker;
-use super::sessions::Shown;
 use super::meters::NoTls;
+use super::sessions::Shown;
 use super::{Ending, Shard};
 use crate::mail::Tls;
 use crate::tls::Channel;

@@ -21,6 +21,7 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::{Ending, Shard, clock, is_in};
 use crate::mail::TlsVersion;
+use crate::policy::Level;
 use crate::smtp::{HEARD_LINE_SIZE_MAX, Heard, Session, Standing};
 
 /// Sessions that one order looks at: each takes a few system calls.
@@ -319,39 +320,32 @@ impl Laid {
     }
 }
 
-/// What an operator may know of a shard as a whole.
-#[derive(Clone, Debug)]
-pub(crate) struct ShardFacts {
-    pub sessions: usize,
-    pub sessions_max: usize,
-    /// Messages in its queue.
-    pub depth: usize,
-    /// Its part of `spool.depth_max`, which is over all shards.
-    pub depth_max: usize,
-    /// Octets of content in memory, and how many there may be.
-    pub content_memory: (usize, usize),
-    /// Its medium takes messages.
-    pub is_medium_good: bool,
-    /// There is room for a small message.
-    pub has_room: bool,
-    /// It accepts no connections.
-    pub is_ending: bool,
-}
-
 impl Shard {
-    /// How the shard is.
-    pub(crate) fn facts(&self) -> ShardFacts {
+    /// Why it takes no mail now; nothing where it takes some.
+    pub(crate) fn troubles(&self) -> Vec<String> {
         let disk = self.disk();
-        ShardFacts {
-            sessions: self.connections.borrow().len(),
-            sessions_max: self.sessions_max,
-            depth: self.disks.iter().map(|disk| disk.depth()).sum(),
-            depth_max: self.depth_max,
-            content_memory: (self.content_memory.get(), self.content_memory_max),
-            is_medium_good: disk.is_accepting(),
-            has_room: disk.has_room(0),
-            is_ending: self.ending.get() != Ending::No,
+        let mut troubles = Vec::new();
+        if !disk.is_accepting() {
+            troubles.push(
+                "the spool's medium has failed: see the log; replace it, and start the gateway anew".into(),
+            );
+        } else if !disk.has_room(0) {
+            troubles.push("no room in the spool: free some, or have the queue delivered".into());
         }
+        if self.disks.iter().map(|disk| disk.depth()).sum::<usize>() >= self.depth_max {
+            troubles.push("the queue is as long as it may be (spool.depth_max)".into());
+        }
+        if self.connections.borrow().len() >= self.sessions_max {
+            troubles.push("there are as many sessions as there may be (sessions_max)".into());
+        }
+        let overload = self.overload.borrow();
+        if overload.level() == Level::Full {
+            troubles.push(format!("overload: {} has run out", overload.resource().word()));
+        }
+        if self.ending.get() != Ending::No {
+            troubles.push("it is ending".into());
+        }
+        troubles
     }
 
     /// The sessions in the places from `from` on, whose peer is in `networks`; all, where there are none.
