@@ -3,6 +3,7 @@
 //! Exit codes: 0 when it did what it was told, 1 on a fault (configuration, start, running), 2 on a command line that makes no sense.
 
 mod auth_commands;
+mod control_commands;
 mod dead_letters;
 mod explain_command;
 
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 
 use auth_commands::AuthCommand;
 use clap::{Args, Parser, Subcommand};
+use control_commands::ControlCommand;
 use dead_letters::DeadCommand;
 use explain_command::ExplainCommand;
 use incoming::config::{Config, Flags, Sources, System};
@@ -49,6 +51,8 @@ enum Command {
     Spool(SpoolCommand),
     /// Asks the configured policies about a session that does not take place, and prints what each says, in order.
     Explain(ExplainCommand),
+    #[command(flatten)]
+    Control(ControlCommand),
     /// Prints lines for the file of those who may log in. Needs no configuration.
     #[command(subcommand)]
     Auth(AuthCommand),
@@ -88,6 +92,7 @@ fn main() -> ExitCode {
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
+        Command::Control(command) => configured(options, |config| control_commands::run(command, &config)),
         Command::Auth(command) => auth_commands::run(command),
     }
 }
