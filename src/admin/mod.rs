@@ -12,6 +12,7 @@
 //! Knows the gateway by what it can be asked ([`Operations`]), and nothing of how it is built.
 
 pub mod client;
+mod dead;
 mod health;
 mod http;
 mod life;
