@@ -21,6 +21,7 @@ mod breaker;
 pub mod client;
 pub mod config;
 pub mod delivery;
+pub mod doctor;
 pub mod gateway;
 pub mod inspect;
 pub mod limits;

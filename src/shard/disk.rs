@@ -149,6 +149,11 @@ impl Disk {
         })
     }
 
+    /// The log itself.
+    pub fn spool(&self) -> &RefCell<Spool<DmaPage>> {
+        &self.spool
+    }
+
     /// The log's part of its message ids.
     pub fn log(&self) -> u32 {
         self.spool.borrow().log()

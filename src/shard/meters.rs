@@ -498,22 +498,25 @@ fn named<const N: usize>(names: [&'static str; N], counts: &[Cell<u64>; N]) -> [
 impl Shard {
     /// What there is to say now.
     pub(crate) fn read_meters(&self) -> ShardReading {
-        let meters = &*self.meters;
+        let (meters, settings) = (&*self.meters, self.settings());
+        // All listeners show the same certificates.
+        let listening = self.listening.borrow();
+        let acceptor = listening.iter().find_map(|listening| listening.service.borrow().acceptor.clone());
         ShardReading {
             is_ready: self.disk().is_accepting() && self.ending.get() == super::Ending::No,
             level: self.level() as u64,
             sessions_open: self.connections.borrow().len(),
-            sessions_max: self.sessions_max,
-            depth_max: self.depth_max,
+            sessions_max: settings.sessions_max,
+            depth_max: settings.depth_max,
             budgets: [
-                ("content", self.content_memory.get(), self.content_memory_max),
-                ("envelopes", self.envelope_memory.get(), self.content_memory_max),
+                ("content", self.content_memory.get(), settings.content_memory_max),
+                ("envelopes", self.envelope_memory.get(), settings.content_memory_max),
                 self.disk().cache_use(),
             ],
             counts: meters.counts(),
             times: meters.times(),
-            logs: self.disks.iter().map(|disk| disk.read()).collect(),
-            acceptor: self.acceptor.clone(),
+            logs: self.disks.borrow().iter().map(|disk| disk.read()).collect(),
+            acceptor,
         }
     }
 }

@@ -323,7 +323,7 @@ impl Laid {
 impl Shard {
     /// Why it takes no mail now; nothing where it takes some.
     pub(crate) fn troubles(&self) -> Vec<String> {
-        let disk = self.disk();
+        let (disk, settings) = (self.disk(), self.settings());
         let mut troubles = Vec::new();
         if !disk.is_accepting() {
             troubles.push(
@@ -332,10 +332,10 @@ impl Shard {
         } else if !disk.has_room(0) {
             troubles.push("no room in the spool: free some, or have the queue delivered".into());
         }
-        if self.disks.iter().map(|disk| disk.depth()).sum::<usize>() >= self.depth_max {
+        if self.disks.borrow().iter().map(|disk| disk.depth()).sum::<usize>() >= settings.depth_max {
             troubles.push("the queue is as long as it may be (spool.depth_max)".into());
         }
-        if self.connections.borrow().len() >= self.sessions_max {
+        if self.connections.borrow().len() >= settings.sessions_max {
             troubles.push("there are as many sessions as there may be (sessions_max)".into());
         }
         let overload = self.overload.borrow();

@@ -12,13 +12,14 @@
 //! mistaken for mail later (their peers were told 451).
 
 mod carry;
+mod orders;
 mod outcomes;
 mod roll;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
+
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -34,6 +35,7 @@ use super::ledger::{Ledger, Needs, Waiting};
 use super::recovery::Recovered;
 use crate::mail::{Arrival, Envelope, MessageId};
 use carry::Carry;
+pub use orders::{Obeyed, Orders};
 use outcomes::Outcomes;
 use roll::{Purpose, SEGMENT_RESERVE, Spare, Unsealed};
 
@@ -156,6 +158,7 @@ pub struct Spool<P> {
     poisoned_count: u32,
     stored: VecDeque<(u64, bool)>,
     outcomes: Outcomes,
+    orders: Orders,
     carry: Carry,
     counters: Counters,
     head: Vec<u8>,
@@ -217,6 +220,7 @@ impl<P: Page> Spool<P> {
             poisoned_count: 0,
             stored: VecDeque::new(),
             outcomes: Outcomes::default(),
+            orders: Orders::default(),
             carry: Carry::default(),
             counters: Counters::default(),
             head: Vec::new(),
@@ -582,12 +586,6 @@ impl<P: Page> Spool<P> {
     pub fn waiting_in(&self, lane: Lane) -> Waiting {
         self.ledger.waiting_in(lane)
     }
-
-    /// The name of a lane's target; empty for the lane of those of whom it is not decided yet.
-    pub fn lane_name(&self, lane: Lane) -> &Arc<str> {
-        self.ledger.name(lane)
-    }
-
     /// The number that the next record gets, and that of the oldest message that is not done.
     pub fn numbers(&self) -> (u64, Option<u64>) {
         (self.next_sequence, self.ledger.oldest())
@@ -639,7 +637,7 @@ impl<P: Page> Spool<P> {
         self.ledger.first_due(lane)
     }
 
-    /// Is the message durable, due, and not handed off in this lane?
+    /// Is the message durable, due, not held, and not handed off in this lane?
     pub fn is_in_backlog(&self, sequence: u64, lane: Lane) -> bool {
         self.ledger.is_in_backlog(sequence, lane)
     }
@@ -654,7 +652,28 @@ impl<P: Page> Spool<P> {
         self.ledger.hasten_one(lane);
     }
 
-    /// Whether there are messages of which it was not decided since the log was opened who gets them.
+    /// Whether it was decided who gets the message, as things are now.
+    pub fn is_routed(&self, sequence: u64) -> bool {
+        self.ledger.is_routed(sequence)
+    }
+
+    /// Who gets what is to be decided anew, message by message as each has its turn.
+    pub fn begin_routing(&mut self) {
+        self.ledger.begin_routing();
+    }
+
+    /// The durable message waits in this lane for so long at least, if no delivery has it.
+    pub fn put_off(&mut self, sequence: u64, lane: Lane, until: Instant) {
+        self.ledger.put_off(sequence, lane, until);
+    }
+
+    /// Whether a delivery has the message in this lane, or it is being read for one.
+    pub fn is_handed_off(&self, sequence: u64, lane: Lane) -> bool {
+        self.ledger.is_handed_off_in(sequence, lane)
+    }
+
+    /// Whether there are messages of which it was not decided since the log was opened, or since [`Spool::begin_routing`], who gets them,
+    /// and that are not held.
     pub fn has_unrouted(&self) -> bool {
         self.ledger.has_unrouted()
     }
@@ -679,7 +698,7 @@ impl<P: Page> Spool<P> {
         self.ledger.hand_off(sequence, lane);
     }
 
-    /// The delivery channel had no room after all: the message is in the backlog again.
+    /// The delivery channel had no room after all: the message is in the backlog again, unless it was dropped meanwhile.
     pub fn take_back(&mut self, sequence: u64, lane: Lane) {
         self.ledger.take_back(sequence, lane);
     }
