@@ -99,6 +99,11 @@ impl Admin {
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_name("admin-blocking")
             .build()?;
+        for (what, address) in [("admin interface", addresses.0), ("monitor", addresses.1)] {
+            if let Some(address) = address {
+                tracing::info!(%address, "the {what} is at");
+            }
+        }
         let (stop, stopped) = watch::channel(false);
         let (closing, closed) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("admin".into()).spawn(move || {
