@@ -8,6 +8,7 @@
 //!                   │
 //!                gateway            cores → shards, threads → workers, signals, drain
 //!                   │                inspect, beside it: looks into a spool; only main calls it
+//!                   │                admin, beside it: what operators ask, knows it as a trait
 //!         ┌─────────┼──────────┐
 //!       shard    telemetry            shard: the only module that names glommio and awaits sockets and files
 //!         │                           proxy, below it: what a PROXY protocol header says; knows nobody

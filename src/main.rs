@@ -5,6 +5,7 @@
 
 mod auth_commands;
 mod cli;
+mod control_commands;
 mod dead_letters;
 mod doctor_command;
 mod explain_command;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
+        Command::Control(command) => configured(options, |config| control_commands::run(command, &config)),
         Command::Doctor(command) => configured(options, |config| doctor_command::run(&command, &config)),
         Command::Auth(command) => auth_commands::run(command),
         Command::Completions { shell } => manual::print_completions(shell),

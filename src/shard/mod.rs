@@ -28,6 +28,7 @@ mod pressure;
 mod proxied;
 mod quarantine;
 pub(crate) mod read_back;
+pub(crate) mod sessions;
 mod settings;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -145,6 +146,8 @@ pub(crate) struct Shard {
     /// Octets of envelopes that are not handed over yet; as much as content may have.
     envelope_memory: Cell<usize>,
     dates: clock::Dates,
+    /// Who looks at sessions.
+    taps: sessions::Taps,
     meters: Rc<Meters>,
 }
 
@@ -287,6 +290,7 @@ pub async fn run(plan: Plan) -> usize {
         content_memory: Cell::new(0),
         envelope_memory: Cell::new(0),
         dates: clock::Dates::default(),
+        taps: sessions::Taps::default(),
     });
     let disks: Vec<_> = plan.logs.into_iter().map(|log| shard.open(log)).collect();
     disks.iter().for_each(Disk::run);
