@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Operations, health, life};
+use super::{Operations, health, life, queue};
 use crate::shard::Shards;
 
 /// Of a fault that axum says in its own words.
@@ -62,7 +62,7 @@ impl AppState {
 
 /// All that there is.
 pub(super) fn api(state: AppState) -> Router {
-    let routes = health::routes().merge(life::routes());
+    let routes = health::routes().merge(life::routes()).merge(queue::routes());
     bounded(routes, state)
 }
 

@@ -15,6 +15,7 @@ pub mod client;
 mod health;
 mod http;
 mod life;
+pub mod queue;
 mod server;
 mod socket;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Appends wake the disk's task, which runs after the tasks that are ready already: so the appends of one turn of the shard
 //! share a write. A completed write or sync asks the spool for more at once.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
 use glommio::timer::Timer;
+use tokio::sync::oneshot;
 
 use super::event::{Broadcast, Event, keep_waker};
 use super::handoff::{Handoff, JustAccepted, to_read};
-use super::medium::{DmaPage, Medium, Place};
+use super::medium::{DmaPage, Medium, Opener, Place};
+use super::queue::Settling;
 use super::read_back::{Batch, ReadBack, is_shortage, read_raw, read_records};
 use super::{blocking, clock, quarantine};
 use crate::delivery::{Report, Routed};
@@ -93,6 +95,8 @@ pub struct Disk {
     looked_at: Cell<Instant>,
     /// The end has come: nothing is read back any more.
     is_ended: Cell<bool>,
+    /// Who waits for orders of the operator to be settled.
+    settling: RefCell<Settling>,
     wanted: Event,
     progress: Broadcast,
     /// The backlog may have grown, or the delivery channel has room.
@@ -128,6 +132,7 @@ impl Disk {
             was_accepting: Cell::new(true),
             looked_at: Cell::new(times.0),
             is_ended: Cell::new(false),
+            settling: RefCell::default(),
             wanted: Event::default(),
             progress: Broadcast::default(),
             backlog: Event::default(),
@@ -232,6 +237,7 @@ impl Disk {
             let Some(sequence) = damaged else { break };
             glommio::spawn_local(Rc::clone(self).quarantine(sequence)).detach();
         }
+        self.settling.borrow_mut().tell(self.spool.borrow().orders());
         self.tell_readiness();
         self.feed();
     }
@@ -394,6 +400,28 @@ impl Disk {
         drop(spool);
         self.wanted.set();
         self.feed();
+    }
+
+    /// What is in the log. For a look: nothing may wait while it is held.
+    pub fn spool(&self) -> Ref<'_, Spool<DmaPage>> {
+        self.spool.borrow()
+    }
+
+    /// For another thread: opens the segments there are now.
+    pub fn opener(&self) -> Opener {
+        self.medium.opener()
+    }
+
+    /// Has orders of the operator given. `settled` is told when they are recorded, and how many orders could not be meanwhile.
+    pub fn order<R>(&self, settled: oneshot::Sender<u64>, give: impl FnOnce(&mut Spool<DmaPage>) -> R) -> R {
+        let mut spool = self.spool.borrow_mut();
+        let given = give(&mut spool);
+        spool.hurry_orders(clock::now());
+        self.settling.borrow_mut().wait(spool.orders(), settled);
+        drop(spool);
+        self.wanted.set();
+        self.feed();
+        given
     }
 
     /// Looks whether the backlog can go on.

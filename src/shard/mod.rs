@@ -25,6 +25,7 @@ pub(crate) mod medium;
 mod pressure;
 mod proxied;
 mod quarantine;
+pub(crate) mod queue;
 pub(crate) mod read_back;
 
 use std::cell::{Cell, RefCell};
