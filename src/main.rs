@@ -3,81 +3,21 @@
 //! Exit codes: 0 when it did what it was told, 1 on a fault (configuration, start, running), 2 on a command line that makes no sense.
 
 mod auth_commands;
+mod cli;
 mod dead_letters;
 mod explain_command;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use auth_commands::AuthCommand;
-use clap::{Args, Parser, Subcommand};
-use dead_letters::DeadCommand;
-use explain_command::ExplainCommand;
+use clap::Parser;
+use cli::{Cli, Command, Options};
 use incoming::config::{Config, Flags, Sources, System};
-use incoming::inspect::SpoolCommand;
 use incoming::{gateway, inspect, telemetry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const FAULT: u8 = 1;
 const USAGE: u8 = 2;
-
-/// An inbound SMTP gateway: makes mail durable before it says 250, then delivers it.
-#[derive(Parser)]
-#[command(version, after_help = AFTER_HELP)]
-struct Cli {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    options: Options,
-}
-
-const AFTER_HELP: &str = "Without a command it serves. Every setting can also be given as INCOMING_<SECTION>_<KEY> in the \
-                          environment; flags override the environment, and the environment the file.";
-
-#[derive(Subcommand)]
-enum Command {
-    /// Takes mail and delivers it, until SIGTERM or SIGINT.
-    Serve,
-    /// Checks the configuration and prints the whole of it, every default included.
-    Check,
-    /// Lists dead letters, has them sent again, or removes them; beside a running gateway or without one.
-    #[command(subcommand)]
-    Dead(DeadCommand),
-    /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
-    #[command(subcommand)]
-    Spool(SpoolCommand),
-    /// Asks the configured policies about a session that does not take place, and prints what each says, in order.
-    Explain(ExplainCommand),
-    /// Prints lines for the file of those who may log in. Needs no configuration.
-    #[command(subcommand)]
-    Auth(AuthCommand),
-}
-
-#[derive(Args)]
-struct Options {
-    /// The configuration file (TOML).
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-    /// Listen here, instead of where the configuration says; may be repeated.
-    #[arg(long, value_name = "ADDR:PORT", global = true)]
-    listen: Vec<String>,
-    /// The folder of spool and dead letters.
-    #[arg(long, value_name = "DIR", global = true)]
-    data: Option<String>,
-    /// How many shards.
-    #[arg(long, value_name = "N", global = true, conflicts_with = "cores")]
-    shards: Option<String>,
-    /// One shard on each of these cores, as 0-3,8.
-    #[arg(long, value_name = "LIST", global = true)]
-    cores: Option<String>,
-    /// human or json.
-    #[arg(long, value_name = "FORMAT", global = true)]
-    log_format: Option<String>,
-    /// error, warn, info, debug or trace.
-    #[arg(long, value_name = "LEVEL", global = true)]
-    log_level: Option<String>,
-}
 
 fn main() -> ExitCode {
     let Cli { command, options } = Cli::parse();
