@@ -11,6 +11,7 @@ use incoming::inspect::SpoolCommand;
 use crate::auth_commands::AuthCommand;
 use crate::dead_letters::DeadCommand;
 use crate::explain_command::ExplainCommand;
+use crate::queue_commands::QueueCommand;
 
 /// An inbound SMTP gateway: makes mail durable before it says 250, then delivers it.
 #[derive(Parser)]
@@ -34,6 +35,9 @@ pub enum Command {
     /// Lists dead letters, has them sent again, or removes them; beside a running gateway or without one.
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Looks at the queue of a running gateway, and holds, releases, drops or retries messages of it.
+    #[command(subcommand)]
+    Queue(QueueCommand),
     /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
     #[command(subcommand)]
     Spool(SpoolCommand),

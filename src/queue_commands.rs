@@ -11,9 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand, ValueEnum};
 use incoming::admin::client;
-use incoming::admin::queue::{
-    Action, Filter, GiveOrder, List, Listed, Message, Ordered, Standing, Target,
-};
+use incoming::admin::queue::{Action, Filter, GiveOrder, List, Listed, Message, Ordered, Standing, Target};
 use incoming::config::Config;
 use incoming::mail::MessageId;
 use incoming::telemetry::Escaped;
@@ -229,7 +227,11 @@ fn list(
                 continue;
             }
             if std::mem::take(&mut is_first) {
-                writeln!(out, "{}", Line(["ID", "AGE", "SIZE", "STATE", "TRIES", "NEXT", "FROM", "TO"].map(String::from)))?;
+                writeln!(
+                    out,
+                    "{}",
+                    Line(["ID", "AGE", "SIZE", "STATE", "TRIES", "NEXT", "FROM", "TO"].map(String::from))
+                )?;
             }
             tell(message, out)?;
         }
@@ -241,7 +243,8 @@ fn list(
         if left == 0 {
             if !is_json {
                 out.flush()?;
-                let _ = writeln!(io::stderr(), "(there may be more: --limit 0 shows all, --count counts them)");
+                let _ =
+                    writeln!(io::stderr(), "(there may be more: --limit 0 shows all, --count counts them)");
             }
             return Ok(true);
         }
@@ -350,7 +353,8 @@ fn show(config: &Config, id: MessageId, is_json: bool, out: &mut impl Write) -> 
         row("unreadable", &escaped(why))?;
     }
     for target in &message.targets {
-        let next = target.next_attempt.map(|next| format!(", next attempt {}", time(next))).unwrap_or_default();
+        let next =
+            target.next_attempt.map(|next| format!(", next attempt {}", time(next))).unwrap_or_default();
         writeln!(out, "\n{}: {}{next}", name(target), target.state.as_str())?;
         if target.recipients.is_empty() {
             writeln!(out, "    {} recipients, {} attempts", target.recipient_count, target.attempts)?;
@@ -445,7 +449,8 @@ fn order(config: &Config, action: Action, chosen: Chosen, out: &mut impl Write) 
 fn is_meant(config: &Config, word: &str, filter: &Filter) -> Result<bool, Fault> {
     let count = count(config, filter)?;
     if !io::stdin().is_terminal() {
-        let words = format!("queue {word}: {count} messages fit: add --yes if they are meant, or name their ids");
+        let words =
+            format!("queue {word}: {count} messages fit: add --yes if they are meant, or name their ids");
         return Err(Fault::Said(words));
     }
     write!(io::stderr(), "{word} {count} messages? [y/N] ")?;
@@ -492,7 +497,15 @@ mod tests {
 
     #[test]
     fn spans_are_short_and_say_enough() {
-        let table = [(0, "0s"), (59, "59s"), (60, "1m"), (61, "1m1s"), (3600, "1h"), (7320, "2h2m"), (90_000, "1d1h")];
+        let table = [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (61, "1m1s"),
+            (3600, "1h"),
+            (7320, "2h2m"),
+            (90_000, "1d1h"),
+        ];
         table.into_iter().for_each(|(seconds, expected)| assert_eq!(span(seconds), expected));
     }
 }

@@ -222,26 +222,44 @@ impl fmt::Debug for Target {
     }
 }
 
-/// All targets, by their ids.
+/// All targets there are at present, by their ids.
+///
+/// An id is a name's: it lasts as long as the process, whatever becomes of the target. So there may be ids without a target.
 #[derive(Clone, Debug)]
-pub struct Targets(Arc<[Target]>);
+pub struct Targets(Arc<[Option<Target>]>);
 
 impl Targets {
-    /// These, whose ids are their places.
+    /// These; no two have the same id.
     pub fn new(targets: Vec<Target>) -> Self {
-        assert!(!targets.is_empty(), "mail has to go somewhere");
-        assert!(targets.iter().enumerate().all(|(n, target)| usize::from(target.id.0) == n));
-        Targets(targets.into())
+        let slots_count = targets.iter().map(|target| usize::from(target.id.0) + 1).max();
+        let mut slots: Vec<Option<Target>> = Vec::new();
+        slots.resize_with(slots_count.expect("mail has to go somewhere"), || None);
+        for target in targets {
+            let slot = &mut slots[usize::from(target.id.0)];
+            assert!(slot.is_none(), "an id is one target's");
+            *slot = Some(target);
+        }
+        Targets(slots.into())
     }
 
-    /// The target with this id.
-    pub fn get(&self, TargetId(id): TargetId) -> &Target {
-        &self.0[usize::from(id)]
+    /// The target with this id, if there is one at present.
+    pub fn find(&self, TargetId(id): TargetId) -> Option<&Target> {
+        self.0.get(usize::from(id))?.as_ref()
+    }
+
+    /// The same of one that is known to be there.
+    pub fn get(&self, id: TargetId) -> &Target {
+        self.find(id).expect("whoever names a target has got the name from these")
     }
 
     /// All of them, in the order of their ids.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Target> {
-        self.0.iter()
+    pub fn iter(&self) -> impl Iterator<Item = &Target> + Clone {
+        self.0.iter().flatten()
+    }
+
+    /// Gives the jobs that wait in the channels back to their queues. For targets that nobody serves any more, nor offers anything.
+    pub fn give_back(&self) {
+        self.iter().for_each(|target| while target.receiver.try_recv().is_some() {});
     }
 
     /// How many reports may be under way at a time.

@@ -111,7 +111,7 @@ impl Workers {
     }
 
     /// Ends every worker after the attempts it is making, and waits for that. Jobs still in the channels are not attempted: their
-    /// messages are in the queue that offered them.
+    /// messages are in the queue that offered them. Where that goes on, [`Targets::give_back`] tells it.
     pub fn stop(self) {
         drop(self.running);
         let _ = self.is_stopping.send(true);
@@ -368,13 +368,13 @@ fn report(job: Job, target: &Target, timing: Timing, outcomes: Vec<Outcome>) {
     if timing.is_made && enabled!(Level::INFO) || enabled!(Level::DEBUG) {
         log(&job.attempt, target, &outcomes, duration);
     }
-    let Job { attempt, outcomes: sender, .. } = job;
+    let Job { attempt, reply, .. } = job;
     let recipients = attempt.recipients.iter().map(|recipient| recipient.index).zip(outcomes).collect();
     let unix_millis = if timing.is_made { timing.unix_millis } else { 0 };
     let report = Report { id: attempt.id, target: target.id(), unix_millis, duration, recipients };
     // The content goes first: the report may make its room free.
     drop(attempt);
-    sender.send(report);
+    let sender = reply.send(report);
     UNRUNG.with_borrow_mut(|unrung| unrung.add(sender));
 }
 
@@ -534,8 +534,12 @@ mod tests {
 
         fn start(&self, targets: &Targets) -> Workers {
             let dead_letters = Arc::new(DeadLetters::new(self.dead.path()).unwrap());
-            let routes =
-                Routes::new(Vec::new(), TargetId(0), Vec::new(), Domain::parse("mx.example", false).unwrap());
+            let routes = Routes::new(
+                Vec::new(),
+                TargetId(0),
+                Default::default(),
+                Domain::parse("mx.example", false).unwrap(),
+            );
             let settlement = Settlement {
                 schedule: self.schedule,
                 dead_letters,

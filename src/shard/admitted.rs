@@ -22,7 +22,7 @@ impl Admitted {
             return Err(refusal);
         }
         let place = match service.is_guarded(ip) {
-            true => shard.admission.admit(ip, shard.parts(), clock::now())?,
+            true => shard.settings().admission.admit(ip, shard.parts(), clock::now())?,
             false => None,
         };
         Ok(Admitted { ip, _place: place })

@@ -59,7 +59,7 @@ impl Served {
 
     /// Goes on with `round`, to its end or to whom to wait for.
     fn advance(&mut self, mut round: Round) -> Option<Waiting> {
-        let policies = &self.link.shard.policies;
+        let policies = &self.service.policies;
         let phase = round.phase();
         if !policies.phases().contains(phase) {
             self.session.handle_verdict(Ok(()), clock::now(), &mut self.replies);
@@ -96,8 +96,8 @@ impl Served {
             self.link.send(&mut self.replies).await?;
             let (found, given) = answer(Err(Unavailable::new("the gateway is stopping")));
             let from = self.service.is_guarded(self.session.peer().ip()).then(|| self.session.peer().ip());
-            let from = from.filter(|ip| !self.link.shard.admission.is_exempt(*ip));
-            self.link.shard.lookups.submit(later, from, timeout, |found| given.give(found));
+            let from = from.filter(|ip| !self.link.shard.settings().admission.is_exempt(*ip));
+            self.service.lookups.submit(later, from, timeout, |found| given.give(found));
             let mut found_now = Err(Unavailable::new("the gateway is stopping"));
             self.link
                 .wait(|context| match found.poll(context) {

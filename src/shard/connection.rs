@@ -160,7 +160,7 @@ impl Served {
         }
         // It has waited for its greeting, and has it now.
         if was_silent && !self.session.has_said_nothing() && !self.session.is_closed() {
-            self.link.shard.greetings.remember(self.session.peer().ip(), now);
+            self.link.shard.settings().greetings.remember(self.session.peer().ip(), now);
         }
     }
 
@@ -171,7 +171,7 @@ impl Served {
         if !session.was_sent_away() || session.authenticated().is_some() || !self.service.is_guarded(ip) {
             return;
         }
-        if let Some(Ban { prefix, time }) = shard.admission.blame(ip, clock::now()) {
+        if let Some(Ban { prefix, time }) = shard.settings().admission.blame(ip, clock::now()) {
             tracing::warn!(peer = %session.peer(), address = %prefix, time_seconds = time.as_secs(), "banned: its sessions had to be ended again and again");
         }
     }
@@ -232,7 +232,7 @@ impl Served {
             return Ok(());
         };
         let channel = acceptor.accept();
-        let deadline = clock::now() + shard.handshake_timeout;
+        let deadline = clock::now() + shard.settings().handshake_timeout;
         self.link.expect_handshake();
         self.session.handle_tls_ready(&mut self.replies);
         self.link.send(&mut self.replies).await?;
@@ -265,7 +265,7 @@ impl Served {
         let name = user.clone();
         let attempt = Attempt { user, password, from: self.counted(), asker: Box::new(given) };
         // Refused by the queue it is dropped, and so answered.
-        if let Some(verifier) = &self.link.shard.verifier {
+        if let Some(verifier) = &self.service.verifier {
             let _ = verifier.submit(attempt);
         }
         let mut outcome_now = Authentication::Unavailable;
@@ -357,7 +357,7 @@ impl Served {
         let envelope = self.session.envelope_size();
         shard.envelope_memory.set(shard.envelope_memory.get() + envelope - self.envelope_counted);
         self.envelope_counted = envelope;
-        shard.content_memory.get() > shard.content_memory_max
+        shard.content_memory.get() > shard.settings.borrow().content_memory_max
     }
 }
 

@@ -3,7 +3,7 @@
 //! Appends wake the disk's task, which runs after the tasks that are ready already: so the appends of one turn of the shard
 //! share a write. A completed write or sync asks the spool for more at once.
 
-use std::cell::{Cell, Ref, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
@@ -137,6 +137,11 @@ impl Disk {
             progress: Broadcast::default(),
             backlog: Event::default(),
         })
+    }
+
+    /// The log itself.
+    pub fn spool(&self) -> &RefCell<Spool<DmaPage>> {
+        &self.spool
     }
 
     /// The log's part of its message ids.
@@ -400,11 +405,6 @@ impl Disk {
         drop(spool);
         self.wanted.set();
         self.feed();
-    }
-
-    /// What is in the log. For a look: nothing may wait while it is held.
-    pub fn spool(&self) -> Ref<'_, Spool<DmaPage>> {
-        self.spool.borrow()
     }
 
     /// For another thread: opens the segments there are now.

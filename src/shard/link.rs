@@ -231,7 +231,8 @@ impl Link {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => {
                         let now = clock::now();
-                        let timeout = if *is_shaking { shard.handshake_timeout } else { SEND_TIMEOUT };
+                        let timeout =
+                            if *is_shaking { shard.settings().handshake_timeout } else { SEND_TIMEOUT };
                         let until = *until.get_or_insert(now + timeout);
                         if now >= until || shard.ending.get() == Ending::Abort {
                             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

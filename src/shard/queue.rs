@@ -168,10 +168,10 @@ impl Shard {
     /// The logs of this shard, and how many messages are in each that are not done, and that are held.
     pub(crate) fn queue_logs(&self) -> Vec<(u32, usize, usize)> {
         let of = |disk: &Rc<Disk>| {
-            let spool = disk.spool();
+            let spool = disk.spool().borrow();
             (spool.log(), spool.depth(), spool.held_count())
         };
-        self.disks.iter().map(of).collect()
+        self.disks.borrow().iter().map(of).collect()
     }
 
     /// Messages of the log that are sought, from this number on, in the order in which they came. `None`: the log is not this shard's.
@@ -185,7 +185,7 @@ impl Shard {
     ) -> Option<Page> {
         let disk = self.disk_of(log)?;
         let until = clock::now() + LOOK_TIME;
-        let spool = disk.spool();
+        let spool = disk.spool().borrow();
         let mut page = Page {
             count: 0,
             ids: Vec::new(),
@@ -230,7 +230,7 @@ impl Shard {
     /// These messages, as far as they are in the queue, recipient by recipient. More than [`ROWS_MAX`] are not told of.
     pub(crate) fn queue_rows(&self, log: u32, sequences: &[u64]) -> Option<Page> {
         let disk = self.disk_of(log)?;
-        let (spool, now) = (disk.spool(), clock::now());
+        let (spool, now) = (disk.spool().borrow(), clock::now());
         let known =
             sequences.iter().take(ROWS_MAX).filter_map(|sequence| Some((*sequence, spool.entry(*sequence)?)));
         let known: Vec<_> = known.filter(|(_, entry)| entry.is_durable()).collect();
@@ -280,8 +280,8 @@ impl Shard {
         }))
     }
 
-    fn disk_of(&self, log: u32) -> Option<&Rc<Disk>> {
-        self.disks.iter().find(|disk| disk.log() == log)
+    fn disk_of(&self, log: u32) -> Option<Rc<Disk>> {
+        self.disks.borrow().iter().find(|disk| disk.log() == log).cloned()
     }
 }
 

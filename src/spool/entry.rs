@@ -51,8 +51,8 @@ pub struct Entry {
     pub pieces: Box<[PieceRef]>,
     /// How many forward-paths its envelope has.
     pub recipient_count: u32,
-    /// It has been decided who gets it since the log was opened.
-    pub(super) is_routed: bool,
+    /// By which routing it was decided who gets it; 0: by none since the log was opened.
+    pub(super) routing: u32,
     /// The order that no delivery is to have it, while that is so.
     pub(super) hold: Option<Arc<Order>>,
     parts: Parts,
@@ -123,7 +123,7 @@ impl Entry {
     /// A durable message that was found, and of which no attempt is known.
     pub(super) fn found(location: Location, pieces: Box<[PieceRef]>, recipient_count: u32) -> Self {
         let part = Part { lane: Lane::UNROUTED, state: State::Backlog, left: Left::Everybody };
-        Entry { location, pieces, recipient_count, is_routed: false, hold: None, parts: Parts::One(part) }
+        Entry { location, pieces, recipient_count, routing: 0, hold: None, parts: Parts::One(part) }
     }
 
     /// A message whose record has just been appended.
@@ -131,11 +131,6 @@ impl Entry {
         let mut entry = Entry::found(location, pieces, recipient_count);
         entry.parts_mut()[0].state = State::Appended;
         entry
-    }
-
-    /// It has been decided who gets it, since the log was opened.
-    pub fn is_routed(&self) -> bool {
-        self.is_routed
     }
 
     /// The order that no delivery is to have it before it is released, if it is held. A delivery that had it then still has it.
@@ -261,7 +256,7 @@ impl Entry {
         let before = self.take_left();
         let was_pending = pending_indices(&before);
         let is_alive = |index| was_pending.binary_search(&index).is_ok();
-        let stays_undecided = here_only && !self.is_routed;
+        let stays_undecided = here_only && self.routing == 0;
         let mut after = Vec::with_capacity(before.len() + sorted.len());
         for left in before {
             let is_undecided = left.lane == Lane::UNROUTED && left.state != State::Done;
@@ -304,9 +299,9 @@ impl Entry {
     /// Who gets the message is decided, anew perhaps: each recipient, in each of its lanes. What is known of it in a lane that it keeps is
     /// kept, what was delivered is not delivered again; who comes into another lane brings along how often it was tried. False: nobody
     /// is left.
-    pub(super) fn route(&mut self, wanted: &Wanted) -> bool {
+    pub(super) fn route(&mut self, wanted: &Wanted, routing: u32) -> bool {
         assert!(!self.is_handed_off(), "what a delivery has stays where it is");
-        self.is_routed = true;
+        self.routing = routing;
         if let (Parts::One(part), Wanted::All(lane)) = (&mut self.parts, wanted) {
             part.lane = *lane;
             return true;

@@ -118,7 +118,9 @@ pub struct Ledger {
     /// The names of the lanes.
     lanes: Vec<Arc<str>>,
     reasons: Reasons,
-    /// Entries of which it was not decided yet who gets them, and that are not held.
+    /// Counts up whenever it is to be decided anew who gets what.
+    routing: u32,
+    /// Entries of which it was not decided by this routing who gets them, and that are not held.
     unrouted_count: usize,
     /// Entries that are held.
     held_count: usize,
@@ -146,6 +148,7 @@ impl Ledger {
             queues: lanes.iter().map(|_| Queue::default()).collect(),
             lanes,
             reasons,
+            routing: 1,
             unrouted_count: 0,
             held_count: 0,
             live_size: 0,
@@ -179,6 +182,21 @@ impl Ledger {
     /// Whether there are messages of which it was not decided yet who gets them, and that are not held.
     pub fn has_unrouted(&self) -> bool {
         self.unrouted_count > 0
+    }
+
+    /// Whether it was decided who gets the message, as things are now.
+    pub fn is_routed(&self, sequence: u64) -> bool {
+        self.entries.get(sequence).is_some_and(|entry| self.has_routed(entry))
+    }
+
+    fn has_routed(&self, entry: &Entry) -> bool {
+        entry.routing == self.routing
+    }
+
+    /// Who gets what is to be decided anew, message by message as each has its turn.
+    pub fn begin_routing(&mut self) {
+        self.routing = self.routing.checked_add(1).expect("nobody changes routes so often");
+        self.unrouted_count = self.entries.len() - self.held_count;
     }
 
     /// How many lanes there are.
@@ -487,6 +505,12 @@ impl Ledger {
         self.entries.get(sequence).is_some_and(Entry::is_handed_off)
     }
 
+    /// A delivery has the message now, in this lane.
+    pub fn is_handed_off_in(&self, sequence: u64, lane: Lane) -> bool {
+        let part = self.entries.get(sequence).and_then(|entry| entry.part(lane));
+        part.is_some_and(|part| part.state == State::HandedOff)
+    }
+
     /// The message is durable, due, not held, and not handed off in this lane.
     pub fn is_in_backlog(&self, sequence: u64, lane: Lane) -> bool {
         let entry = self.entries.get(sequence).filter(|entry| !entry.is_held());
@@ -516,7 +540,7 @@ impl Ledger {
 
     /// The entry does not count any more.
     fn forget(&mut self, entry: &Entry) {
-        self.unrouted_count -= usize::from(!entry.is_routed() && !entry.is_held());
+        self.unrouted_count -= usize::from(!self.has_routed(entry) && !entry.is_held());
         self.held_count -= usize::from(entry.is_held());
     }
 
@@ -538,7 +562,7 @@ impl Ledger {
             return false;
         }
         entry.hold = Some(order.clone());
-        self.unrouted_count -= usize::from(!entry.is_routed());
+        self.unrouted_count -= usize::from(entry.routing != self.routing);
         self.held_count += 1;
         for part in entry.parts() {
             self.queues[usize::from(part.lane.0)].remove(sequence, part.state);
@@ -552,7 +576,7 @@ impl Ledger {
         if entry.hold.take().is_none() {
             return false;
         }
-        self.unrouted_count += usize::from(!entry.is_routed());
+        self.unrouted_count += usize::from(entry.routing != self.routing);
         self.held_count -= 1;
         for part in entry.parts() {
             self.queues[usize::from(part.lane.0)].insert(sequence, part.state);
@@ -583,8 +607,8 @@ impl Ledger {
             self.queues[usize::from(part.lane.0)].remove(sequence, part.state);
         }
         let is_held = entry.is_held();
-        self.unrouted_count -= usize::from(!entry.is_routed() && !is_held);
-        if !entry.route(wanted) {
+        self.unrouted_count -= usize::from(entry.routing != self.routing && !is_held);
+        if !entry.route(wanted, self.routing) {
             return Some(self.remove_gone(sequence));
         }
         for part in entry.parts().iter().filter(|_| !is_held) {
@@ -625,6 +649,22 @@ impl Ledger {
         assert!(part.state == State::HandedOff);
         part.state = State::Backlog;
         assert!(is_held || self.queue(lane).backlog.insert(sequence));
+    }
+
+    /// The message waits for its time in the lane, for so long at least.
+    pub fn put_off(&mut self, sequence: u64, lane: Lane, until: Instant) {
+        let until = self.tick(until);
+        let Some(part) = self.entries.get_mut(sequence).and_then(|entry| entry.part_mut(lane)) else {
+            return;
+        };
+        if part.state == State::Backlog {
+            part.state = State::Deferred(until);
+            let queue = self.queue(lane);
+            // What is held is in none of them.
+            if queue.backlog.remove(&sequence) {
+                queue.deferred.insert((until, sequence));
+            }
+        }
     }
 
     /// Messages whose time has come move to the backlogs.

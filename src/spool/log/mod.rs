@@ -627,7 +627,28 @@ impl<P: Page> Spool<P> {
         self.ledger.hasten_one(lane);
     }
 
-    /// Whether there are messages of which it was not decided since the log was opened who gets them, and that are not held.
+    /// Whether it was decided who gets the message, as things are now.
+    pub fn is_routed(&self, sequence: u64) -> bool {
+        self.ledger.is_routed(sequence)
+    }
+
+    /// Who gets what is to be decided anew, message by message as each has its turn.
+    pub fn begin_routing(&mut self) {
+        self.ledger.begin_routing();
+    }
+
+    /// The durable message waits in this lane for so long at least, if no delivery has it.
+    pub fn put_off(&mut self, sequence: u64, lane: Lane, until: Instant) {
+        self.ledger.put_off(sequence, lane, until);
+    }
+
+    /// Whether a delivery has the message in this lane, or it is being read for one.
+    pub fn is_handed_off(&self, sequence: u64, lane: Lane) -> bool {
+        self.ledger.is_handed_off_in(sequence, lane)
+    }
+
+    /// Whether there are messages of which it was not decided since the log was opened, or since [`Spool::begin_routing`], who gets them, and
+    /// that are not held.
     pub fn has_unrouted(&self) -> bool {
         self.ledger.has_unrouted()
     }
