@@ -10,6 +10,7 @@ use incoming::inspect::SpoolCommand;
 
 use crate::auth_commands::AuthCommand;
 use crate::dead_letters::DeadCommand;
+use crate::doctor_command::DoctorCommand;
 use crate::explain_command::ExplainCommand;
 use crate::queue_commands::QueueCommand;
 
@@ -43,6 +44,8 @@ pub enum Command {
     Spool(SpoolCommand),
     /// Asks the configured policies about a session that does not take place, and prints what each says, in order.
     Explain(ExplainCommand),
+    /// Looks at this machine with the configuration in mind: what was found, what it costs, how to mend it. Exit code 1 if something is a fault.
+    Doctor(DoctorCommand),
     /// Prints lines for the file of those who may log in. Needs no configuration.
     #[command(subcommand)]
     Auth(AuthCommand),

@@ -25,6 +25,7 @@ mod rehearsal;
 pub mod running;
 mod secrets;
 mod sockets;
+mod steering;
 mod transports;
 mod watch;
 
@@ -35,13 +36,15 @@ use std::sync::Arc;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::admin::Operations;
 use crate::config::{Config, ConfigError, Durability, Queue};
 use crate::delivery::Means;
 use crate::policy::Policy;
 use crate::shard::{self, DirectoryError, OpenedLog};
-use crate::telemetry;
+use crate::telemetry::{self, Observer};
 pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
-pub use running::{DrainOrder, Ended, Live, Reloaded, Stage};
+pub use running::{Ended, Live};
+pub(crate) use steering::pinned_cores;
 
 use generation::Generation;
 use running::Running;
@@ -50,7 +53,10 @@ use sockets::Sockets;
 use transports::Names;
 
 /// Locked memory that glommio asks for, octets.
-const LOCKED_MEMORY_MIN: u64 = 512 << 10;
+pub(crate) const LOCKED_MEMORY_MIN: u64 = 512 << 10;
+
+/// How long the last answers to operators may take.
+const ADMIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Why the gateway could not start or go on: what, where, and what to do about it.
 #[derive(Debug)]
@@ -77,6 +83,8 @@ pub struct Extensions {
     pub deliveries: HashMap<String, Means>,
     /// Policies that are asked behind those of the configuration.
     pub policies: Vec<Arc<dyn Policy>>,
+    /// Told of what happens.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 /// Where the configuration is read from again.
@@ -99,6 +107,7 @@ pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<End
     let new = sockets.bind_missing(generation.listeners_mut())?;
     sockets.add(new);
     let config = generation.config.clone();
+    steering::steer(&config, &sockets);
     let logs = match config.spool.queue {
         Queue::Disk => {
             let is_sync = config.spool.durability == Durability::Sync;
@@ -107,6 +116,7 @@ pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<End
         Queue::Memory => open_in_memory(&config, count)?,
     };
     let running = Running::start(generation, names, extensions, reread, sockets, logs)?;
+    let admin = running.start_admin()?;
     drop(blocked);
     if !running.wait_until_ready(&mut signals)? {
         return Ok(Ended::default());
@@ -116,6 +126,7 @@ pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<End
     tracing::info!(shards = count, "ready");
     let is_in_memory = running.live().config().spool.queue == Queue::Memory;
     let ended = running.serve(signals)?;
+    admin.stop(ADMIN_TIMEOUT);
     if is_in_memory && ended.left > 0 {
         tracing::warn!(
             messages = ended.left,
@@ -170,18 +181,23 @@ fn end_on_panic() {
 }
 
 fn check_ring() -> Result<(), Error> {
-    shard::check_ring().map_err(|error| {
-        let remedy = match error.raw_os_error() {
-            Some(libc::ENOSYS) => "this kernel has none: Linux 5.8 or later is needed",
-            Some(libc::EPERM | libc::EACCES) => {
-                "it is forbidden here: allow it with `sysctl kernel.io_uring_disabled=0`, and in a container with a seccomp \
-                 profile that permits io_uring_setup, io_uring_enter and io_uring_register"
-            }
-            Some(libc::ENOMEM) => "too little memory may be locked: raise it with `ulimit -l` or LimitMEMLOCK= of the unit",
-            _ => "see io_uring_setup(2)",
-        };
-        Error(format!("cannot make an io_uring: {error}; {remedy}"))
-    })
+    shard::check_ring()
+        .map_err(|error| Error(format!("cannot make an io_uring: {error}; {}", ring_remedy(&error))))
+}
+
+/// What to do where no io_uring can be made.
+pub(crate) fn ring_remedy(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => "this kernel has none: Linux 5.8 or later is needed",
+        Some(libc::EPERM | libc::EACCES) => {
+            "it is forbidden here: allow it with `sysctl kernel.io_uring_disabled=0`, and in a container with a seccomp \
+             profile that permits io_uring_setup, io_uring_enter and io_uring_register"
+        }
+        Some(libc::ENOMEM) => {
+            "too little memory may be locked: raise it with `ulimit -l` or LimitMEMLOCK= of the unit"
+        }
+        _ => "see io_uring_setup(2)",
+    }
 }
 
 fn check_locked_memory() -> Result<(), Error> {

@@ -6,6 +6,7 @@
 mod auth_commands;
 mod cli;
 mod dead_letters;
+mod doctor_command;
 mod explain_command;
 mod queue_commands;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Queue(command) => configured(options, |config| queue_commands::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
+        Command::Doctor(command) => configured(options, |config| doctor_command::run(&command, &config)),
         Command::Auth(command) => auth_commands::run(command),
     }
 }

@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Operations, health, life, queue};
+use super::{Operations, health, life, metrics, queue};
 use crate::shard::Shards;
 
 /// Of a fault that axum says in its own words.
@@ -62,13 +62,13 @@ impl AppState {
 
 /// All that there is.
 pub(super) fn api(state: AppState) -> Router {
-    let routes = health::routes().merge(life::routes()).merge(queue::routes());
+    let routes = health::routes().merge(life::routes()).merge(metrics::routes()).merge(queue::routes());
     bounded(routes, state)
 }
 
 /// What anybody may see.
 pub(super) fn monitor(state: AppState) -> Router {
-    bounded(health::routes(), state)
+    bounded(health::routes().merge(metrics::routes()), state)
 }
 
 fn bounded(routes: Router<AppState>, state: AppState) -> Router {

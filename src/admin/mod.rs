@@ -15,6 +15,7 @@ pub mod client;
 mod health;
 mod http;
 mod life;
+mod metrics;
 pub mod queue;
 mod server;
 mod socket;

@@ -94,6 +94,8 @@ struct ListenerFile {
     xclient_from: Vec<Text<IpNet>>,
     #[serde(default, deserialize_with = "flag")]
     trusted: bool,
+    #[serde(default, deserialize_with = "flag")]
+    steering: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -198,6 +200,7 @@ impl Default for ListenerFile {
             proxy_from: Vec::new(),
             xclient_from: Vec::new(),
             trusted: false,
+            steering: false,
         }
     }
 }
@@ -362,6 +365,7 @@ fn resolve_listeners(listeners: Option<Vec<ListenerFile>>, tls: &Tls) -> Result<
         proxy_from: networks(l.proxy_from),
         xclient_from: networks(l.xclient_from),
         trusted: l.trusted,
+        steering: l.steering,
     };
     Ok(listeners.into_iter().map(listener).collect())
 }
@@ -558,6 +562,7 @@ impl From<&Config> for File {
             proxy_from: networks(&l.proxy_from),
             xclient_from: networks(&l.xclient_from),
             trusted: l.trusted,
+            steering: l.steering,
         };
         File {
             hostname: Some(Text(HostName(config.hostname.clone()))),

@@ -137,6 +137,8 @@ pub struct Listener {
     pub xclient_from: Vec<IpNet>,
     /// Whoever connects here is vouched for: policies that guard against strangers are not asked.
     pub trusted: bool,
+    /// A connection goes to the shard of the core that its packets arrive on, where shards are pinned.
+    pub steering: bool,
 }
 
 impl Listener {

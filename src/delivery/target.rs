@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
+use super::meters::{Meters, TargetReading};
 use super::{BlockingDelivery, Delivery, JobReceiver, JobSender, Outcome, job_channel};
 use crate::breaker::{Breaker, Change, Turn};
 use crate::mail::Capabilities;
@@ -90,7 +91,10 @@ pub struct Target {
     is_down: AtomicBool,
     /// How often it has come back.
     returns_count: AtomicU64,
+    /// How often it was left alone.
+    opened_count: AtomicU64,
     trouble: Mutex<Arc<str>>,
+    meters: Meters,
 }
 
 impl Target {
@@ -112,6 +116,8 @@ impl Target {
             breaker: Breaker::new(limits.breaker_failures, limits.breaker_interval),
             is_down: AtomicBool::new(false),
             returns_count: AtomicU64::new(0),
+            opened_count: AtomicU64::new(0),
+            meters: Meters::default(),
             trouble: Mutex::new("".into()),
         }
     }
@@ -163,6 +169,25 @@ impl Target {
         self.returns_count.load(Ordering::Relaxed)
     }
 
+    /// How often it was left alone.
+    pub fn opened_count(&self) -> u64 {
+        self.opened_count.load(Ordering::Relaxed)
+    }
+
+    /// What was counted of its attempts, by all threads.
+    pub fn read_meters(&self) -> TargetReading {
+        self.meters.read()
+    }
+
+    pub(super) fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// Attempts at a time.
+    pub fn concurrency_max(&self) -> usize {
+        self.limits.concurrency
+    }
+
     /// Whether an attempt would be made now.
     pub fn has_turn(&self, now: Instant) -> bool {
         self.breaker.has_turn(now)
@@ -198,6 +223,7 @@ impl Target {
         *trouble = reason.into();
         if self.breaker.handle_failure(turn, now) == Change::Opened {
             self.is_down.store(true, Ordering::Relaxed);
+            self.opened_count.fetch_add(1, Ordering::Relaxed);
             let reason = tracing::field::display(Escaped(reason.as_bytes()));
             warn!(
                 target = &*self.name,
@@ -240,6 +266,17 @@ impl Targets {
             *slot = Some(target);
         }
         Targets(slots.into())
+    }
+
+    /// What is counted of these goes on from where those of the same names in `before` are: counters only ever grow, whatever is reloaded.
+    pub fn counting_on(mut self, before: &Targets) -> Self {
+        let targets = Arc::get_mut(&mut self.0).expect("nobody has them yet");
+        for target in targets.iter_mut().flatten() {
+            let Some(known) = before.iter().find(|known| known.name == target.name) else { continue };
+            target.meters = known.meters.clone();
+            target.opened_count = AtomicU64::new(known.opened_count());
+        }
+        self
     }
 
     /// The target with this id, if there is one at present.

@@ -42,6 +42,10 @@ impl Generation {
     ) -> Result<Generation, Error> {
         let secrets = Secrets::load(&config, true, before.map(|before| (&*before.config, &before.secrets)))?;
         let (targets, routes) = transports::load(&config, names, &extensions.deliveries)?;
+        let targets = match before {
+            Some(before) => targets.counting_on(&before.targets),
+            None => targets,
+        };
         // Who is asked to tell tells: whoever is further on, or we.
         let mut capabilities = transports::capabilities(&targets, &routes);
         capabilities.dsn |= config.notifications.transport.is_some();

@@ -8,6 +8,7 @@ use super::watch::{Stamp, Watched};
 use crate::config::Config;
 use crate::mail::Domain;
 use crate::policy::{MapFault, Maps, Recipients};
+use crate::telemetry::{Reload, reloaded};
 
 /// What the maps are read from and whom they are for.
 struct WatchedMaps {
@@ -82,6 +83,7 @@ impl Watched for WatchedMaps {
         }
         self.changing = None;
         self.seen = now;
+        reloaded(Reload::Maps, read.is_ok());
         match read {
             Ok(maps) => {
                 tracing::info!(addresses = maps.addresses_count(), "maps of recipients were read anew");

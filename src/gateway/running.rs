@@ -25,12 +25,13 @@ use super::sockets::Sockets;
 use super::transports::Names;
 use super::watch::{self, Watched};
 use super::{Error, Extensions, Reread};
+use crate::admin::{self, Admin, DrainOrder, Operations, Reloaded, Stage};
 use crate::config::{Config, Durability, Placement, Queue};
 use crate::delivery::{DeadLetters, Settlement, Targets, Upkeep, Workers, outcome_channel};
 use crate::limits::RING_MEMORY_SIZE;
 use crate::policy::{Lookups, Policies, Said, Verifier};
 use crate::shard::{self, Control, Ending, Injected, OpenedLog, Plan, Progress, Service, Shards};
-use crate::telemetry;
+use crate::telemetry::{self, Observer, Reload, reloaded};
 
 /// How long sessions have to take their 421 when the time to drain is over.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -50,36 +51,14 @@ pub struct Ended {
     pub is_forced: bool,
 }
 
-/// What a reload has come to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reloaded {
-    /// The keys that are other than they were.
-    pub changed: Vec<String>,
-    /// The keys that would be, but are so from the next start only.
-    pub needs_restart: Vec<String>,
-}
-
-/// An order to stop in peace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DrainOrder {
-    /// Wait so long, when the sessions have ended, for the queue to be delivered.
-    pub deliveries: Option<Duration>,
-    /// How long sessions may take; `None`: as configured.
-    pub timeout: Option<Duration>,
-}
-
-/// Where a gateway stands in its life.
+/// How far a gateway is in its life, without what is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// It reads its spool.
+enum Age {
     Starting,
-    /// It accepts.
     Ready,
-    /// It accepts no more; sessions finish.
     Draining,
     /// The sessions have ended; what is queued is delivered.
     Delivering,
-    /// It ends.
     Stopping,
 }
 
@@ -95,7 +74,7 @@ pub struct Live {
     in_force: ArcSwap<Config>,
     targets: ArcSwap<Targets>,
     policies: ArcSwap<Policies>,
-    stage: Mutex<Stage>,
+    age: Mutex<Age>,
     /// It has been told to stop: another signal ends it at once.
     is_ending: AtomicBool,
     state: Mutex<State>,
@@ -130,67 +109,21 @@ enum Order {
 }
 
 impl Live {
-    /// The configuration in force, with the ports that listeners have.
-    pub fn config(&self) -> Arc<Config> {
-        self.in_force.load_full()
+    fn age(&self) -> Age {
+        *self.age.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The targets in force.
-    pub fn targets(&self) -> Targets {
-        (**self.targets.load()).clone()
-    }
-
-    /// The policies in force.
-    pub fn policies(&self) -> Policies {
-        (**self.policies.load()).clone()
-    }
-
-    /// The shards.
-    pub fn shards(&self) -> Shards {
-        self.shards.clone()
-    }
-
-    /// Where it stands.
-    pub fn stage(&self) -> Stage {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_stage(&self, stage: Stage) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    fn set_age(&self, age: Age) {
+        *self.age.lock().unwrap_or_else(PoisonError::into_inner) = age;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has it stop in peace. It is told once; what comes later is not heard.
-    pub fn drain(&self, order: DrainOrder) {
-        let _ = self.orders.try_send(Order::Drain(order));
-    }
-
-    /// Reads the configuration anew, and puts it into force on all shards, if it is good. This may take seconds.
-    pub fn reload(&self) -> Result<Reloaded, String> {
-        let reloaded = self.try_reload();
-        match &reloaded {
-            Ok(Reloaded { changed, needs_restart }) => {
-                tracing::info!(changed = changed.join(" "), "the configuration was read anew");
-                if !needs_restart.is_empty() {
-                    tracing::warn!(
-                        keys = needs_restart.join(" "),
-                        "changed, and as they were until the next start"
-                    );
-                }
-            }
-            Err(words) => {
-                tracing::error!("the configuration was not replaced, the old one is in force: {words}")
-            }
-        }
-        reloaded
-    }
-
     fn try_reload(&self) -> Result<Reloaded, String> {
         let mut state = self.state();
-        if self.stage() != Stage::Ready {
+        if self.age() != Age::Ready {
             return Err("the gateway is starting or ending".into());
         }
         let mut config = (self.reread)().map_err(|e| e.to_string())?;
@@ -200,7 +133,8 @@ impl Live {
         let new_sockets = state.sockets.bind_missing(&mut config.listeners).map_err(words)?;
         let State { generation, names, dead, .. } = &mut *state;
         let mut next = Generation::new(config, names, &self.extensions, Some(generation)).map_err(words)?;
-        let (workers, teller) = start_workers(&next, dead.clone()).map_err(words)?;
+        let (workers, teller) =
+            start_workers(&next, dead.clone(), self.extensions.observer.clone()).map_err(words)?;
         let duplicates =
             new_sockets.duplicates().map_err(|e| format!("cannot duplicate a listening socket: {e}"))?;
         // From here on nothing fails.
@@ -222,6 +156,7 @@ impl Live {
         let is_everywhere = answers.iter().all(Option::is_some);
         state.sockets.add(new_sockets);
         state.sockets.keep(&next.config.listeners);
+        super::steering::steer(&next.config, &state.sockets);
         self.in_force.store(next.config.clone());
         self.targets.store(Arc::new(next.targets.clone()));
         self.policies.store(Arc::new(next.asked.policies.clone()));
@@ -329,7 +264,11 @@ fn with_services(
 }
 
 /// Threads that deliver, and the other end of what they tell senders by.
-fn start_workers(generation: &Generation, dead: Arc<DeadLetters>) -> Result<(Workers, Injected), Error> {
+fn start_workers(
+    generation: &Generation,
+    dead: Arc<DeadLetters>,
+    observer: Option<Arc<dyn Observer>>,
+) -> Result<(Workers, Injected), Error> {
     let (teller, notifications) = shard::injection();
     let config = &generation.config;
     let settlement = Settlement {
@@ -337,6 +276,7 @@ fn start_workers(generation: &Generation, dead: Arc<DeadLetters>) -> Result<(Wor
         dead_letters: dead,
         notifier: generation.notifier(Box::new(teller)),
         routes: generation.routes.clone(),
+        observer,
     };
     let workers =
         Workers::start(config.delivery.workers, &spare_cores(config), &generation.targets, settlement)
@@ -349,7 +289,7 @@ fn failed(what: &str, error: &dyn fmt::Display) -> Error {
 }
 
 /// Where each shard's thread runs: on the named cores, or on those this process may use, in order.
-fn placements(config: &Config) -> Vec<Pin> {
+pub(super) fn placements(config: &Config) -> Vec<Pin> {
     let count = config.cores.shards_count();
     match &config.cores {
         Placement::Cores(cores) => cores.iter().map(|core| Pin::Fixed(*core)).collect(),
@@ -409,7 +349,7 @@ impl Running {
             .map_err(|e| Error(format!("cannot make the folder {}: {e}", dead_dir.display())))?;
         let dead = Arc::new(dead);
         let (injector, resent) = shard::injection();
-        let (workers, notifications) = start_workers(&generation, dead.clone())?;
+        let (workers, notifications) = start_workers(&generation, dead.clone(), extensions.observer.clone())?;
         let mut injected = vec![resent, notifications];
         let upkeep = Upkeep::start(dead.clone(), Box::new(injector), config.delivery.dead_retention)
             .map_err(|e| failed("the upkeep of dead letters", &e))?;
@@ -442,6 +382,7 @@ impl Running {
                 // One shard takes them all: they are few.
                 injected: std::mem::take(&mut injected),
                 control,
+                observer: extensions.observer.clone(),
                 progress: progress.clone(),
             };
             let shard = LocalExecutorBuilder::new(placement)
@@ -471,7 +412,7 @@ impl Running {
             in_force: ArcSwap::new(config),
             targets: ArcSwap::from_pointee(generation.targets.clone()),
             policies: ArcSwap::from_pointee(generation.asked.policies.clone()),
-            stage: Mutex::new(Stage::Starting),
+            age: Mutex::new(Age::Starting),
             is_ending: AtomicBool::new(false),
             state: Mutex::new(State {
                 generation,
@@ -495,6 +436,12 @@ impl Running {
         })
     }
 
+    /// Starts what operators speak to. Signals must be blocked.
+    pub fn start_admin(&self) -> Result<Admin, Error> {
+        let settings = admin::Settings::of(&self.live.config()).map_err(|e| Error(e.to_string()))?;
+        admin::start(settings, self.live.clone()).map_err(|e| failed("the admin API", &e))
+    }
+
     /// What other threads may have of it.
     pub fn live(&self) -> &Arc<Live> {
         &self.live
@@ -515,7 +462,7 @@ impl Running {
                 }
             }
         }
-        self.live.set_stage(Stage::Ready);
+        self.live.set_age(Age::Ready);
         Ok(true)
     }
 
@@ -569,7 +516,7 @@ impl Running {
         let live = self.live.clone();
         let mut is_forced = false;
         live.is_ending.store(true, Ordering::SeqCst);
-        live.set_stage(Stage::Draining);
+        live.set_age(Age::Draining);
         // Whoever reloads has finished that before.
         live.state().sockets.keep(&[]);
         live.shards.end(Ending::Drain);
@@ -580,10 +527,10 @@ impl Running {
             self.wait_until_drained(ABORT_TIMEOUT);
         }
         if let Some(timeout) = order.deliveries {
-            live.set_stage(Stage::Delivering);
+            live.set_age(Age::Delivering);
             is_forced |= !live.wait_until_delivered(timeout);
         }
-        live.set_stage(Stage::Stopping);
+        live.set_age(Age::Stopping);
         let (stopped, workers_stopped) = bounded::<()>(1);
         let stopping = live.clone();
         thread::Builder::new()
@@ -633,6 +580,68 @@ impl Running {
             }
         }
         true
+    }
+}
+
+impl Operations for Live {
+    fn shards(&self) -> Shards {
+        self.shards.clone()
+    }
+
+    fn config(&self) -> Arc<Config> {
+        self.in_force.load_full()
+    }
+
+    fn targets(&self) -> Targets {
+        (**self.targets.load()).clone()
+    }
+
+    fn policies(&self) -> Policies {
+        (**self.policies.load()).clone()
+    }
+
+    fn reload(&self) -> Result<Reloaded, String> {
+        let read = self.try_reload();
+        reloaded(Reload::Configuration, read.is_ok());
+        match &read {
+            Ok(Reloaded { changed, needs_restart }) => {
+                tracing::info!(changed = changed.join(" "), "the configuration was read anew");
+                if !needs_restart.is_empty() {
+                    let keys = needs_restart.join(" ");
+                    tracing::warn!(keys, "changed, and as they were until the next start");
+                }
+            }
+            Err(words) => {
+                tracing::error!("the configuration was not replaced, the old one is in force: {words}")
+            }
+        }
+        read
+    }
+
+    fn drain(&self, order: DrainOrder) {
+        // It is told once; what comes later is not heard.
+        let _ = self.orders.try_send(Order::Drain(order));
+    }
+
+    fn upgrade(&self) -> Result<String, String> {
+        Err("not yet".into())
+    }
+
+    fn stage(&self) -> Stage {
+        let left = || {
+            let each = std::iter::repeat_n((), self.shards.len());
+            let counts = self.shards.tell_each(each, |shard, ()| (shard.sessions(), shard.depth()));
+            counts.into_iter().flatten().fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+        };
+        match self.age() {
+            Age::Starting => Stage::Starting,
+            Age::Ready => Stage::Ready,
+            Age::Draining => {
+                let (sessions, messages) = left();
+                Stage::Draining { sessions, messages }
+            }
+            Age::Delivering | Age::Stopping => Stage::Stopping { messages: left().1 },
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use super::watch::{Stamp, Watched};
 use crate::config::{ClientCertificates, Config, Listener};
 use crate::policy::{Credentials, Verifier};
 use crate::smtp::{AuthMode, TlsMode};
+use crate::telemetry::{Reload, reloaded};
 use crate::tls::{self, Acceptor, Settings, Validity};
 
 /// Days before its end from which a certificate is warned of: those of 90 days are renewed 30 days before.
@@ -170,12 +171,18 @@ impl ShownCertificates {
 impl Watched for ShownCertificates {
     fn look(&mut self) {
         let changed: Vec<_> = self.0.iter().filter(|acceptor| acceptor.has_changed()).collect();
-        let mut is_replaced = false;
+        let (mut is_replaced, mut is_bad) = (false, false);
         for acceptor in changed {
             match acceptor.reload(SystemTime::now()) {
                 Ok(()) => is_replaced = true,
-                Err(e) => tracing::warn!("certificates were not replaced, the old ones are used on: {e}"),
+                Err(e) => {
+                    is_bad = true;
+                    tracing::warn!("certificates were not replaced, the old ones are used on: {e}");
+                }
             }
+        }
+        if is_bad || is_replaced {
+            reloaded(Reload::Certificates, !is_bad);
         }
         if is_replaced {
             tracing::info!("certificates were read anew");
@@ -203,7 +210,9 @@ impl Watched for KnownUsers {
             return;
         }
         self.seen = stamp;
-        match read_credentials(&self.path) {
+        let read = read_credentials(&self.path);
+        reloaded(Reload::Credentials, read.is_ok());
+        match read {
             Ok(credentials) => {
                 tracing::info!(users = credentials.users_count(), "credentials were read anew");
                 self.verifier.replace(credentials);

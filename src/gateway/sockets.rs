@@ -96,6 +96,12 @@ impl Sockets {
         self.0.iter().map(|shard| shard.iter().map(duplicate).collect()).collect()
     }
 
+    /// The first shard's socket there.
+    pub fn first_of(&self, address: SocketAddr) -> Option<&TcpListener> {
+        let mut first = self.0.first()?.iter();
+        first.find(|bound| bound.address == address).map(|bound| &bound.socket)
+    }
+
     /// All of them, in no order that matters.
     pub fn all(&self) -> impl Iterator<Item = &TcpListener> {
         self.0.iter().flatten().map(|bound| &bound.socket)
@@ -103,7 +109,7 @@ impl Sockets {
 }
 
 /// Binds; listens with the backlog, sharing the port, if there is one.
-fn bind(address: SocketAddr, backlog: Option<u32>) -> std::io::Result<TcpListener> {
+pub(super) fn bind(address: SocketAddr, backlog: Option<u32>) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;

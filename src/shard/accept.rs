@@ -62,6 +62,7 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, listening: Rc<
                 }
             }
             Some(Err(error)) => {
+                shard.meters.accept_failed();
                 tracing::warn!(%error, "cannot accept connections for the moment");
                 drop(reserve.take());
                 refuse_waiting(fd, service.session.tls);
@@ -79,12 +80,14 @@ fn admit(shard: &Rc<Shard>, service: &Rc<Service>, stream: TcpStream, peer: Sock
     let admitted = match admitted {
         Ok(admitted) => admitted,
         Err(refusal) => {
-            log_refused(service, peer, &refusal);
+            log_refused(shard, service, peer, &refusal);
             let line = refusal_line(&refusal, Phase::Connect) + "\r\n";
+            shard.meters.replied(line.as_bytes());
             return refuse(service, stream, line.into_bytes());
         }
     };
     let link = Link::new(shard.clone(), stream);
+    shard.meters.connected(peer, service.address, shard.connections.borrow().len());
     match service.is_proxy(peer.ip()) {
         true => glommio::spawn_local(proxied::serve(link, service.clone(), peer)).detach(),
         false => {

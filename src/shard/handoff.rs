@@ -200,6 +200,24 @@ impl Handoff {
         used == 0 || cost <= free && used + cost <= free * MEMORY_SHARE
     }
 
+    /// For each of so many lanes of this log: how many of its messages the deliveries have, and the number of the oldest of them. As many
+    /// as fit the channels are looked at.
+    pub fn handed_off(&self, log: u32, lanes_count: usize) -> Vec<(usize, Option<u64>)> {
+        let mut lanes = vec![(0, None); lanes_count];
+        for (id, Lane(lane)) in self.costs.borrow().keys().filter(|(id, _)| id.log == log) {
+            if let Some((count, oldest)) = lanes.get_mut(usize::from(*lane)) {
+                *count += 1;
+                *oldest = Some(oldest.map_or(id.sequence, |oldest: u64| oldest.min(id.sequence)));
+            }
+        }
+        lanes
+    }
+
+    /// Octets of messages in memory: how many there are, and how many there may be, those read back included.
+    pub fn cache_use(&self) -> (usize, usize) {
+        (self.cached.get(), self.memory_max())
+    }
+
     fn used_by(&self, Lane(lane): Lane) -> usize {
         self.used.borrow()[usize::from(lane)]
     }

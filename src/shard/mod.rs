@@ -10,6 +10,7 @@
 
 mod accept;
 mod admitted;
+mod ages;
 mod answer;
 mod checking;
 mod clock;
@@ -22,6 +23,7 @@ mod handoff;
 mod inject;
 mod link;
 pub(crate) mod medium;
+pub(crate) mod meters;
 mod pressure;
 mod proxied;
 mod quarantine;
@@ -54,11 +56,13 @@ use crate::limits::SCRATCH_SIZE;
 use crate::mail::Refusal;
 use crate::policy::{Overload, Place, Places};
 use crate::smtp::BareLineEnds;
+use crate::telemetry::Observer;
 use connection::admission;
 use disk::Disk;
 use event::Event;
 use handoff::Handoff;
 use link::Connection;
+use meters::Meters;
 use settings::{Listening, is_in};
 
 /// How often deadlines are looked at: timeouts are seconds and minutes.
@@ -90,6 +94,8 @@ pub struct Plan {
     pub reports: OutcomeReceiver,
     /// Messages that do not come by SMTP, if they come to this shard.
     pub injected: Vec<Injected>,
+    /// Told of events, on the shard's thread.
+    pub observer: Option<Arc<dyn Observer>>,
     /// Orders from the gateway.
     pub control: Arc<Control>,
     /// Told when the shard accepts, and when it has no session left after it was told to drain.
@@ -139,12 +145,18 @@ pub(crate) struct Shard {
     /// Octets of envelopes that are not handed over yet; as much as content may have.
     envelope_memory: Cell<usize>,
     dates: clock::Dates,
+    meters: Rc<Meters>,
 }
 
 impl Shard {
     /// The log that new messages go into.
     fn disk(&self) -> &Rc<Disk> {
         self.own_disk.get().expect("it is opened before anything else runs")
+    }
+
+    /// Connections there are.
+    pub(crate) fn sessions(&self) -> usize {
+        self.connections.borrow().len()
     }
 
     /// Messages that are not done, in all logs.
@@ -265,6 +277,7 @@ pub async fn run(plan: Plan) -> usize {
         disks: RefCell::default(),
         listening: RefCell::default(),
         accepting: RefCell::default(),
+        meters: Rc::new(Meters::new(plan.observer)),
         connections: RefCell::default(),
         emptied: Event::default(),
         ending: Cell::new(Ending::No),
@@ -382,7 +395,10 @@ async fn watch_deadlines(shard: Rc<Shard>, control: Arc<Control>) {
         let now = clock::now();
         shard.measure(now);
         shard.connections.borrow().iter().for_each(|(_, connection)| connection.handle_time(now));
-        shard.disks.borrow().iter().for_each(|disk| disk.feed());
+        shard.disks.borrow().iter().for_each(|disk| {
+            disk.note_time(now);
+            disk.feed();
+        });
         control.ring();
     }
 }

@@ -190,6 +190,7 @@ impl Shard {
 
     pub(super) fn open(&self, log: OpenedLog) -> Rc<Disk> {
         let (damaged, handoff) = (self.damaged.clone(), self.handoff.clone());
-        Disk::new(log.place, damaged, log.recovered, self.segment_size, self.sync, handoff)
+        let (size, sync, meters) = (self.segment_size, self.sync, self.meters.clone());
+        Disk::new(log.place, damaged, log.recovered, size, sync, handoff, meters)
     }
 }

@@ -31,6 +31,8 @@ const FREE_SEGMENTS_MAX: usize = 4;
 /// Segments with records that a log may have beyond twice what is needed of them, before messages are carried forward: the
 /// one being written, the one before it, and some in which little is to be carried because they are just being delivered.
 const SPARSE_SEGMENTS_MAX: u64 = 4;
+/// Messages looked at for the oldest of a lane at a time: some ten microseconds.
+const LOOK_COUNT_MAX: usize = 2000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -68,10 +70,22 @@ struct Queue {
     deferred: BTreeSet<(Tick, u64)>,
     /// It was deferred, but need not wait any longer. The soonest first.
     hastened: BTreeSet<(Tick, u64)>,
+    /// No message with a smaller number is in this lane.
+    passed: u64,
+}
+
+/// How many messages of a lane wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// For room in its delivery channel.
+    pub backlog: usize,
+    /// For the time of their next attempt.
+    pub deferred: usize,
 }
 
 impl Queue {
     fn insert(&mut self, sequence: u64, state: State) {
+        self.passed = self.passed.min(sequence);
         match state {
             State::Backlog => drop(self.backlog.insert(sequence)),
             State::Deferred(due) => drop(self.deferred.insert((due, sequence))),
@@ -229,6 +243,36 @@ impl Ledger {
         queue.backlog.len() + queue.hastened.len()
     }
 
+    /// What waits in this lane: for room, for its time, and of the latter what need not wait any longer.
+    pub fn waiting_in(&self, Lane(lane): Lane) -> Waiting {
+        let Queue { backlog, deferred, hastened, .. } = &self.queues[usize::from(lane)];
+        Waiting { backlog: backlog.len(), deferred: deferred.len() + hastened.len() }
+    }
+
+    /// The number of the oldest message that is not done.
+    pub fn oldest(&self) -> Option<u64> {
+        self.entries.first()
+    }
+
+    /// The number of the oldest message that waits in this lane, beside those that deliveries have. Where that is not known without looking at
+    /// more than a few thousand messages, one below it, and closer to it the next time.
+    pub fn oldest_in(&mut self, lane: Lane) -> Option<u64> {
+        let queue = &self.queues[usize::from(lane.0)];
+        let deferred = || queue.deferred.iter().chain(&queue.hastened).map(|(_, sequence)| *sequence);
+        if queue.deferred.len() + queue.hastened.len() <= LOOK_COUNT_MAX {
+            return queue.backlog.first().copied().into_iter().chain(deferred()).min();
+        }
+        let mut oldest = queue.passed;
+        for (sequence, entry) in self.entries.range(queue.passed, u64::MAX).take(LOOK_COUNT_MAX) {
+            oldest = sequence;
+            if entry.part(lane).is_some() {
+                break;
+            }
+        }
+        self.queue(lane).passed = oldest;
+        Some(oldest)
+    }
+
     /// A segment's file and life.
     pub fn segment(&self, epoch: u64) -> Option<&Segment> {
         self.segments.get(&epoch)
@@ -371,6 +415,11 @@ impl Ledger {
     /// Octets of the records that are needed.
     pub fn live_size(&self) -> u64 {
         self.live_size
+    }
+
+    /// Files that hold nothing and are kept to be used again, or to be removed.
+    pub fn free_count(&self) -> usize {
+        self.free.len()
     }
 
     /// Segments that have records.
@@ -525,7 +574,7 @@ impl Ledger {
         assert!(part.state == State::Appended);
         part.state = State::Backlog;
         let lane = part.lane;
-        self.queue(lane).backlog.insert(sequence);
+        self.queue(lane).insert(sequence, State::Backlog);
     }
 
     /// The message will never be durable, or it is done: it is forgotten. What it needed stays until it is released.

@@ -19,6 +19,7 @@ mod roll;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ops::Range;
+
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -30,7 +31,7 @@ use super::format::{
     OutcomeHead, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader,
 };
 use super::io::{Completion, Io, IoFailure, Page, Slot};
-use super::ledger::{Ledger, Needs};
+use super::ledger::{Ledger, Needs, Waiting};
 use super::recovery::Recovered;
 use crate::mail::{Arrival, Envelope, MessageId};
 use carry::Carry;
@@ -272,6 +273,11 @@ impl<P: Page> Spool<P> {
     /// What the log has done since it was opened.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Files that hold nothing and are kept to be used again.
+    pub fn free_segments_count(&self) -> usize {
+        self.ledger.free_count()
     }
 
     /// Segments that have records, and the octets of those records that are needed.
@@ -576,6 +582,25 @@ impl<P: Page> Spool<P> {
         self.roll_to_void();
     }
 
+    /// What waits in this lane.
+    pub fn waiting_in(&self, lane: Lane) -> Waiting {
+        self.ledger.waiting_in(lane)
+    }
+    /// The number that the next record gets, and that of the oldest message that is not done.
+    pub fn numbers(&self) -> (u64, Option<u64>) {
+        (self.next_sequence, self.ledger.oldest())
+    }
+
+    /// Whether the message of this number was there when the log was opened.
+    pub fn was_recovered(&self, sequence: u64) -> bool {
+        sequence < self.first_sequence
+    }
+
+    /// The number of the oldest message that waits in this lane and that no delivery has; or one below it, while many wait.
+    pub fn oldest_in(&mut self, lane: Lane) -> Option<u64> {
+        self.ledger.oldest_in(lane)
+    }
+
     /// The lane of the target with this name.
     pub fn lane(&mut self, name: &str) -> Lane {
         self.ledger.lane(name)
@@ -647,8 +672,8 @@ impl<P: Page> Spool<P> {
         self.ledger.is_handed_off_in(sequence, lane)
     }
 
-    /// Whether there are messages of which it was not decided since the log was opened, or since [`Spool::begin_routing`], who gets them, and
-    /// that are not held.
+    /// Whether there are messages of which it was not decided since the log was opened, or since [`Spool::begin_routing`], who gets them,
+    /// and that are not held.
     pub fn has_unrouted(&self) -> bool {
         self.ledger.has_unrouted()
     }
