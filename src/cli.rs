@@ -14,6 +14,7 @@ use crate::control_commands::ControlCommand;
 use crate::dead_letters::DeadCommand;
 use crate::doctor_command::DoctorCommand;
 use crate::explain_command::ExplainCommand;
+use crate::queue_commands::QueueCommand;
 
 /// An inbound SMTP gateway: makes mail durable before it says 250, then delivers it.
 #[derive(Parser)]
@@ -37,6 +38,9 @@ pub enum Command {
     /// Lists dead letters, has them sent again, or removes them; beside a running gateway or without one.
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Looks at the queue of a running gateway, and holds, releases, drops or retries messages of it.
+    #[command(subcommand)]
+    Queue(QueueCommand),
     /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
     #[command(subcommand)]
     Spool(SpoolCommand),

@@ -10,6 +10,7 @@ mod dead_letters;
 mod doctor_command;
 mod explain_command;
 mod manual;
+mod queue_commands;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Serve => serve(options),
         Command::Check => configured(options, check),
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
+        Command::Queue(command) => configured(options, |config| queue_commands::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
         Command::Control(command) => configured(options, |config| control_commands::run(command, &config)),

@@ -27,6 +27,7 @@ pub(crate) mod meters;
 mod pressure;
 mod proxied;
 mod quarantine;
+pub(crate) mod queue;
 pub(crate) mod read_back;
 pub(crate) mod sessions;
 mod settings;

@@ -709,8 +709,10 @@ impl Ledger {
         if part.state == State::Backlog {
             part.state = State::Deferred(until);
             let queue = self.queue(lane);
-            queue.backlog.remove(&sequence);
-            queue.deferred.insert((until, sequence));
+            // What is held is in none of them.
+            if queue.backlog.remove(&sequence) {
+                queue.deferred.insert((until, sequence));
+            }
         }
     }
 
