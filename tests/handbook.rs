@@ -57,7 +57,8 @@ impl Root {
         for below in ["bin", "etc", "var/lib", "srv", "tmp"] {
             fs::create_dir_all(folder.path().join(below)).expect("a folder");
         }
-        let free = || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").port();
+        let free =
+            || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").port();
         let root = Root { folder, ports: [(":25", free()), (":9464", free())] };
         root.program("systemctl", SYSTEMCTL);
         root.program("journalctl", "#!/bin/sh\nexec cat \"$ROOT/log\"\n");
@@ -184,7 +185,9 @@ fn the_commands_of_the_handbook_work_in_their_order() {
     let read = |path: &PathBuf| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     let log = read(&root.path().join("log"));
     let (out, err) = (read(&out), read(&err));
-    let last = |text: &str| text.lines().rev().take(25).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+    let last = |text: &str| {
+        text.lines().rev().take(25).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+    };
     assert!(
         status.success(),
         "{status}: the last of these lines of the page\n{}\n\nsaid\n{}\n\nlog\n{}",
@@ -219,6 +222,7 @@ fn every_alert_has_its_section_in_the_handbook() {
 #[test]
 fn blocks_are_found_with_their_reasons() {
     let page = "text\n<!-- not run: needs much -->\n```sh\na\n```\n```sh\nb\nc\n```\n```toml\nd\n```\n";
-    let block = |line, commands: &[&'static str], not_run| Block { line, commands: commands.to_vec(), not_run };
+    let block =
+        |line, commands: &[&'static str], not_run| Block { line, commands: commands.to_vec(), not_run };
     assert_eq!(blocks(page), [block(3, &["a"], Some("needs much")), block(6, &["b", "c"], None)]);
 }

@@ -84,7 +84,10 @@ fn a_message_is_told_from_its_session_to_its_delivery() {
         let story = json(&setup, id);
         assert_eq!(story["envelope"]["forward_paths"], serde_json::json!([format!("r{n}@mx.test")]));
         assert_eq!(story["envelope"]["reverse_path"], "a@client.test");
-        assert_eq!((&story["arrival"]["hello"], &story["gateway_runs"]), (&"client.test".into(), &true.into()));
+        assert_eq!(
+            (&story["arrival"]["hello"], &story["gateway_runs"]),
+            (&"client.test".into(), &true.into())
+        );
         let waiting = &story["recipients"][0];
         assert_eq!((&waiting["state"], &waiting["target"]), (&"waiting".into(), &"store".into()));
         assert!(waiting["attempt"].as_u64().expect("its number") >= 2);
@@ -122,7 +125,10 @@ fn a_message_is_told_from_its_session_to_its_delivery() {
         assert_eq!(last["recipients"][0]["outcome"], "delivered");
         assert_rises(&story);
     }
-    assert_in_order(&text(&setup, id), &["delivered\n", "attempt    at store", "<r0@mx.test> delivered", "Now,", "at store: delivered at"]);
+    assert_in_order(
+        &text(&setup, id),
+        &["delivered\n", "attempt    at store", "<r0@mx.test> delivered", "Now,", "at store: delivered at"],
+    );
     assert!(server.stop().success());
     assert_eq!(json(&setup, id)["state"], "delivered", "and without a gateway");
 }
@@ -148,7 +154,13 @@ fn a_dead_letter_is_linked_to_what_it_was_sent_again_as() {
     }
     assert_in_order(
         &text(&setup, &first),
-        &["a dead letter", "<no-one@mx.test> given up after 1 attempt: 550 5.1.1", "its dead letter is in", &first, "incoming dead resend"],
+        &[
+            "a dead letter",
+            "<no-one@mx.test> given up after 1 attempt: 550 5.1.1",
+            "its dead letter is in",
+            &first,
+            "incoming dead resend",
+        ],
     );
 
     let resent = incoming().args(["dead", "resend", &first]).arg("--config").arg(setup.write()).output();
@@ -159,7 +171,10 @@ fn a_dead_letter_is_linked_to_what_it_was_sent_again_as() {
     assert_in_order(&text(&setup, &first), &["sent again as", &second, &format!("incoming why {second}")]);
     let story = json_when(&setup, &second, "dead_letter");
     assert_eq!((&story["resent_from"], words(&story)[0]), (&first.as_str().into(), "accepted"));
-    assert_in_order(&text(&setup, &second), &[&format!("It is the dead letter of {first}, sent again"), "hello client.test"]);
+    assert_in_order(
+        &text(&setup, &second),
+        &[&format!("It is the dead letter of {first}, sent again"), "hello client.test"],
+    );
     assert!(server.stop().success());
 
     // Where the records are gone the dead letter tells what it knows.
@@ -170,7 +185,10 @@ fn a_dead_letter_is_linked_to_what_it_was_sent_again_as() {
     let output = why(&setup, &[&first]);
     let err = String::from_utf8(output.stderr).expect("UTF-8");
     assert_eq!(output.status.code(), Some(1));
-    assert!(err.contains("There is no spool in") && err.contains(&format!("sent again as {second}")), "{err}");
+    assert!(
+        err.contains("There is no spool in") && err.contains(&format!("sent again as {second}")),
+        "{err}"
+    );
 }
 
 #[test]
@@ -193,7 +211,11 @@ fn each_target_of_a_message_has_its_own_story() {
     assert_eq!(story["state"], "waiting");
     assert_in_order(
         &text(&setup, &id),
-        &["1 of 2 deliveries outstanding", "<b@mx.test> at archive: attempt 2 is made at", "<b@mx.test> at store: delivered at"],
+        &[
+            "1 of 2 deliveries outstanding",
+            "<b@mx.test> at archive: attempt 2 is made at",
+            "<b@mx.test> at store: delivered at",
+        ],
     );
     assert!(server.stop().success());
     fs::remove_file(&archive).expect("the way is free");
