@@ -78,14 +78,15 @@ impl Root {
 
     /// The commands as they are run here.
     fn here(&self, commands: &str) -> String {
-        let root = self.path().display();
-        let mut text = commands
-            .replace("/usr/share/doc/incoming/examples", &format!("{}/docs", env!("CARGO_MANIFEST_DIR")))
-            .replace("0.0.0.0:", "127.0.0.1:");
+        // The folder's own path may have such a place in it.
+        const ROOT: &str = "\u{1}";
+        let mut text = commands.replace("0.0.0.0:", "127.0.0.1:").replace(
+            "/usr/share/doc/incoming/examples",
+            &format!("{}/docs", env!("CARGO_MANIFEST_DIR").replace("/tmp", "\u{2}")),
+        );
         for place in ["/etc/incoming", "/var/lib/incoming", "/srv", "/tmp"] {
-            text = text.replace(&format!("{place}/"), &format!("{root}{place}/"));
-            for end in [" ", "\n", "\""] {
-                text = text.replace(&format!("{place}{end}"), &format!("{root}{place}{end}"));
+            for end in ["/", " ", "\n", "\""] {
+                text = text.replace(&format!("{place}{end}"), &format!("{ROOT}{place}{end}"));
             }
         }
         for (port, free) in self.ports {
@@ -93,7 +94,13 @@ impl Root {
                 text = text.replace(&format!("127.0.0.1{port}{end}"), &format!("127.0.0.1:{free}{end}"));
             }
         }
-        text
+        // The shell takes no notice of the outcome behind a `!`.
+        let line = |line: &str| match line.strip_prefix("! ") {
+            Some(command) => format!("if {command}; then echo 'it should fail' >&2; exit 1; fi\n"),
+            None => format!("{line}\n"),
+        };
+        let text: String = text.lines().map(line).collect();
+        text.replace("\u{2}", "/tmp").replace(ROOT, &self.path().display().to_string())
     }
 
     /// The processes that were started with a configuration of this folder.

@@ -78,6 +78,10 @@ impl Lab {
     /// An attempt at a target, 40 ms long, by which recipients are delivered to (`+`), given up (`x`) or deferred for a minute (`-`).
     fn attempt(&mut self, sequence: u64, target: &str, said: &[(u32, char, &str)]) {
         let lane = self.spool.lane(target);
+        if self.spool.entry(sequence).unwrap().part(lane).unwrap().due().is_some() {
+            self.now += Duration::from_secs(100);
+            self.unix += 100;
+        }
         self.spool.next_of_backlog(lane, self.now);
         self.spool.hand_off(sequence, lane);
         let part = self.spool.entry(sequence).unwrap().part(lane).unwrap();
