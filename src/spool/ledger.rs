@@ -476,6 +476,7 @@ impl Ledger {
         let outcome = |index, is_done, attempts, next_attempt, reason: Option<&str>| RecipientOutcome {
             index,
             is_done,
+            is_given_up: false,
             attempts,
             next_attempt,
             reason: reason.unwrap_or_default().into(),
@@ -835,7 +836,7 @@ mod tests {
     }
 
     fn outcome(index: u32, is_done: bool, next_attempt: u64) -> RecipientOutcome {
-        RecipientOutcome { index, is_done, attempts: 1, next_attempt, reason: "".into() }
+        RecipientOutcome { index, is_done, is_given_up: false, attempts: 1, next_attempt, reason: "".into() }
     }
 
     fn deliver(ledger: &mut Ledger, sequence: u64, now: Instant) -> bool {

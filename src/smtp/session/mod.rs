@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::mail::{Arrival, Envelope, ForwardPath, MessageId, Protocol, Refusal, Tls};
+use crate::mail::{Arrival, Envelope, ForwardPath, MessageId, Protocol, Provenance, Refusal, Tls};
 
 use super::config::{Dialect, Peer, SessionConfig, TlsMode};
 use super::effect::{Effect, NotStored};
@@ -536,6 +536,7 @@ impl Session {
             client_name: None,
             tags: Vec::new(),
             unix_time,
+            provenance: Provenance::Unknown,
         }
     }
 
@@ -554,8 +555,7 @@ impl Session {
         self.is_sent_away
     }
 
-    /// Contents begun so far. For tests: `Store` and `Abandon` are held against it.
-    #[doc(hidden)]
+    /// Contents begun so far.
     pub fn contents_begun(&self) -> u16 {
         self.contents_count
     }
