@@ -71,7 +71,7 @@ fn a_bad_file_changes_nothing_and_the_log_says_why() {
         (good.replace("mx.test", "not a name"), "hostname"),
         (good.clone() + "\n[[listener]]\naddress = \"192.0.2.1:25\"\n", "192.0.2.1:25"),
         (
-            good.replace("address = \"127.0.0.1:0\"", "address = \"127.0.0.1:0\"\ntls = \"starttls\"")
+            good.replace("address = \"127.0.0.1:0\"", "address = \"127.0.0.1:0\"\ntls = \"optional\"")
                 + certificate,
             "/nowhere/",
         ),
