@@ -93,7 +93,7 @@ fn an_installed_package_serves_and_a_purged_one_leaves_the_mail() {
     let system = System::new();
     let before = system.files();
     fs::copy(&package, system.path("/incoming.deb")).expect("a copy");
-    let installed = system.run(&["dpkg", "--install", "/incoming.deb"]);
+    let installed = system.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
     assert!(!installed.to_lowercase().contains("warning"), "{installed}");
 
     // The user, and what is his.
@@ -136,7 +136,7 @@ fn an_installed_package_serves_and_a_purged_one_leaves_the_mail() {
     let configuration = system.path("/etc/incoming/incoming.toml");
     let written = fs::read_to_string(&configuration).expect("a configuration") + "# mine\n";
     fs::write(&configuration, &written).expect("it is written");
-    system.run(&["dpkg", "--install", "--force-confold", "/incoming.deb"]);
+    system.run(&["dpkg", "--force-unsafe-io", "--install", "--force-confold", "/incoming.deb"]);
     assert_eq!(fs::read_to_string(&configuration).expect("a configuration"), written);
 
     // Removed, it leaves that and the mail; purged, the mail.
@@ -157,7 +157,7 @@ fn an_installed_package_serves_and_a_purged_one_leaves_the_mail() {
 
     // Without mail there is nothing to keep.
     fs::copy(&package, system.path("/incoming.deb")).expect("a copy");
-    system.run(&["dpkg", "--install", "/incoming.deb"]);
+    system.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
     system.run(&["sh", "-c", "rm -rf /var/lib/incoming/*"]);
     system.run(&["dpkg", "--purge", "incoming"]);
     assert!(!system.path("/var/lib/incoming").exists());
@@ -212,6 +212,7 @@ fn completions_complete(system: &System) {
 struct Booted {
     system: System,
     unshared: Child,
+    log: PathBuf,
     /// systemd, as it is called from outside.
     init: String,
     group: PathBuf,
@@ -243,7 +244,7 @@ impl Booted {
         let groups = Mount::new(&["-t", "cgroup2", "cgroup2"]);
         let group = groups.path().join(format!("incoming-test-{}", std::process::id()));
         fs::create_dir(&group).expect("a control group");
-        let log = File::create(log).expect("a log");
+        let output = File::create(log).expect("a log");
         let mut command = Command::new("sh");
         command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&group);
         command.arg(tools::program("unshare"));
@@ -252,9 +253,10 @@ impl Booted {
             .args(["--fork", "--kill-child"])
             .arg(tools::test_file("package/boot"))
             .arg(system.root.path());
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        command.stdin(Stdio::null()).stdout(output.try_clone().expect("a second handle")).stderr(output);
         let unshared = command.spawn().expect("it runs");
-        let mut booted = Booted { system, unshared, init: String::new(), group, _groups: groups };
+        let mut booted =
+            Booted { system, unshared, log: log.into(), init: String::new(), group, _groups: groups };
         let id = booted.unshared.id();
         let is_init = |id: &String| {
             fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|comm| comm == "systemd\n")
@@ -308,7 +310,8 @@ impl Drop for Booted {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let journal = self.output(&["journalctl", "--no-pager", "--lines=40"]);
-            eprintln!("--- the journal's end\n{}---", tools::said(&journal));
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            eprintln!("--- systemd's log\n{log}--- the journal's end\n{}---", tools::said(&journal));
         }
         // All that runs within goes with it.
         let _ = self.unshared.kill();
@@ -329,7 +332,7 @@ fn the_service_lives_as_its_units_say() {
     fs::copy(&package, booted.system.path("/incoming.deb")).expect("a copy");
 
     // Installing starts it; it is active, because it has said so.
-    booted.run(&["dpkg", "--install", "/incoming.deb"]);
+    booted.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
     assert_eq!(booted.shown("ActiveState"), "active");
     assert!(booted.shown("StatusText").contains("shards"), "{}", booted.shown("StatusText"));
     booted.send("127.0.0.1", 2525);
