@@ -11,6 +11,7 @@ use incoming::inspect::SpoolCommand;
 
 use crate::auth_commands::AuthCommand;
 use crate::dead_letters::DeadCommand;
+use crate::doctor_command::DoctorCommand;
 use crate::explain_command::ExplainCommand;
 
 /// An inbound SMTP gateway: makes mail durable before it says 250, then delivers it.
@@ -40,6 +41,8 @@ pub enum Command {
     Spool(SpoolCommand),
     /// Asks the configured policies about a session that does not take place, and prints what each says, in order.
     Explain(ExplainCommand),
+    /// Looks at this machine with the configuration in mind: what was found, what it costs, how to mend it. Exit code 1 if something is a fault.
+    Doctor(DoctorCommand),
     /// Prints lines for the file of those who may log in. Needs no configuration.
     #[command(subcommand)]
     Auth(AuthCommand),

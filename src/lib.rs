@@ -16,10 +16,12 @@
 //!     └──────┴──────┼──────┴────────┘     client, below policy: the other side of SMTP and LMTP
 //!                 mail              the shared words: paths, envelope, message id
 //! ```
+pub mod admin;
 mod breaker;
 pub mod client;
 pub mod config;
 pub mod delivery;
+pub mod doctor;
 pub mod gateway;
 pub mod inspect;
 pub mod limits;
@@ -27,6 +29,7 @@ pub mod mail;
 pub mod policy;
 pub mod proxy;
 mod scheduling;
+pub mod scrape;
 pub mod shard;
 pub mod smtp;
 pub mod spool;

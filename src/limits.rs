@@ -134,10 +134,14 @@ pub struct Deliveries {
 
 /// How many sessions the process can hold with `descriptors` open files allowed.
 pub fn sessions_max_for(descriptors: u64, shards: u64, deliveries: Deliveries) -> u64 {
+    descriptors.saturating_sub(descriptors_for(0, shards, deliveries)).clamp(1, SESSIONS_MAX_DEFAULT)
+}
+
+/// How many open files so many sessions need to be allowed.
+pub fn descriptors_for(sessions: u64, shards: u64, deliveries: Deliveries) -> u64 {
     let Deliveries { workers, attempts } = deliveries;
     let deliveries = workers * DESCRIPTORS_PER_WORKER + attempts * DESCRIPTORS_PER_ATTEMPT;
-    let taken = DESCRIPTORS_RESERVED + shards * DESCRIPTORS_PER_SHARD + deliveries;
-    descriptors.saturating_sub(taken).clamp(1, SESSIONS_MAX_DEFAULT)
+    sessions + DESCRIPTORS_RESERVED + shards * DESCRIPTORS_PER_SHARD + deliveries
 }
 
 /// The largest Message record, in octets: each recipient's path, what is asked about them, each piece's place, one piece of content,

@@ -1,10 +1,12 @@
 //! `incoming`: argv → [`Config`] → gateway → exit code.
 //!
-//! Exit codes: 0 when it did what it was told, 1 on a fault (configuration, start, running), 2 on a command line that makes no sense.
+//! Exit codes: 0 when it did what it was told, 1 on a fault (configuration, start, running), 2 on a command line that makes no sense,
+//! 3 when it ended as it was told, but not everything could be finished in the time there was.
 
 mod auth_commands;
 mod cli;
 mod dead_letters;
+mod doctor_command;
 mod explain_command;
 mod manual;
 
@@ -19,16 +21,18 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const FAULT: u8 = 1;
 const USAGE: u8 = 2;
+const FORCED: u8 = 3;
 
 fn main() -> ExitCode {
     let Cli { command, options } = Cli::parse();
     raise_descriptor_limit();
     match command.unwrap_or(Command::Serve) {
-        Command::Serve => configured(options, serve),
+        Command::Serve => serve(options),
         Command::Check => configured(options, check),
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
+        Command::Doctor(command) => configured(options, |config| doctor_command::run(&command, &config)),
         Command::Auth(command) => auth_commands::run(command),
         Command::Completions { shell } => manual::print_completions(shell),
         Command::Man { folder } => manual::write_pages(&folder),
@@ -47,13 +51,24 @@ fn configured(options: Options, run: impl FnOnce(Config) -> ExitCode) -> ExitCod
 }
 
 fn load(options: Options) -> Result<Config, incoming::config::ConfigError> {
-    let Options { config, listen, data, shards, cores, log_format, log_level } = options;
-    let flags = Flags { listen, data, shards, cores, log_format, log_level };
-    let sources = Sources { file: config, environment: std::env::vars_os().collect(), flags };
-    Config::load(&sources, &System::here())
+    Config::load(&sources(options), &System::here())
 }
 
-fn serve(config: Config) -> ExitCode {
+fn sources(options: Options) -> Sources {
+    let Options { config, listen, data, shards, cores, log_format, log_level } = options;
+    let flags = Flags { listen, data, shards, cores, log_format, log_level };
+    Sources { file: config, environment: std::env::vars_os().collect(), flags }
+}
+
+fn serve(options: Options) -> ExitCode {
+    let (sources, system) = (sources(options), System::here());
+    let config = match Config::load(&sources, &system) {
+        Ok(config) => config,
+        Err(e) => {
+            complain(&e);
+            return ExitCode::from(if e.is_usage() { USAGE } else { FAULT });
+        }
+    };
     let log = match telemetry::log::start(config.log.format, config.log.level) {
         Ok(log) => log,
         Err(e) => {
@@ -61,13 +76,15 @@ fn serve(config: Config) -> ExitCode {
             return ExitCode::from(FAULT);
         }
     };
-    let ended = gateway::run(config);
+    let reread = Box::new(move || Config::load(&sources, &system));
+    let ended = gateway::run(config, reread, gateway::Extensions::default());
     if let Err(e) = &ended {
         tracing::error!("{e}");
     }
     drop(log);
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(ended) if ended.is_forced => ExitCode::from(FORCED),
+        Ok(_) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAULT),
     }
 }

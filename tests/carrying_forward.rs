@@ -1,22 +1,24 @@
-//! Carrying forward under power cuts, failed writes and failed reads: most messages are delivered at once, some wait long, and
-//! the log goes round beneath them.
+//! Carrying forward under power cuts, failed writes and failed reads: most messages are delivered at once, some wait long or are held, and
+//! the log goes round beneath them. Now and then one is dropped.
 //!
 //! Claims, after every recovery: a message that was reported stored and not reported done is there once, whole, and what is
-//! known of its recipients (who is left, attempts, reason, next attempt) is a state it had at or after the last moment when
-//! everything was durable; nothing else is there but what was appended whole. While nothing fails, the disk holds at most twice what is
+//! known of its recipients (who is left, attempts, reason, next attempt; whether it is held) is a state it had at or after the last moment
+//! when everything was durable, and after the last order that was settled; nothing else is there but what was appended whole. What is
+//! held is in no backlog. While nothing fails, the disk holds at most twice what is
 //! needed and a few segments, and what a delivery reads stays what it was.
 //!
 //! A failure prints its seed; `SEED=n cargo test --test carrying_forward` runs that one. `SEEDS=n` runs more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use incoming::mail::MessageId;
-use incoming::spool::format::{self, Made, MessagePayload, PieceRef, RecipientOutcome};
+use incoming::spool::format::{self, Made, MessagePayload, Order, OrderKind, PieceRef, RecipientOutcome};
 use incoming::spool::memory_disk::{mail, recover};
 use incoming::spool::recovery::{Depth, Recovered};
 use incoming::spool::{
-    AppendError, Completion, Incoming, Io, IoFailure, Location, Receiving, RecordPlace, Slot, Spool,
+    AppendError, Completion, Incoming, Io, IoFailure, Location, Obeyed, Receiving, RecordPlace, Slot, Spool,
     SpoolConfig,
 };
 use incoming::spool::{Entry, Lane};
@@ -84,6 +86,7 @@ impl File {
 struct Progress {
     left: Vec<(u32, u32, String)>,
     next_attempt: u64,
+    is_held: bool,
 }
 
 /// What the outside world knows of a message.
@@ -115,10 +118,14 @@ struct World {
     config: SpoolConfig,
     files: BTreeMap<Slot, File>,
     known: BTreeMap<u64, Vec<Known>>,
+    /// Orders that are not settled: their numbers, the messages, and the states that they led to.
+    orders: Vec<(u64, u64, usize)>,
     now: Instant,
     start: Instant,
     fails: bool,
     carried: u64,
+    /// How many orders were settled, and kept by a restart.
+    ordered: u64,
 }
 
 const UNIX_START: u64 = 1_700_000_000;
@@ -156,6 +163,7 @@ impl World {
                     let at = self.random.below(readings.len() as u64) as usize;
                     self.end_attempt(&mut spool, readings.swap_remove(at));
                 }
+                7 if self.random.one_in(4) => self.order(&mut spool),
                 6 if self.random.one_in(40) => {
                     self.settle(&mut spool, &mut in_flight);
                     if !self.fails {
@@ -176,6 +184,7 @@ impl World {
             {
                 spool.hand_off(sequence, Lane::UNROUTED);
                 let entry = spool.entry(sequence).expect("it is in the backlog");
+                assert!(!entry.is_held(), "{sequence} is held and offered");
                 let place = |p: &PieceRef| Location {
                     epoch: p.epoch,
                     offset: p.offset,
@@ -189,6 +198,7 @@ impl World {
                 readings.push(Reading { sequence, records: records.map(open).collect() });
             }
         }
+        self.orders.clear();
         self.carried += spool.counters().carried;
         if self.random.one_in(6) && !self.fails {
             while !spool.is_idle() {
@@ -224,6 +234,13 @@ impl World {
         while let Some((sequence, is_stored)) = spool.poll_stored() {
             let known = self.known(sequence);
             (known.is_stored, known.is_refused) = (is_stored, !is_stored);
+        }
+        let settled = spool.orders().settled;
+        for (_, sequence, state) in self.orders.extract_if(.., |(number, ..)| *number <= settled) {
+            if let Some(known) = self.known.get_mut(&sequence).and_then(|candidates| candidates.last_mut()) {
+                known.floor = known.floor.max(state);
+                self.ordered += 1;
+            }
         }
         assert_eq!(spool.poll_damaged(), None, "nothing is damaged");
         let due = spool.poll_timeout();
@@ -289,7 +306,8 @@ impl World {
             spool.append_message(&mut upload.receiving, message, trace).map(|(id, trace)| {
                 let upload = uploads.swap_remove(at);
                 let content = [trace, upload.content, part].concat();
-                let fresh = Progress { left: everybody(envelope.forward_paths.len()), next_attempt: 0 };
+                let left = everybody(envelope.forward_paths.len());
+                let fresh = Progress { left, next_attempt: 0, is_held: false };
                 let states = vec![Some(fresh)];
                 let known = Known { content, is_stored: false, is_refused: false, states, floor: 0 };
                 self.known.entry(id.sequence).or_default().push(known);
@@ -298,6 +316,42 @@ impl World {
         match appended {
             Ok(()) | Err(AppendError::Busy) => {}
             Err(_) => spool.abandon(&mut uploads.swap_remove(at).receiving),
+        }
+    }
+
+    /// The operator orders something of some message that is there.
+    fn order(&mut self, spool: &mut Spool<Vec<u8>>) {
+        let from = self.known.keys().next_back().map_or(0, |last| self.random.below(last + 1));
+        let found = spool.entries_from(from).next();
+        let Some((sequence, was_held)) = found.map(|(sequence, entry)| (sequence, entry.is_held())) else {
+            return;
+        };
+        let kind = match self.random.below(8) {
+            0 => OrderKind::Drop,
+            1 => OrderKind::Retry,
+            2..=4 => OrderKind::Release,
+            _ => OrderKind::Hold,
+        };
+        let order = Order { kind, unix_millis: self.random.next(), by: "operator".into(), note: "".into() };
+        let obeyed = spool.order(sequence, None, &Arc::new(order), self.now);
+        let is_held = spool.entry(sequence).is_some_and(Entry::is_held);
+        let expected = match kind {
+            OrderKind::Drop => (Obeyed::Yes, false),
+            OrderKind::Hold => (if was_held { Obeyed::Nothing } else { Obeyed::Yes }, true),
+            OrderKind::Release => (if was_held { Obeyed::Yes } else { Obeyed::Nothing }, false),
+            OrderKind::Retry => (obeyed, was_held),
+        };
+        assert_eq!((obeyed, is_held), expected, "{kind:?}");
+        assert_eq!(spool.entry(sequence).is_none(), kind == OrderKind::Drop);
+        if obeyed == Obeyed::Yes && kind != OrderKind::Retry {
+            let states = &mut self.known(sequence).states;
+            let progress = states.last().cloned().flatten().expect("it is not done");
+            states.push((kind != OrderKind::Drop).then_some(Progress { is_held, ..progress }));
+            let state = states.len() - 1;
+            self.orders.push((spool.orders().given, sequence, state));
+        }
+        if self.random.one_in(2) {
+            spool.hurry_orders(self.now);
         }
     }
 
@@ -314,7 +368,14 @@ impl World {
         }
         let unix_now = self.unix_now();
         let is_done = !self.random.one_in(8);
-        let mut progress = self.known(sequence).states.last().cloned().flatten().expect("it is not done");
+        let state =
+            self.known.get(&sequence).and_then(|candidates| candidates.last()?.states.last()?.clone());
+        // It may have been dropped meanwhile: what is reported then changes nothing.
+        let Some(mut progress) = state else {
+            assert!(spool.entry(sequence).is_none());
+            spool.take_back(sequence, Lane::UNROUTED);
+            return;
+        };
         let mut outcomes = Vec::new();
         for (index, attempts, why) in &mut progress.left {
             // Of several, some are left for later.
@@ -423,7 +484,7 @@ impl World {
         let facts = |recovered: &Recovered| -> Vec<_> {
             let of = |message: &Entry| {
                 let left = message.outstanding();
-                (message.location, message.pieces.clone(), left, message.due())
+                (message.location, message.pieces.clone(), left, message.due(), message.hold().cloned())
             };
             recovered.messages.iter().map(|(sequence, message)| (sequence, of(message))).collect()
         };
@@ -451,12 +512,14 @@ impl World {
             let fits = |state: &Option<Progress>| {
                 state.as_ref().is_some_and(|state| {
                     state.left == left
+                        && state.is_held == message.is_held()
                         && (next_attempt == 0 || state.next_attempt.abs_diff(next_attempt) <= 1)
                 })
             };
             let found = known.states[known.floor..].iter().position(fits);
             let found = found.unwrap_or_else(|| {
-                panic!("{sequence} was never {left:?} {}: {:?}", next_attempt, &known.states[known.floor..])
+                let (is_held, states) = (message.is_held(), &known.states[known.floor..]);
+                panic!("{sequence} was never {left:?} {next_attempt} {is_held}: {states:?}")
             });
             let mut state = known.states[known.floor + found].clone().expect("it fits");
             state.next_attempt = next_attempt;
@@ -496,7 +559,7 @@ fn everybody(count: usize) -> Vec<(u32, u32, String)> {
     (0..count as u32).map(|index| (index, 0, String::new())).collect()
 }
 
-fn run(seed: u64, fails: bool) -> u64 {
+fn run(seed: u64, fails: bool) -> (u64, u64) {
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let (page_size, pages_max) = [(16 << 10, 8), (8 << 10, 9), (4 << 10, 20)][random.below(3) as usize];
     let segment_size = [128 << 10, 160 << 10, 256 << 10][random.below(3) as usize];
@@ -506,10 +569,12 @@ fn run(seed: u64, fails: bool) -> u64 {
         config: SpoolConfig { segment_size, sync: true, page_size, pages_max },
         files: BTreeMap::new(),
         known: BTreeMap::new(),
+        orders: Vec::new(),
         now,
         start: now,
         fails,
         carried: 0,
+        ordered: 0,
     };
     for _ in 0..4 {
         let recovered = world.recover();
@@ -522,7 +587,7 @@ fn run(seed: u64, fails: bool) -> u64 {
         let recovered = world.recover();
         world.check(&recovered);
     }
-    world.carried
+    (world.carried, world.ordered)
 }
 
 fn seeds(fails: bool) {
@@ -531,18 +596,18 @@ fn seeds(fails: bool) {
         Some(seed) => seed..seed + 1,
         None => 0..number("SEEDS").unwrap_or(100),
     };
-    let mut carried = 0;
+    let (mut carried, mut ordered) = (0, 0);
     for seed in seeds {
         match std::panic::catch_unwind(|| run(seed, fails)) {
-            Ok(count) => carried += count,
+            Ok((c, o)) => (carried, ordered) = (carried + c, ordered + o),
             Err(panic) => {
                 eprintln!("replay with: SEED={seed} cargo test --test carrying_forward");
                 std::panic::resume_unwind(panic);
             }
         }
     }
-    assert!(carried > 0, "the runs must exercise the promise");
-    println!("{carried} messages were carried forward");
+    assert!(carried > 0 && ordered > 0, "the runs must exercise the promise");
+    println!("{carried} messages were carried forward, {ordered} orders settled");
 }
 
 #[test]

@@ -16,8 +16,8 @@ use incoming::mail::{
 };
 use incoming::spool::format::{
     self, BLOCK_SIZE, EnvelopeOctets, IndexBuilder, IndexPayload, IndexedMessage, Kind, Made, MessageHead,
-    MessagePayload, OutcomeEntry, OutcomeHead, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader,
-    Seal, SegmentHeader, TargetOutcomes,
+    MessagePayload, Order, OrderKind, OutcomeEntry, OutcomeHead, PieceRef, RECORDS_OFFSET, RecipientOutcome,
+    RecordHeader, Seal, SegmentHeader, TargetOutcomes,
 };
 use incoming::spool::memory_disk::MemoryDisk;
 use incoming::spool::recovery::{Depth, Finding, Recovered};
@@ -122,7 +122,8 @@ fn the_message_record_of_version_1() {
     let reason = "451 busy".into();
     let tried =
         RecipientOutcome { index: 1, is_done: false, attempts: 3, next_attempt: 1_700_000_060, reason };
-    let tried = TargetOutcomes { target: "store".into(), here_only: false, recipients: vec![tried] };
+    let tried =
+        TargetOutcomes { target: "store".into(), here_only: false, recipients: vec![tried], order: None };
     assert_eq!(message.progress, std::slice::from_ref(&tried));
     let head = MessageHead {
         sequence: 13,
@@ -164,10 +165,39 @@ fn the_outcomes_record_of_version_1() {
     }
     assert_eq!(written, payload);
     for (entry, (head, recipients)) in entries.into_iter().zip(expected.into_iter().zip(recipients)) {
-        let outcomes = TargetOutcomes { target: head.target.into(), here_only: head.here_only, recipients };
+        let OutcomeHead { target, here_only, .. } = head;
+        let outcomes = TargetOutcomes { target: target.into(), here_only, recipients, order: None };
         let OutcomeHead { sequence, is_message_done, made, .. } = head;
         assert_eq!(entry, OutcomeEntry { sequence, is_message_done, made, outcomes });
     }
+}
+
+/// Orders of the operator are in Outcomes records, and a hold in the record of a message that was moved.
+#[test]
+fn the_orders_of_version_1() {
+    let payload = golden_payload("orders", Kind::Outcomes, 15, 15);
+    let order = |kind, note: &str| Order {
+        kind,
+        unix_millis: 1_700_000_000_456,
+        by: "operator".into(),
+        note: note.into(),
+    };
+    let table = [
+        (5, "", order(OrderKind::Drop, "spam")),
+        (13, "", order(OrderKind::Hold, "")),
+        (13, "", order(OrderKind::Release, "")),
+        (13, "store", order(OrderKind::Retry, "mended")),
+    ];
+    let entries = format::decode_outcomes(&payload).expect("an Outcomes payload");
+    let mut written = Vec::new();
+    for (entry, (sequence, target, order)) in entries.into_iter().zip(table) {
+        let is_message_done = order.kind == OrderKind::Drop;
+        format::encode_order((sequence, is_message_done), target, &order, &mut written);
+        let order = Some(Box::new(order));
+        let outcomes = TargetOutcomes { target: target.into(), order, ..TargetOutcomes::default() };
+        assert_eq!(entry, OutcomeEntry { sequence, is_message_done, made: Made::default(), outcomes });
+    }
+    assert_eq!(written, payload);
 }
 
 #[test]

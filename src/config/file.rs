@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::admin::{AdminFile, Monitor};
 use super::error::Fault;
 use super::policies;
 use super::routes;
@@ -68,6 +69,8 @@ pub struct File {
     transport: BTreeMap<String, toml::Table>,
     #[serde(deserialize_with = "routes::tables", skip_serializing_if = "Vec::is_empty")]
     route: Vec<toml::Table>,
+    admin: AdminFile,
+    monitor: Monitor,
     log: Log,
 }
 
@@ -91,6 +94,8 @@ struct ListenerFile {
     xclient_from: Vec<Text<IpNet>>,
     #[serde(default, deserialize_with = "flag")]
     trusted: bool,
+    #[serde(default, deserialize_with = "flag")]
+    steering: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -195,6 +200,7 @@ impl Default for ListenerFile {
             proxy_from: Vec::new(),
             xclient_from: Vec::new(),
             trusted: false,
+            steering: false,
         }
     }
 }
@@ -307,9 +313,11 @@ impl File {
             let deliveries = Deliveries { workers: self.delivery.workers as u64, attempts };
             sessions_max_for(system.descriptors_max, cores.shards_count() as u64, deliveries) as usize
         });
+        let data = PathBuf::from(data);
+        let admin = self.admin.resolve(&data)?;
         Ok(Config {
             hostname,
-            data: PathBuf::from(data),
+            data,
             cores,
             sessions_max,
             drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT_DEFAULT),
@@ -328,6 +336,8 @@ impl File {
             notifications: self.notifications,
             transports,
             routes,
+            admin,
+            monitor: self.monitor,
             log: self.log,
         })
     }
@@ -355,6 +365,7 @@ fn resolve_listeners(listeners: Option<Vec<ListenerFile>>, tls: &Tls) -> Result<
         proxy_from: networks(l.proxy_from),
         xclient_from: networks(l.xclient_from),
         trusted: l.trusted,
+        steering: l.steering,
     };
     Ok(listeners.into_iter().map(listener).collect())
 }
@@ -551,6 +562,7 @@ impl From<&Config> for File {
             proxy_from: networks(&l.proxy_from),
             xclient_from: networks(&l.xclient_from),
             trusted: l.trusted,
+            steering: l.steering,
         };
         File {
             hostname: Some(Text(HostName(config.hostname.clone()))),
@@ -583,6 +595,8 @@ impl From<&Config> for File {
                 .map(|(name, t)| (name.clone(), transports::write(t)))
                 .collect(),
             route: config.routes.iter().map(routes::write).collect(),
+            admin: (&config.admin).into(),
+            monitor: config.monitor.clone(),
             log: config.log.clone(),
         }
     }

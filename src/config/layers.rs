@@ -17,8 +17,20 @@ use super::error::{ConfigError, Fault};
 use super::file::File;
 
 const PREFIX: &str = "INCOMING_";
-const SECTIONS: [&str; 10] =
-    ["accept", "admission", "dns", "smtp", "tls", "auth", "spool", "delivery", "notifications", "log"];
+const SECTIONS: [&str; 12] = [
+    "accept",
+    "admission",
+    "dns",
+    "smtp",
+    "tls",
+    "auth",
+    "spool",
+    "delivery",
+    "notifications",
+    "admin",
+    "monitor",
+    "log",
+];
 const TOP_LEVEL: [&str; 7] =
     ["hostname", "data", "cores", "shards", "sessions_max", "drain_timeout", "lookups_max"];
 /// Longest first: `RETURN_PATH` ends in `PATH`.

@@ -11,6 +11,7 @@
 //!
 //! Knows the types of `mail`, `delivery` and `telemetry` that fields are parsed into, and nothing of how anything runs.
 
+mod admin;
 mod dns;
 mod error;
 mod file;
@@ -35,6 +36,7 @@ use crate::smtp::{AuthMode, Dialect, TlsMode};
 use transports::{Transport, TransportKind};
 
 pub use crate::telemetry::log::{Format as LogFormat, Level as LogLevel};
+pub use admin::{Admin, Monitor};
 pub use dns::{Dns, DnsServer};
 pub use error::ConfigError;
 pub use layers::{Flags, Sources, System};
@@ -87,6 +89,10 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// What senders are told.
     pub notifications: Notifications,
+    /// Where the gateway can be asked and told.
+    pub admin: Admin,
+    /// Where it says how it is, to anybody.
+    pub monitor: Monitor,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -131,6 +137,8 @@ pub struct Listener {
     pub xclient_from: Vec<IpNet>,
     /// Whoever connects here is vouched for: policies that guard against strangers are not asked.
     pub trusted: bool,
+    /// A connection goes to the shard of the core that its packets arrive on, where shards are pinned.
+    pub steering: bool,
 }
 
 impl Listener {

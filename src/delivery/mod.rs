@@ -28,6 +28,7 @@ pub mod dead;
 pub(crate) mod folder;
 mod header;
 mod job;
+mod meters;
 pub mod notification;
 mod notifier;
 mod outcome;
@@ -47,7 +48,8 @@ pub use attempt::{Attempt, Recipient};
 pub use content::{Chunks, Content, ContentReader, CopyError, StoredContent};
 pub use dead::{DeadLetters, Intake, NotTaken, Resent, Upkeep};
 pub use header::{Address, HeaderField, HeaderFields, HeaderReader};
-pub use job::Job;
+pub use job::{Job, Reply};
+pub use meters::TargetReading;
 pub use notifier::Notifier;
 pub use outcome::{Fault, Outcome, Report};
 pub use queue::{JobReceiver, JobSender, OutcomeReceiver, OutcomeSender, job_channel, outcome_channel};
@@ -194,6 +196,6 @@ pub(crate) mod tests {
     pub fn job(sequence: u64, outcomes: &OutcomeSender) -> Job {
         let mut attempt = message(sequence);
         attempt.recipients[1].attempts = 1;
-        Job { attempt, target: TargetId(0), outcomes: outcomes.clone() }
+        Job::new(attempt, TargetId(0), outcomes.clone())
     }
 }

@@ -134,7 +134,8 @@ pub struct Report {
     pub unix_millis: u64,
     /// How long it took.
     pub duration: Duration,
-    /// The index in the envelope's forward-paths, and the outcome: every recipient of the job, in its order.
+    /// The index in the envelope's forward-paths, and the outcome: every recipient of the job, in its order. Empty: nobody has taken the
+    /// job, and nothing is to be said of it.
     pub recipients: Vec<(u32, Outcome)>,
 }
 

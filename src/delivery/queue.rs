@@ -12,8 +12,8 @@
 //!
 //! Knows nothing of what waits for a wake: it is a closure.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use tokio::sync::Notify;
@@ -108,13 +108,35 @@ pub fn outcome_channel(
     assert!(capacity > 0, "reports have to be put somewhere");
     let (sender, receiver) = bounded(capacity);
     let asleep = Arc::new(AtomicBool::new(false));
-    let bell = Arc::new(Bell { asleep: asleep.clone(), wake });
-    (OutcomeSender { sender, bell }, OutcomeReceiver { receiver, asleep })
+    let given_back = Arc::new(GivenBack::default());
+    let bell = Arc::new(Bell { asleep: asleep.clone(), wake, given_back: given_back.clone() });
+    (OutcomeSender { sender, bell }, OutcomeReceiver { receiver, asleep, given_back })
 }
 
 struct Bell {
     asleep: Arc<AtomicBool>,
     wake: Arc<dyn Fn() + Send + Sync>,
+    given_back: Arc<GivenBack>,
+}
+
+/// Reports of jobs that nobody has taken. Whoever drops one may be the receiver itself, and waits for no room: there are no more of them
+/// than there were jobs.
+#[derive(Default)]
+struct GivenBack {
+    reports: Mutex<Vec<Report>>,
+    is_any: AtomicBool,
+}
+
+impl GivenBack {
+    fn take_one(&self) -> Option<Report> {
+        if !self.is_any.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = reports.pop();
+        self.is_any.store(!reports.is_empty(), Ordering::Relaxed);
+        one
+    }
 }
 
 /// Where the report on a job goes.
@@ -132,6 +154,16 @@ impl OutcomeSender {
             self.ring();
             let _ = self.sender.send(report);
         }
+    }
+
+    /// Gives a report to the receiver without ever waiting, and rings.
+    pub fn give_back(&self, report: Report) {
+        let given_back = &self.bell.given_back;
+        let mut reports = given_back.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.push(report);
+        given_back.is_any.store(true, Ordering::Relaxed);
+        drop(reports);
+        self.ring();
     }
 
     /// Wakes the receiver if it sleeps.
@@ -159,6 +191,7 @@ impl OutcomeSender {
 pub struct OutcomeReceiver {
     receiver: Receiver<Report>,
     asleep: Arc<AtomicBool>,
+    given_back: Arc<GivenBack>,
 }
 
 impl OutcomeReceiver {
@@ -167,14 +200,14 @@ impl OutcomeReceiver {
         if self.asleep.load(Ordering::Relaxed) {
             self.asleep.store(false, Ordering::Relaxed);
         }
-        self.receiver.try_recv().ok()
+        self.receiver.try_recv().ok().or_else(|| self.given_back.take_one())
     }
 
     /// Announces sleep: the next report calls `wake`. `true` if something arrived meanwhile: then do not sleep.
     pub fn prepare_to_sleep(&self) -> bool {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let arrived = !self.receiver.is_empty();
+        let arrived = !self.receiver.is_empty() || self.given_back.is_any.load(Ordering::Relaxed);
         if arrived {
             self.asleep.store(false, Ordering::Relaxed);
         }

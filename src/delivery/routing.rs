@@ -79,8 +79,8 @@ pub struct Routes {
     /// The routes for all recipients, in their order.
     for_all: Vec<usize>,
     default: TargetId,
-    /// Of all targets, by their ids.
-    names: Vec<Arc<str>>,
+    /// All targets by their names.
+    names: HashMap<Arc<str>, TargetId>,
     host: Domain,
 }
 
@@ -93,9 +93,25 @@ pub enum Routed {
     Each(Vec<(u32, TargetId)>),
 }
 
+impl Routed {
+    /// Everybody who gets some of it; some may be named often.
+    pub fn targets(&self) -> impl Iterator<Item = TargetId> {
+        let (all, each) = match self {
+            Routed::All(target) => (Some(*target), &[][..]),
+            Routed::Each(each) => (None, &each[..]),
+        };
+        all.into_iter().chain(each.iter().map(|(_, target)| *target))
+    }
+}
+
 impl Routes {
     /// `routes` in this order, and `default` behind them, to targets with these names, of a gateway named `host`.
-    pub fn new(routes: Vec<Route>, default: TargetId, names: Vec<Arc<str>>, host: Domain) -> Self {
+    pub fn new(
+        routes: Vec<Route>,
+        default: TargetId,
+        names: HashMap<Arc<str>, TargetId>,
+        host: Domain,
+    ) -> Self {
         let mut by_key: HashMap<Box<str>, Vec<usize>> = HashMap::new();
         let mut for_all = Vec::new();
         for (n, route) in routes.iter().enumerate() {
@@ -157,8 +173,7 @@ impl Routes {
     }
 
     fn named(&self, name: &str) -> Option<TargetId> {
-        let at = self.names.iter().position(|known| **known == *name)?;
-        Some(TargetId(at as u16))
+        self.names.get(name).copied()
     }
 
     /// The targets of a recipient, and how many of them it has by itself: the others have copies.
@@ -261,8 +276,8 @@ mod tests {
         assert_eq!(routes.targets().len(), 9);
     }
 
-    fn names() -> Vec<Arc<str>> {
-        (0..10).map(|n| format!("t{n}").into()).collect()
+    fn names() -> HashMap<Arc<str>, TargetId> {
+        (0..10).map(|n| (format!("t{n}").into(), TargetId(n))).collect()
     }
 
     #[test]

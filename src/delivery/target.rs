@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
+use super::meters::{Meters, TargetReading};
 use super::{BlockingDelivery, Delivery, JobReceiver, JobSender, Outcome, job_channel};
 use crate::breaker::{Breaker, Change, Turn};
 use crate::mail::Capabilities;
@@ -90,7 +91,10 @@ pub struct Target {
     is_down: AtomicBool,
     /// How often it has come back.
     returns_count: AtomicU64,
+    /// How often it was left alone.
+    opened_count: AtomicU64,
     trouble: Mutex<Arc<str>>,
+    meters: Meters,
 }
 
 impl Target {
@@ -112,6 +116,8 @@ impl Target {
             breaker: Breaker::new(limits.breaker_failures, limits.breaker_interval),
             is_down: AtomicBool::new(false),
             returns_count: AtomicU64::new(0),
+            opened_count: AtomicU64::new(0),
+            meters: Meters::default(),
             trouble: Mutex::new("".into()),
         }
     }
@@ -163,6 +169,25 @@ impl Target {
         self.returns_count.load(Ordering::Relaxed)
     }
 
+    /// How often it was left alone.
+    pub fn opened_count(&self) -> u64 {
+        self.opened_count.load(Ordering::Relaxed)
+    }
+
+    /// What was counted of its attempts, by all threads.
+    pub fn read_meters(&self) -> TargetReading {
+        self.meters.read()
+    }
+
+    pub(super) fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// Attempts at a time.
+    pub fn concurrency_max(&self) -> usize {
+        self.limits.concurrency
+    }
+
     /// Whether an attempt would be made now.
     pub fn has_turn(&self, now: Instant) -> bool {
         self.breaker.has_turn(now)
@@ -198,6 +223,7 @@ impl Target {
         *trouble = reason.into();
         if self.breaker.handle_failure(turn, now) == Change::Opened {
             self.is_down.store(true, Ordering::Relaxed);
+            self.opened_count.fetch_add(1, Ordering::Relaxed);
             let reason = tracing::field::display(Escaped(reason.as_bytes()));
             warn!(
                 target = &*self.name,
@@ -222,26 +248,55 @@ impl fmt::Debug for Target {
     }
 }
 
-/// All targets, by their ids.
+/// All targets there are at present, by their ids.
+///
+/// An id is a name's: it lasts as long as the process, whatever becomes of the target. So there may be ids without a target.
 #[derive(Clone, Debug)]
-pub struct Targets(Arc<[Target]>);
+pub struct Targets(Arc<[Option<Target>]>);
 
 impl Targets {
-    /// These, whose ids are their places.
+    /// These; no two have the same id.
     pub fn new(targets: Vec<Target>) -> Self {
-        assert!(!targets.is_empty(), "mail has to go somewhere");
-        assert!(targets.iter().enumerate().all(|(n, target)| usize::from(target.id.0) == n));
-        Targets(targets.into())
+        let slots_count = targets.iter().map(|target| usize::from(target.id.0) + 1).max();
+        let mut slots: Vec<Option<Target>> = Vec::new();
+        slots.resize_with(slots_count.expect("mail has to go somewhere"), || None);
+        for target in targets {
+            let slot = &mut slots[usize::from(target.id.0)];
+            assert!(slot.is_none(), "an id is one target's");
+            *slot = Some(target);
+        }
+        Targets(slots.into())
     }
 
-    /// The target with this id.
-    pub fn get(&self, TargetId(id): TargetId) -> &Target {
-        &self.0[usize::from(id)]
+    /// What is counted of these goes on from where those of the same names in `before` are: counters only ever grow, whatever is reloaded.
+    pub fn counting_on(mut self, before: &Targets) -> Self {
+        let targets = Arc::get_mut(&mut self.0).expect("nobody has them yet");
+        for target in targets.iter_mut().flatten() {
+            let Some(known) = before.iter().find(|known| known.name == target.name) else { continue };
+            target.meters = known.meters.clone();
+            target.opened_count = AtomicU64::new(known.opened_count());
+        }
+        self
+    }
+
+    /// The target with this id, if there is one at present.
+    pub fn find(&self, TargetId(id): TargetId) -> Option<&Target> {
+        self.0.get(usize::from(id))?.as_ref()
+    }
+
+    /// The same of one that is known to be there.
+    pub fn get(&self, id: TargetId) -> &Target {
+        self.find(id).expect("whoever names a target has got the name from these")
     }
 
     /// All of them, in the order of their ids.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Target> {
-        self.0.iter()
+    pub fn iter(&self) -> impl Iterator<Item = &Target> + Clone {
+        self.0.iter().flatten()
+    }
+
+    /// Gives the jobs that wait in the channels back to their queues. For targets that nobody serves any more, nor offers anything.
+    pub fn give_back(&self) {
+        self.iter().for_each(|target| while target.receiver.try_recv().is_some() {});
     }
 
     /// How many reports may be under way at a time.

@@ -31,6 +31,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tracing::{Level, enabled, error, info};
 
+use super::meters::Ongoing;
 use super::notification::{Event, Told};
 use super::{
     Attempt, BlockingDelivery, DeadLetters, Delivery, Job, Means, Notifier, Outcome, OutcomeSender, Report,
@@ -38,7 +39,7 @@ use super::{
 };
 use crate::breaker::Turn;
 use crate::scheduling::yield_to_shards;
-use crate::telemetry::Escaped;
+use crate::telemetry::{self, Escaped, Observer};
 
 /// Reports that may wait for company before their receiver is woken, and for how long while jobs keep coming. A receiver should
 /// look by itself now and then: an attempt that hangs keeps the reports before it waiting.
@@ -59,6 +60,8 @@ pub struct Settlement {
     pub notifier: Option<Notifier>,
     /// Of what goes by copies nobody is told.
     pub routes: Arc<Routes>,
+    /// Told of attempts, on the thread that has made them.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 /// Threads that deliver.
@@ -111,7 +114,7 @@ impl Workers {
     }
 
     /// Ends every worker after the attempts it is making, and waits for that. Jobs still in the channels are not attempted: their
-    /// messages are in the queue that offered them.
+    /// messages are in the queue that offered them. Where that goes on, [`Targets::give_back`] tells it.
     pub fn stop(self) {
         drop(self.running);
         let _ = self.is_stopping.send(true);
@@ -206,7 +209,7 @@ impl Worker {
                     break;
                 }
             }
-            let mut timing = Timing::begin();
+            let mut timing = Timing::begin(target);
             let outcomes = match turn(target, &job.attempt) {
                 Err(outcomes) => {
                     timing.is_made = false;
@@ -221,7 +224,7 @@ impl Worker {
                 false => outcomes,
                 true => self.settlement.settle(target, &job.attempt, outcomes),
             };
-            report(job, target, timing, outcomes);
+            report(job, target, timing, outcomes, self.settlement.observer.as_deref());
         }
         ring();
     }
@@ -289,7 +292,7 @@ async fn serve(
     job: Job,
 ) {
     let target = targets.get(id);
-    let mut timing = Timing::begin();
+    let mut timing = Timing::begin(target);
     let outcomes = match turn(target, &job.attempt) {
         Err(outcomes) => {
             timing.is_made = false;
@@ -301,15 +304,16 @@ async fn serve(
         }
     };
     if !settlement.has_work(target, &job.attempt, &outcomes) {
-        return report(job, target, timing, outcomes);
+        return report(job, target, timing, outcomes, settlement.observer.as_deref());
     }
+    let observer = settlement.observer.clone();
     let (targets, id) = (targets.clone(), target.id());
     let settled = tokio::task::spawn_blocking(move || {
         let outcomes = settlement.settle(targets.get(id), &job.attempt, outcomes);
         (job, outcomes)
     });
     match settled.await {
-        Ok((job, outcomes)) => report(job, target, timing, outcomes),
+        Ok((job, outcomes)) => report(job, target, timing, outcomes, observer.as_deref()),
         Err(_) => error!(
             target = &**target.name(),
             "what settles outcomes has ended: the next start delivers again"
@@ -352,30 +356,69 @@ struct Timing {
     unix_millis: u64,
     /// The transport was asked.
     is_made: bool,
+    /// Counted among those in flight until this is dropped.
+    _ongoing: Ongoing,
 }
 
 impl Timing {
-    fn begin() -> Self {
+    fn begin(target: &Target) -> Self {
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Timing { started: Instant::now(), unix_millis: unix.as_millis() as u64, is_made: true }
+        Timing {
+            started: Instant::now(),
+            unix_millis: unix.as_millis() as u64,
+            is_made: true,
+            _ongoing: target.meters().begin(),
+        }
     }
 }
 
-/// Says how it went: to the log, and to where the job came from.
-fn report(job: Job, target: &Target, timing: Timing, outcomes: Vec<Outcome>) {
+/// Says how it went: to the log, to who observes, and to where the job came from.
+fn report(
+    job: Job,
+    target: &Target,
+    timing: Timing,
+    outcomes: Vec<Outcome>,
+    observer: Option<&dyn Observer>,
+) {
     let duration = timing.started.elapsed();
+    target.meters().count(&outcomes, timing.is_made.then_some(duration));
+    if let Some(observer) = observer.filter(|_| timing.is_made) {
+        observer.observe(&result(&job.attempt, target, &outcomes, duration));
+    }
     // What waits for a target that is left alone is much, and says nothing new.
     if timing.is_made && enabled!(Level::INFO) || enabled!(Level::DEBUG) {
         log(&job.attempt, target, &outcomes, duration);
     }
-    let Job { attempt, outcomes: sender, .. } = job;
+    let Job { attempt, reply, .. } = job;
     let recipients = attempt.recipients.iter().map(|recipient| recipient.index).zip(outcomes).collect();
     let unix_millis = if timing.is_made { timing.unix_millis } else { 0 };
     let report = Report { id: attempt.id, target: target.id(), unix_millis, duration, recipients };
     // The content goes first: the report may make its room free.
     drop(attempt);
-    sender.send(report);
+    let sender = reply.send(report);
     UNRUNG.with_borrow_mut(|unrung| unrung.add(sender));
+}
+
+/// How many were delivered, deferred, rejected.
+fn count(outcomes: &[Outcome]) -> [usize; 3] {
+    let count = |is: fn(&Outcome) -> bool| outcomes.iter().filter(|o| is(o)).count();
+    [
+        count(|o| matches!(o, Outcome::Delivered { .. })),
+        count(|o| matches!(o, Outcome::Deferred { .. })),
+        count(|o| matches!(o, Outcome::Rejected { .. })),
+    ]
+}
+
+fn result<'a>(
+    attempt: &Attempt,
+    target: &'a Target,
+    outcomes: &'a [Outcome],
+    duration: Duration,
+) -> telemetry::Event<'a> {
+    let [delivered, deferred, rejected] = count(outcomes);
+    let reason = outcomes.iter().find_map(Outcome::reason);
+    let (id, target) = (attempt.id, &**target.name());
+    telemetry::Event::DeliveryResult { id, target, delivered, deferred, rejected, reason, duration }
 }
 
 fn log(attempt: &Attempt, target: &Target, outcomes: &[Outcome], duration: Duration) {
@@ -384,14 +427,15 @@ fn log(attempt: &Attempt, target: &Target, outcomes: &[Outcome], duration: Durat
     let reply = outcomes.iter().map(Outcome::text).find(|text| reason.is_none() && !text.is_empty());
     let shown =
         |text: Option<&str>| text.map(|text| tracing::field::display(Escaped(text.as_bytes()).to_string()));
-    let count = |is: fn(&Outcome) -> bool| outcomes.iter().filter(|o| is(o)).count();
+    let [delivered, deferred, rejected] = count(outcomes);
     info!(
+        name: "delivery.result",
         message_id = %attempt.id,
         transport = &**target.name(),
         recipients = outcomes.len(),
-        delivered = count(|o| matches!(o, Outcome::Delivered { .. })),
-        deferred = count(|o| matches!(o, Outcome::Deferred { .. })),
-        rejected = count(|o| matches!(o, Outcome::Rejected { .. })),
+        delivered,
+        deferred,
+        rejected,
         reason = shown(reason),
         reply = shown(reply),
         duration_us = duration.as_micros() as u64,
@@ -534,13 +578,18 @@ mod tests {
 
         fn start(&self, targets: &Targets) -> Workers {
             let dead_letters = Arc::new(DeadLetters::new(self.dead.path()).unwrap());
-            let routes =
-                Routes::new(Vec::new(), TargetId(0), Vec::new(), Domain::parse("mx.example", false).unwrap());
+            let routes = Routes::new(
+                Vec::new(),
+                TargetId(0),
+                Default::default(),
+                Domain::parse("mx.example", false).unwrap(),
+            );
             let settlement = Settlement {
                 schedule: self.schedule,
                 dead_letters,
                 notifier: None,
                 routes: Arc::new(routes),
+                observer: None,
             };
             Workers::start(1, &[], targets, settlement).unwrap()
         }

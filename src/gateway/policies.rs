@@ -13,7 +13,7 @@ use crate::config::{Config, DomainSettings};
 use crate::mail::{Domain, Phases};
 use crate::policy::{
     Callout, Dnsbl, DomainRules, Domains, Greylist, GreylistSettings, Hello, HelloRules, HttpLookup, Inquiry,
-    Lookups, Memory, Networks, Policies, Policy, PolicyService, RateLimit, Recipients, RecipientsLimit,
+    Lookups, Maps, Memory, Networks, Policies, Policy, PolicyService, RateLimit, Recipients, RecipientsLimit,
     Resolver, ReverseDns, Rule, ServiceSettings, SizeLimit, Source, TlsRequired,
 };
 use crate::shard;
@@ -24,21 +24,63 @@ pub struct Asked {
     pub lookups: Arc<Lookups>,
     /// What they remember is written down at the end: [`Greylist::finish`].
     pub greylists: Vec<Arc<Greylist>>,
-    /// What some of them read from files.
+    /// What some of them read from files; until it is taken.
     pub watched: Vec<Box<dyn Watched>>,
+    recipients: Arc<Recipients>,
+    resolver: Option<Arc<Resolver>>,
+    /// Policies that remember something, with what they were made of.
+    remembering: Vec<(Configured, Arc<dyn Policy>)>,
+    /// What `recipients` of before are to know.
+    to_replace: Option<Maps>,
 }
 
-/// Makes every policy of `config`. Whose mail is taken comes first: nothing that another policy says makes a relay of us.
-pub fn load(config: &Config) -> Result<Asked, Error> {
-    let lookups = Lookups::start(config.lookups_max)
-        .map_err(|e| Error(format!("cannot start the thread that policies wait on: {e}")))?;
-    let Loaded { recipients, watched } = maps::load(config)?;
+impl Asked {
+    /// What was read is used from here on.
+    pub fn commit(&mut self) {
+        if let Some(maps) = self.to_replace.take() {
+            self.recipients.replace(maps);
+        }
+    }
+}
+
+/// Makes every policy of `config`, and has `own` ones asked behind them. Whose mail is taken comes first: nothing that another policy says
+/// makes a relay of us.
+///
+/// What is there of `before`, in another configuration, goes on where it is configured as it was: what has been counted and found is not
+/// forgotten. Two greylists never write one file: the one before is finished first.
+pub fn load(
+    config: &Config,
+    own: &[Arc<dyn Policy>],
+    before: Option<(&Config, &Asked)>,
+) -> Result<Asked, Error> {
+    let lookups = match before.filter(|(before, _)| before.lookups_max == config.lookups_max) {
+        Some((_, asked)) => asked.lookups.clone(),
+        None => {
+            let started = Lookups::start(config.lookups_max);
+            let failed = |e| Error(format!("cannot start the thread that policies wait on: {e}"));
+            Arc::new(started.map_err(failed)?)
+        }
+    };
+    let known = before.map(|(config, asked)| (config, &asked.recipients));
+    let Loaded { recipients, watched, to_replace } = maps::load(config, known)?;
     if let Some(domain) = config.domains.keys().find(|domain| !recipients.has_domain(domain)) {
         let words = format!("domain.\"{domain}\": its mail is not taken: add it to accept.domains or a map");
         return Err(Error(words));
     }
-    let context =
-        Context { config, recipients: &recipients, resolver: OnceCell::new(), greylists: RefCell::default() };
+    let resolver = OnceCell::new();
+    if let Some((_, asked)) = before.filter(|(before, _)| before.dns == config.dns)
+        && let Some(known) = &asked.resolver
+    {
+        let _ = resolver.set(known.clone());
+    }
+    let context = Context {
+        config,
+        recipients: &recipients,
+        resolver,
+        greylists: RefCell::default(),
+        remembering: RefCell::default(),
+        before: before.map(|(_, asked)| asked),
+    };
     let mut rules = vec![Rule::new(recipients.clone())];
     let domain_rules = config.domains.iter().map(|(domain, settings)| (domain.clone(), settings.rules));
     let domain_rules: Vec<_> = domain_rules.filter(|(_, rules)| *rules != DomainRules::default()).collect();
@@ -58,12 +100,17 @@ pub fn load(config: &Config) -> Result<Asked, Error> {
             ..Rule::new(policy)
         });
     }
-    let greylists = context.greylists.into_inner();
+    rules.extend(own.iter().map(|policy| Rule::new(policy.clone())));
+    let Context { greylists, remembering, resolver, .. } = context;
     Ok(Asked {
         policies: Policies::new(rules),
-        lookups: Arc::new(lookups),
-        greylists,
+        lookups,
+        greylists: greylists.into_inner(),
         watched: watched.into_iter().collect(),
+        resolver: resolver.into_inner(),
+        remembering: remembering.into_inner(),
+        recipients,
+        to_replace,
     })
 }
 
@@ -73,7 +120,9 @@ struct Context<'a> {
     /// Of all policies that ask the DNS, if there are any.
     resolver: OnceCell<Arc<Resolver>>,
     greylists: RefCell<Vec<Arc<Greylist>>>,
+    remembering: RefCell<Vec<(Configured, Arc<dyn Policy>)>>,
     recipients: &'a Arc<Recipients>,
+    before: Option<&'a Asked>,
 }
 
 impl Context<'_> {
@@ -113,7 +162,19 @@ impl Context<'_> {
             PolicyKind::SizeLimit(settings) => Arc::new(SizeLimit::new(name, settings.max)),
             PolicyKind::TlsRequired(settings) => Arc::new(TlsRequired::new(name, settings.min_version)),
             PolicyKind::RateLimit(settings) => {
-                Arc::new(RateLimit::new(name, settings.limit, settings.entries_max))
+                let known = self.before.and_then(|before| {
+                    let mut known = before.remembering.iter();
+                    known.find(|(made_of, _)| made_of.name == name && made_of.kind == configured.kind)
+                });
+                let policy = known.map_or_else(
+                    || {
+                        Arc::new(RateLimit::new(name, settings.limit, settings.entries_max))
+                            as Arc<dyn Policy>
+                    },
+                    |(_, policy)| policy.clone(),
+                );
+                self.remembering.borrow_mut().push((configured.clone(), policy.clone()));
+                policy
             }
             PolicyKind::ReverseDns(settings) => {
                 let resolver = self.resolver()?;
@@ -127,6 +188,14 @@ impl Context<'_> {
                     network_passes_after: settings.network_passes_after,
                     entries_max: settings.entries_max,
                 };
+                let known = |greylist: &&Arc<Greylist>| greylist.name() == name;
+                if let Some(before) = self.before.and_then(|before| before.greylists.iter().find(known)) {
+                    if *before.settings() == settings {
+                        self.greylists.borrow_mut().push(before.clone());
+                        return Ok(before.clone());
+                    }
+                    before.finish();
+                }
                 let file = self.config.greylist_dir().join(name);
                 let unix_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
                 let unix_time = unix_time.map_or(0, |since| since.as_secs());

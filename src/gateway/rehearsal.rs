@@ -59,7 +59,7 @@ pub struct Rehearsed {
 
 /// Asks the policies of `config`.
 pub fn rehearse(config: &Config, rehearsal: &Rehearsal) -> Result<Vec<Rehearsed>, Error> {
-    let asked = policies::load(config)?;
+    let asked = policies::load(config, &[], None)?;
     let listener = match rehearsal.listener {
         None => &config.listeners[0],
         Some(address) => config

@@ -11,6 +11,7 @@ use super::watch::{Stamp, Watched};
 use crate::config::{ClientCertificates, Config, Listener};
 use crate::policy::{Credentials, Verifier};
 use crate::smtp::{AuthMode, TlsMode};
+use crate::telemetry::{Reload, reloaded};
 use crate::tls::{self, Acceptor, Settings, Validity};
 
 /// Days before its end from which a certificate is warned of: those of 90 days are renewed 30 days before.
@@ -25,12 +26,29 @@ pub struct Secrets {
     credentials: Option<PathBuf>,
     /// Of the file of credentials, when it was last read.
     seen: Option<Stamp>,
+    /// Acceptors of before that are to read their files again, so that what they know of clients is not lost.
+    to_renew: Vec<Arc<Acceptor>>,
+    /// What the verifier of before is to know.
+    to_replace: Option<Credentials>,
 }
 
 impl Secrets {
-    /// Reads everything that some listener needs. Threads that verify passwords are started if `starts`.
-    pub fn load(config: &Config, starts: bool) -> Result<Secrets, Error> {
+    /// Reads everything that some listener needs. Threads that verify passwords are started if `starts`. What is there of `before`, in
+    /// another configuration, goes on where it can, with what was read now from [`Secrets::commit`] on.
+    pub fn load(
+        config: &Config,
+        starts: bool,
+        before: Option<(&Config, &Secrets)>,
+    ) -> Result<Secrets, Error> {
         let mut acceptors: Vec<(ClientCertificates, Arc<Acceptor>)> = Vec::new();
+        let mut to_renew = Vec::new();
+        let is_same_tls = before.is_some_and(|(before, _)| {
+            let tls = |config: &Config| {
+                let tls = &config.tls;
+                (tls.certificates.clone(), tls.min_version, tls.client_authorities.clone())
+            };
+            tls(before) == tls(config)
+        });
         let secured = config.listeners.iter().filter(|listener| listener.tls != TlsMode::Disabled);
         for asked in secured.map(|listener| listener.client_certificates) {
             if acceptors.iter().any(|(other, _)| *other == asked) {
@@ -52,22 +70,47 @@ impl Secrets {
             };
             let acceptor =
                 Acceptor::load(settings, SystemTime::now()).map_err(|e| Error(format!("TLS: {e}")))?;
-            acceptors.push((asked, Arc::new(acceptor)));
+            let before = before.filter(|_| is_same_tls).and_then(|(_, secrets)| {
+                secrets.acceptors.iter().find(|(other, _)| *other == asked).map(|(_, acceptor)| acceptor)
+            });
+            to_renew.extend(before.cloned());
+            acceptors.push((asked, before.cloned().unwrap_or_else(|| Arc::new(acceptor))));
         }
         let is_used = config.listeners.iter().any(|listener| listener.auth != AuthMode::Disabled);
         let credentials = config.auth.credentials.clone().filter(|_| is_used);
         // Before it is read: what is written meanwhile is read again.
         let seen = credentials.as_deref().and_then(Stamp::of);
+        let mut to_replace = None;
+        let known = before
+            .filter(|(before, secrets)| before.auth == config.auth && secrets.credentials == credentials);
+        let known = known.and_then(|(_, secrets)| secrets.verifier.clone());
         let verifier = match &credentials {
             None => None,
             Some(path) => {
                 let read = read_credentials(path).map_err(|words| Error(format!("AUTH: {words}")))?;
+                if let Some(known) = known {
+                    to_replace = Some(read);
+                    let verifier = Some(known);
+                    return Ok(Secrets { acceptors, verifier, credentials, seen, to_renew, to_replace });
+                }
                 let start = || Verifier::start(read, config.auth.threads, config.auth.queue_max);
                 let failed = |e| Error(format!("cannot start the threads that verify passwords: {e}"));
                 starts.then(start).transpose().map_err(failed)?.map(Arc::new)
             }
         };
-        Ok(Secrets { acceptors, verifier, credentials, seen })
+        Ok(Secrets { acceptors, verifier, credentials, seen, to_renew, to_replace })
+    }
+
+    /// What was read is used from here on.
+    pub fn commit(&mut self) {
+        for acceptor in self.to_renew.drain(..) {
+            if let Err(e) = acceptor.reload(SystemTime::now()) {
+                tracing::warn!("certificates were not replaced, the old ones are used on: {e}");
+            }
+        }
+        if let (Some(credentials), Some(verifier)) = (self.to_replace.take(), &self.verifier) {
+            verifier.replace(credentials);
+        }
     }
 
     /// What begins TLS on `listener`, if it has any.
@@ -85,13 +128,13 @@ impl Secrets {
     }
 
     /// Says which certificates are shown, and gives what is to be watched.
-    pub fn watched(self) -> Vec<Box<dyn Watched>> {
-        let certificates =
-            ShownCertificates(self.acceptors.into_iter().map(|(_, acceptor)| acceptor).collect());
+    pub fn watched(&self) -> Vec<Box<dyn Watched>> {
+        let acceptors = self.acceptors.iter().map(|(_, acceptor)| acceptor.clone());
+        let certificates = ShownCertificates(acceptors.collect());
         certificates.log(false);
         let mut watched: Vec<Box<dyn Watched>> = vec![Box::new(certificates)];
-        if let (Some(path), Some(verifier)) = (self.credentials, self.verifier) {
-            watched.push(Box::new(KnownUsers { path, verifier, seen: self.seen }));
+        if let (Some(path), Some(verifier)) = (self.credentials.clone(), self.verifier.clone()) {
+            watched.push(Box::new(KnownUsers { path, verifier, seen: self.seen.clone() }));
         }
         watched
     }
@@ -126,14 +169,20 @@ impl ShownCertificates {
 }
 
 impl Watched for ShownCertificates {
-    fn look(&mut self, is_told: bool) {
-        let changed: Vec<_> = self.0.iter().filter(|acceptor| is_told || acceptor.has_changed()).collect();
-        let mut is_replaced = false;
+    fn look(&mut self) {
+        let changed: Vec<_> = self.0.iter().filter(|acceptor| acceptor.has_changed()).collect();
+        let (mut is_replaced, mut is_bad) = (false, false);
         for acceptor in changed {
             match acceptor.reload(SystemTime::now()) {
                 Ok(()) => is_replaced = true,
-                Err(e) => tracing::warn!("certificates were not replaced, the old ones are used on: {e}"),
+                Err(e) => {
+                    is_bad = true;
+                    tracing::warn!("certificates were not replaced, the old ones are used on: {e}");
+                }
             }
+        }
+        if is_bad || is_replaced {
+            reloaded(Reload::Certificates, !is_bad);
         }
         if is_replaced {
             tracing::info!("certificates were read anew");
@@ -155,13 +204,15 @@ struct KnownUsers {
 }
 
 impl Watched for KnownUsers {
-    fn look(&mut self, is_told: bool) {
+    fn look(&mut self) {
         let stamp = Stamp::of(&self.path);
-        if !is_told && stamp == self.seen {
+        if stamp == self.seen {
             return;
         }
         self.seen = stamp;
-        match read_credentials(&self.path) {
+        let read = read_credentials(&self.path);
+        reloaded(Reload::Credentials, read.is_ok());
+        match read {
             Ok(credentials) => {
                 tracing::info!(users = credentials.users_count(), "credentials were read anew");
                 self.verifier.replace(credentials);

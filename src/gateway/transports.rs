@@ -2,6 +2,7 @@
 
 mod next_hops;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Error;
@@ -11,28 +12,58 @@ use crate::delivery::transport::{Discard, Maildir, Pipe, PipeSettings, User, Web
 use crate::delivery::{Means, Route, Routes, Target, TargetId, Targets};
 use crate::mail::Capabilities;
 
-/// Makes every transport of `config`, and says who gets what.
-pub fn load(config: &Config) -> Result<(Targets, Routes), Error> {
+/// The names of all targets that there are or have been in this process, and of those that its logs know: a name keeps its id.
+#[derive(Default)]
+pub struct Names(Vec<Arc<str>>);
+
+impl Names {
+    /// The id of this name; a new one, if it has none yet.
+    pub fn id(&mut self, name: &str) -> Result<TargetId, Error> {
+        let known = self.0.iter().position(|known| **known == *name);
+        let at = known.unwrap_or_else(|| {
+            self.0.push(name.into());
+            self.0.len() - 1
+        });
+        let too_many = |_| Error("there have been more than 65,000 names of transports: restart".into());
+        u16::try_from(at + 1).map_err(too_many)?;
+        Ok(TargetId(at as u16))
+    }
+
+    /// All of them, by their ids.
+    pub fn all(&self) -> &[Arc<str>] {
+        &self.0
+    }
+}
+
+/// Makes every transport of `config`, but for those of the library's user, who brings `own` ones; and says who gets what.
+pub fn load(
+    config: &Config,
+    names: &mut Names,
+    own: &HashMap<String, Means>,
+) -> Result<(Targets, Routes), Error> {
     let mut targets = Vec::with_capacity(config.transports.len());
-    for (n, (name, transport)) in config.transports.iter().enumerate() {
-        let id = TargetId(u16::try_from(n).map_err(|_| Error("too many transports".into()))?);
-        let means =
-            make(config, name, transport).map_err(|words| Error(format!("transport.{name}: {words}")))?;
+    let mut ids = HashMap::new();
+    for (name, transport) in &config.transports {
+        let id = names.id(name)?;
+        ids.insert(Arc::from(name.as_str()), id);
+        let means = match own.get(name) {
+            Some(means) => means.clone(),
+            None => {
+                make(config, name, transport).map_err(|words| Error(format!("transport.{name}: {words}")))?
+            }
+        };
         targets.push(Target::new(id, name, means, transport.limits, config.delivery.channel_size));
     }
-    let id = |name: &String| {
-        let n = config.transports.keys().position(|known| known == name);
-        TargetId(n.expect("the configuration names transports that there are") as u16)
-    };
+    let id = |name: &String| *ids.get(&**name).expect("the configuration names transports that there are");
     let route = |route: &Configured| Route {
         recipients: route.recipients.clone(),
         tags: route.tags.clone(),
         to: route.to.iter().map(|name| id(&name.0)).collect(),
         is_also: route.also,
     };
-    let names = config.transports.keys().map(|name| name.as_str().into()).collect();
     let routes = config.routes.iter().map(route).collect();
-    let routes = Routes::new(routes, id(&config.delivery.transport), names, config.hostname.clone());
+    let default = id(&config.delivery.transport);
+    let routes = Routes::new(routes, default, ids, config.hostname.clone());
     Ok((Targets::new(targets), routes))
 }
 

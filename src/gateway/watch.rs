@@ -1,7 +1,6 @@
 //! Files that change while the gateway runs: certificates with their keys, credentials, maps.
 //!
-//! One thread has everything that is watched look at its files every few seconds, and at once when told (SIGHUP). Whoever is watched reads
-//! and checks first: what is good replaces what there was, on all shards; what is not leaves everything as it was, and the log says so.
+//! One thread has everything that is watched look at its files every few seconds. Whoever is watched reads and checks first: what is good replaces what there was, on all shards; what is not leaves everything as it was, and the log says so.
 
 use std::path::Path;
 use std::thread;
@@ -19,8 +18,8 @@ const REMIND_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// Something that is read from files.
 pub trait Watched: Send {
-    /// Reads anew what has changed, or everything if it is told to.
-    fn look(&mut self, is_told: bool);
+    /// Reads anew what has changed.
+    fn look(&mut self);
 
     /// Says once a day what the operator has to see to.
     fn remind(&mut self) {}
@@ -43,9 +42,8 @@ impl Stamp {
     }
 }
 
-/// Starts watching, to the end of the process. What is sent has all of them look at once, whatever they know; more than one order at a
-/// time is one.
-pub fn start(watched: Vec<Box<dyn Watched>>) -> Result<Sender<()>, Error> {
+/// Starts watching, to the end of the process. What is sent is watched instead of what was.
+pub fn start(watched: Vec<Box<dyn Watched>>) -> Result<Sender<Vec<Box<dyn Watched>>>, Error> {
     let (told, tells) = bounded(1);
     thread::Builder::new()
         .name("watch".into())
@@ -54,16 +52,16 @@ pub fn start(watched: Vec<Box<dyn Watched>>) -> Result<Sender<()>, Error> {
     Ok(told)
 }
 
-fn run(mut watched: Vec<Box<dyn Watched>>, tells: &Receiver<()>) {
+fn run(mut watched: Vec<Box<dyn Watched>>, tells: &Receiver<Vec<Box<dyn Watched>>>) {
     yield_to_shards();
     let mut reminded = Instant::now();
     loop {
-        let is_told = match tells.recv_timeout(LOOK_INTERVAL) {
-            Ok(()) => true,
-            Err(RecvTimeoutError::Timeout) => false,
+        match tells.recv_timeout(LOOK_INTERVAL) {
+            Ok(others) => watched = others,
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
-        };
-        watched.iter_mut().for_each(|one| one.look(is_told));
+        }
+        watched.iter_mut().for_each(|one| one.look());
         if reminded.elapsed() >= REMIND_INTERVAL {
             reminded = Instant::now();
             watched.iter_mut().for_each(|one| one.remind());

@@ -130,6 +130,18 @@ struct Outcome {
     #[serde(skip_serializing_if = "Option::is_none")]
     duration_millis: Option<u32>,
     recipients: Vec<Recipient>,
+    /// What the operator has ordered instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order: Option<OrderGiven>,
+}
+
+#[derive(Serialize)]
+struct OrderGiven {
+    order: &'static str,
+    unix_millis: u64,
+    by: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    note: String,
 }
 
 #[derive(Serialize)]
@@ -297,7 +309,7 @@ impl<'a> Dump<'a> {
 
     fn outcome(&self, entry: OutcomeEntry) -> Outcome {
         let OutcomeEntry { sequence, is_message_done: done, made, outcomes } = entry;
-        let TargetOutcomes { target, here_only, recipients } = outcomes;
+        let TargetOutcomes { target, here_only, recipients, order } = outcomes;
         let recipients = recipients.into_iter().map(|recipient| Recipient {
             index: recipient.index,
             done: recipient.is_done,
@@ -314,6 +326,12 @@ impl<'a> Dump<'a> {
             unix_millis: is_made.then_some(made.unix_millis),
             duration_millis: is_made.then_some(made.duration_millis),
             recipients: recipients.collect(),
+            order: order.map(|order| OrderGiven {
+                order: order.kind.as_str(),
+                unix_millis: order.unix_millis,
+                by: order.by.into(),
+                note: order.note.into(),
+            }),
         }
     }
 

@@ -111,6 +111,16 @@ impl Greylist {
         Ok(Greylist { name: name.into(), entries, keeper })
     }
 
+    /// Its name, which is its file's too.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it goes by.
+    pub fn settings(&self) -> &GreylistSettings {
+        &self.entries.settings
+    }
+
     /// Has everything written, and waits until it is. What is seen afterwards is not written down.
     pub fn finish(&self) {
         self.keeper.finish();

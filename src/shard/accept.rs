@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, RawFd};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
 use super::admitted::{Admitted, log_refused};
 use super::link::Link;
+use super::settings::Listening;
 use super::{Ending, Service, Shard, connection, proxied};
 use crate::mail::{Phase, Refusal, Status};
 use crate::policy::Resource;
@@ -26,18 +28,29 @@ const REFUSED_AT_ONCE_MAX: usize = 64;
 const COME_LATER: &[u8] = b"421 4.3.2 Try again later\r\n";
 
 /// Accepts on one listening socket until the shard ends.
-pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, service: Rc<Service>) {
+///
+/// Where it is to stop because somebody else accepts on the same socket from here on, whom the ring has been told to accept already is served:
+/// that he has come may be known to nobody else. Under load that is the next one; where nobody comes, nobody is lost.
+pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, listening: Rc<Listening>) {
     let fd = socket.into_raw_fd();
     // SAFETY: `fd` is a listening socket that nobody else owns; glommio's listener owns it from here on and closes it.
     let listener = unsafe { TcpListener::from_raw_fd(fd) };
     let mut reserve = File::open("/dev/null").ok();
-    while shard.ending.get() == Ending::No {
-        let stop = async {
-            shard.stop_accepting.wait().await;
-            None
+    while shard.ending.get() == Ending::No && !listening.is_let_go.get() {
+        let accept = listener.shared_accept();
+        let mut accept = pin!(accept);
+        let accepted = loop {
+            let stop = async {
+                listening.stop.wait().await;
+                None
+            };
+            match stop.or(async { Some(accept.as_mut().await) }).await {
+                None if listening.is_let_go.get() => {}
+                accepted => break accepted,
+            }
         };
-        let accepted = async { Some(listener.shared_accept().await) };
-        match stop.or(accepted).await {
+        let service = listening.service.borrow().clone();
+        match accepted {
             None => return,
             Some(Ok(accepted)) => {
                 // Bound at once: an accepted stream that is not bound leaks its descriptor. And asked for its peer before that, it
@@ -49,6 +62,7 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, service: Rc<Se
                 }
             }
             Some(Err(error)) => {
+                shard.meters.accept_failed();
                 tracing::warn!(%error, "cannot accept connections for the moment");
                 drop(reserve.take());
                 refuse_waiting(fd, service.session.tls);
@@ -66,12 +80,14 @@ fn admit(shard: &Rc<Shard>, service: &Rc<Service>, stream: TcpStream, peer: Sock
     let admitted = match admitted {
         Ok(admitted) => admitted,
         Err(refusal) => {
-            log_refused(service, peer, &refusal);
+            log_refused(shard, service, peer, &refusal);
             let line = refusal_line(&refusal, Phase::Connect) + "\r\n";
+            shard.meters.replied(line.as_bytes());
             return refuse(service, stream, line.into_bytes());
         }
     };
     let link = Link::new(shard.clone(), stream);
+    shard.meters.connected(peer, service.address, shard.connections.borrow().len());
     match service.is_proxy(peer.ip()) {
         true => glommio::spawn_local(proxied::serve(link, service.clone(), peer)).detach(),
         false => {
@@ -83,7 +99,7 @@ fn admit(shard: &Rc<Shard>, service: &Rc<Service>, stream: TcpStream, peer: Sock
 
 /// Why nobody at all can have a session, if that is so.
 fn refusal_of_any(shard: &Shard) -> Option<Refusal> {
-    let is_full = shard.connections.borrow().len() >= shard.sessions_max;
+    let is_full = shard.connections.borrow().len() >= shard.settings.borrow().sessions_max;
     let is_stopping = shard.ending.get() != Ending::No;
     match (is_stopping || !shard.disk().is_accepting(), is_full) {
         // RFC 3463 X.3.2: system not accepting network messages.

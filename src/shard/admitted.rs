@@ -4,8 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Service, Shard, clock};
 use crate::mail::{Phase, Refusal};
-use crate::policy::{Facts, Place, Verdict};
-use crate::telemetry;
+use crate::policy::{Facts, Place};
 
 /// A connection that may be.
 pub struct Admitted {
@@ -22,7 +21,7 @@ impl Admitted {
             return Err(refusal);
         }
         let place = match service.is_guarded(ip) {
-            true => shard.admission.admit(ip, shard.parts(), clock::now())?,
+            true => shard.settings().admission.admit(ip, shard.parts(), clock::now())?,
             false => None,
         };
         Ok(Admitted { ip, _place: place })
@@ -30,7 +29,7 @@ impl Admitted {
 
     /// As [`Admitted::new`]; a refusal is logged.
     pub fn new_or_logged(shard: &Shard, service: &Service, peer: SocketAddr) -> Result<Self, Refusal> {
-        Self::new(shard, service, peer).inspect_err(|refusal| log_refused(service, peer, refusal))
+        Self::new(shard, service, peer).inspect_err(|refusal| log_refused(shard, service, peer, refusal))
     }
 
     /// The connection is `peer`'s from here on, and whoever had it before has one less.
@@ -43,10 +42,9 @@ impl Admitted {
     }
 }
 
-/// Says in the log that `peer` has got no session.
-pub fn log_refused(service: &Service, peer: SocketAddr, refusal: &Refusal) {
+/// Says that `peer` has got no session.
+pub fn log_refused(shard: &Shard, service: &Service, peer: SocketAddr, refusal: &Refusal) {
     let facts = Facts::of_peer(peer, clock::now(), clock::unix_now());
     let facts = Facts { listener: service.address, ..facts };
-    let verdict = Verdict::Refuse(refusal.clone());
-    telemetry::refused(Phase::Connect, &facts, "admission", verdict.word(), refusal, false);
+    shard.meters.not_admitted(Phase::Connect, &facts, refusal);
 }

@@ -10,8 +10,7 @@ use super::answer::answer;
 use super::clock;
 use super::connection::Served;
 use crate::mail::{Phase, Refusal, Tag};
-use crate::policy::{Facts, Later, Notes, Round, Step, Unavailable, Verdict};
-use crate::telemetry;
+use crate::policy::{Facts, Later, Notes, Round, Step, Unavailable};
 
 /// What a session remembers for its policies. There is none before one of them is asked.
 #[derive(Default)]
@@ -40,8 +39,7 @@ impl Served {
     /// Has `phase` decided, or says for whom to wait first.
     pub fn check(&mut self, phase: Phase) -> Option<Waiting> {
         if let Err(refusal) = self.admit(phase) {
-            let verdict = Verdict::Refuse(refusal.clone());
-            telemetry::refused(phase, &self.facts(), "admission", verdict.word(), &refusal, false);
+            self.link.shard.meters.not_admitted(phase, &self.facts(), &refusal);
             self.session.handle_verdict(Err(refusal), clock::now(), &mut self.replies);
             return None;
         }
@@ -59,7 +57,7 @@ impl Served {
 
     /// Goes on with `round`, to its end or to whom to wait for.
     fn advance(&mut self, mut round: Round) -> Option<Waiting> {
-        let policies = &self.link.shard.policies;
+        let policies = &self.service.policies;
         let phase = round.phase();
         if !policies.phases().contains(phase) {
             self.session.handle_verdict(Ok(()), clock::now(), &mut self.replies);
@@ -74,7 +72,7 @@ impl Served {
         });
         let facts = Facts { session: noted.0, ..self.facts() };
         let step = policies.advance(&mut round, &facts, &mut noted.1, |report| {
-            telemetry::reported(&report, &facts);
+            self.link.shard.meters.reported(&report, &facts);
         });
         if let Some(paths) = noted.1.take_replacement() {
             self.session.handle_replacement(paths);
@@ -96,9 +94,10 @@ impl Served {
             self.link.send(&mut self.replies).await?;
             let (found, given) = answer(Err(Unavailable::new("the gateway is stopping")));
             let from = self.service.is_guarded(self.session.peer().ip()).then(|| self.session.peer().ip());
-            let from = from.filter(|ip| !self.link.shard.admission.is_exempt(*ip));
-            self.link.shard.lookups.submit(later, from, timeout, |found| given.give(found));
+            let from = from.filter(|ip| !self.link.shard.settings().admission.is_exempt(*ip));
+            self.service.lookups.submit(later, from, timeout, |found| given.give(found));
             let mut found_now = Err(Unavailable::new("the gateway is stopping"));
+            let begun = clock::now();
             self.link
                 .wait(|context| match found.poll(context) {
                     Poll::Ready(found) => {
@@ -108,6 +107,7 @@ impl Served {
                     Poll::Pending => Poll::Pending,
                 })
                 .await;
+            self.link.shard.meters.waited(round.phase(), begun.elapsed());
             round.resume(found_now);
             // What the peer has sent meanwhile it has not been asked for: see RFC 2920 §3.1 of DATA.
             if round.phase() == Phase::Data && self.link.has_octets_waiting() {

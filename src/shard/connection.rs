@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::admitted::Admitted;
 use super::answer::{Answerer, answer};
@@ -16,11 +16,12 @@ use super::checking::Noted;
 use super::clock;
 use super::handoff::JustAccepted;
 use super::link::{Input, Link};
+use super::meters::{NoTls, Queued};
 use super::{Ending, Service};
 use crate::limits::{PIECE_SIZE_MIN, SCRATCH_SIZE};
 use crate::mail::{Arrival, Refusal, Status, Tag};
 use crate::policy::{Asker, Attempt, Ban};
-use crate::smtp::{Authentication, Credentials, Effect, NotStored, Peer, Session, Submission};
+use crate::smtp::{Authentication, Credentials, Effect, NotStored, Peer, Session, Submission, TlsMode};
 use crate::spool::{AppendError, Receiving};
 use crate::telemetry::Escaped;
 
@@ -49,7 +50,8 @@ pub fn serve(
             false => link.shard.greeting_delay_millis(peer.ip()),
         },
     };
-    let session = Session::new(service.session.clone(), peer, clock::now(), &mut replies);
+    let now = clock::now();
+    let session = Session::new(service.session.clone(), peer, now, &mut replies);
     let mut served = Served {
         link,
         service,
@@ -62,6 +64,7 @@ pub fn serve(
         taken: 0,
         counted: 0,
         envelope_counted: 0,
+        greets_since: Some(now),
     };
     async move {
         // A connection that breaks is the peer's affair; what it had sent is not mail before its end-of-data. It does not save it from
@@ -89,6 +92,8 @@ pub struct Served {
     counted: usize,
     /// The same of envelopes.
     envelope_counted: usize,
+    /// Since when the peer waits for its greeting.
+    greets_since: Option<Instant>,
 }
 
 impl Served {
@@ -139,6 +144,9 @@ impl Served {
             if self.exceeds_budget() && self.session.hand_over_early(PIECE_SIZE_MIN) {
                 continue;
             }
+            if let Some(since) = self.greets_since {
+                self.look_for_greeting(since);
+            }
             match self.receive().await? {
                 Input::Octets(()) => {}
                 Input::End => self.session.handle_end_of_input(&mut self.replies),
@@ -146,6 +154,19 @@ impl Served {
                 Input::Ending(Ending::Abort) => self.session.handle_abort(&mut self.replies),
                 Input::Ending(_) => self.session.handle_drain(&mut self.replies),
             }
+        }
+    }
+
+    /// Says when the greeting has been sent.
+    fn look_for_greeting(&mut self, since: Instant) {
+        if self.session.has_said_nothing() {
+            return;
+        }
+        self.greets_since = None;
+        if !self.session.is_closed() {
+            let is_ours = self.service.session.tls != TlsMode::Implicit;
+            let wait = clock::now().saturating_duration_since(since);
+            self.link.shard.meters.greeted(self.session.peer(), self.service.address, wait, is_ours);
         }
     }
 
@@ -160,7 +181,7 @@ impl Served {
         }
         // It has waited for its greeting, and has it now.
         if was_silent && !self.session.has_said_nothing() && !self.session.is_closed() {
-            self.link.shard.greetings.remember(self.session.peer().ip(), now);
+            self.link.shard.settings().greetings.remember(self.session.peer().ip(), now);
         }
     }
 
@@ -171,7 +192,7 @@ impl Served {
         if !session.was_sent_away() || session.authenticated().is_some() || !self.service.is_guarded(ip) {
             return;
         }
-        if let Some(Ban { prefix, time }) = shard.admission.blame(ip, clock::now()) {
+        if let Some(Ban { prefix, time }) = shard.settings().admission.blame(ip, clock::now()) {
             tracing::warn!(peer = %session.peer(), address = %prefix, time_seconds = time.as_secs(), "banned: its sessions had to be ended again and again");
         }
     }
@@ -227,12 +248,14 @@ impl Served {
         let shard = self.link.shard.clone();
         let handshake = self.service.acceptor.as_ref().zip(shard.begin_handshake(self.counted()));
         let Some((acceptor, _handshake)) = handshake else {
+            self.link.shard.meters.not_secured(NoTls::Busy);
             tracing::info!(peer = %self.session.peer(), "no TLS: too many handshakes at a time");
             self.session.handle_tls_unavailable(clock::now(), &mut self.replies);
             return Ok(());
         };
         let channel = acceptor.accept();
-        let deadline = clock::now() + shard.handshake_timeout;
+        let begun = clock::now();
+        let deadline = begun + shard.settings().handshake_timeout;
         self.link.expect_handshake();
         self.session.handle_tls_ready(&mut self.replies);
         self.link.send(&mut self.replies).await?;
@@ -243,8 +266,13 @@ impl Served {
         let secured =
             self.link.secure(channel, self.session.peer(), received, deadline, &mut self.input).await;
         match secured {
-            Ok(tls) => self.session.handle_secured(tls, clock::now(), &mut self.replies),
+            Ok(tls) => {
+                let now = clock::now();
+                self.link.shard.meters.secured(tls.version, now.saturating_duration_since(begun));
+                self.session.handle_secured(tls, now, &mut self.replies);
+            }
             Err(why) => {
+                self.link.shard.meters.not_secured(why.reason());
                 tracing::info!(peer = %self.session.peer(), ?why, "no TLS: the handshake came to nothing");
                 self.session.handle_tls_failed();
             }
@@ -265,7 +293,7 @@ impl Served {
         let name = user.clone();
         let attempt = Attempt { user, password, from: self.counted(), asker: Box::new(given) };
         // Refused by the queue it is dropped, and so answered.
-        if let Some(verifier) = &self.link.shard.verifier {
+        if let Some(verifier) = &self.service.verifier {
             let _ = verifier.submit(attempt);
         }
         let mut outcome_now = Authentication::Unavailable;
@@ -279,6 +307,7 @@ impl Served {
                 Poll::Pending => Poll::Pending,
             })
             .await;
+        self.link.shard.meters.authenticated(&outcome_now);
         let user = Escaped(name.as_bytes());
         match is_answered {
             true => {
@@ -300,7 +329,12 @@ impl Served {
                 let buffer = if self.exceeds_budget() { Vec::new() } else { piece };
                 self.session.handle_piece_taken(buffer, clock::now());
             }
-            Err(error) => self.session.handle_not_stored(not_stored(error), clock::now()),
+            Err(error) => {
+                let why = not_stored(error);
+                let size = self.session.content_size();
+                self.link.shard.meters.not_queued(self.session.peer(), size, why);
+                self.session.handle_not_stored(why, clock::now());
+            }
         }
         Ok(())
     }
@@ -308,16 +342,17 @@ impl Served {
     async fn store(&mut self, submission: Submission) -> io::Result<()> {
         self.link.send(&mut self.replies).await?;
         let Submission { envelope, tail, content_size } = submission;
-        let unix_time = clock::unix_now();
+        let (begun, unix_time) = (clock::now(), clock::unix_now());
         let arrival = Arrival {
             client_name: self.noted.client_name().map(Box::from),
             tags: self.noted.tags(),
             ..self.session.arrival(unix_time)
         };
+        let recipients = envelope.forward_paths.len();
         let is_logged = tracing::enabled!(tracing::Level::INFO);
         let log_line = is_logged.then(|| {
             let tags: Vec<_> = arrival.tags.iter().map(Tag::as_str).collect();
-            (envelope.reverse_path.clone(), envelope.forward_paths.len(), tags.join(" "))
+            (envelope.reverse_path.clone(), tags.join(" "))
         });
         let message = JustAccepted { envelope, arrival, trace: Vec::new(), tail };
         let (shard, session) = (&self.link.shard, &self.session);
@@ -327,23 +362,30 @@ impl Served {
             shard.dates.with(unix_time, |date| session.write_received(id, client_name, date, &mut trace));
             trace
         };
-        let outcome = match shard.disk().store(&mut self.receiving, message, write_trace).await {
+        let (peer, tls) = (session.peer(), session.tls().map(|tls| tls.version));
+        let stored = shard.disk().store(&mut self.receiving, message, write_trace).await;
+        let now = clock::now();
+        let outcome = match stored {
             Ok(id) => {
-                if let Some((from, recipients, tags)) = log_line {
+                let wait = now.saturating_duration_since(begun);
+                shard.meters.queued(Queued { id, peer, tls, size: content_size, recipients, wait });
+                if let Some((from, tags)) = log_line {
                     let from = Escaped(from.as_str().as_bytes());
-                    tracing::info!(message_id = %id, peer = %self.session.peer(), %from, recipients, size = content_size, tags, "accepted");
+                    tracing::info!(name: "message.queued", message_id = %id, %peer, %from, recipients, size = content_size, tags, "accepted");
                 }
                 Ok(id)
             }
             Err(error) => {
                 self.link.shard.disk().abandon(&mut self.receiving);
-                Err(not_stored(error))
+                let why = not_stored(error);
+                self.link.shard.meters.not_queued(peer, content_size, why);
+                Err(why)
             }
         };
         if self.replies.capacity() == 0 {
             self.replies = self.link.shard.take_buffer();
         }
-        self.session.handle_stored(outcome, clock::now(), &mut self.replies);
+        self.session.handle_stored(outcome, now, &mut self.replies);
         Ok(())
     }
 
@@ -357,7 +399,7 @@ impl Served {
         let envelope = self.session.envelope_size();
         shard.envelope_memory.set(shard.envelope_memory.get() + envelope - self.envelope_counted);
         self.envelope_counted = envelope;
-        shard.content_memory.get() > shard.content_memory_max
+        shard.content_memory.get() > shard.settings.borrow().content_memory_max
     }
 }
 

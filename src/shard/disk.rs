@@ -16,9 +16,11 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 use glommio::timer::Timer;
 
+use super::ages::Ages;
 use super::event::{Broadcast, Event, keep_waker};
 use super::handoff::{Handoff, JustAccepted, to_read};
 use super::medium::{DmaPage, Medium, Place};
+use super::meters::{LaneReading, LogReading, Meters};
 use super::read_back::{Batch, ReadBack, is_shortage, read_raw, read_records};
 use super::{blocking, clock, quarantine};
 use crate::delivery::{Report, Routed};
@@ -34,6 +36,8 @@ const TIMER_MIN: Duration = Duration::from_millis(1);
 
 /// Reading back pauses for this long when the process lacks descriptors or memory.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+/// How often somebody is told how deep the queue is, if that changes.
+const DEPTH_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a clean end may take to make the last outcomes durable. A disk that does not answer would hold the process for ever; the
 /// price of going is a second delivery.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,7 +61,7 @@ struct Waiting {
     since: Instant,
 }
 
-/// An I/O, for the log.
+/// An I/O, for the log; in the order of [`super::meters::OPERATIONS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Performed {
     Prepare,
@@ -84,10 +88,16 @@ pub struct Disk {
     damaged: PathBuf,
     spool: RefCell<Spool<DmaPage>>,
     handoff: Rc<Handoff>,
+    meters: Rc<Meters>,
+    ages: RefCell<Ages>,
+    /// Its depth, when somebody was told of it, and when that was.
+    told: Cell<(usize, Instant)>,
     /// In the order of their appends, which is the order in which the spool tells of them.
     waiting: RefCell<VecDeque<Waiting>>,
     /// What is tried again and has failed the last time.
     failing: RefCell<Vec<Performed>>,
+    /// Octets of a segment.
+    segment_size: u32,
     was_accepting: Cell<bool>,
     /// When [`Disk::oldest_wait`] was asked last.
     looked_at: Cell<Instant>,
@@ -108,6 +118,7 @@ impl Disk {
         segment_size: u32,
         sync: bool,
         handoff: Rc<Handoff>,
+        meters: Rc<Meters>,
     ) -> Rc<Disk> {
         let config =
             SpoolConfig { segment_size, sync, page_size: SPOOL_PAGE_SIZE, pages_max: SPOOL_PAGES_MAX };
@@ -123,8 +134,12 @@ impl Disk {
             damaged,
             spool: RefCell::new(spool),
             handoff,
+            meters,
+            ages: RefCell::default(),
+            told: Cell::new((0, times.0)),
             waiting: RefCell::default(),
             failing: RefCell::default(),
+            segment_size,
             was_accepting: Cell::new(true),
             looked_at: Cell::new(times.0),
             is_ended: Cell::new(false),
@@ -132,6 +147,11 @@ impl Disk {
             progress: Broadcast::default(),
             backlog: Event::default(),
         })
+    }
+
+    /// The log itself.
+    pub fn spool(&self) -> &RefCell<Spool<DmaPage>> {
+        &self.spool
     }
 
     /// The log's part of its message ids.
@@ -206,7 +226,9 @@ impl Disk {
     /// Takes what the spool has to tell and starts what it wants done.
     fn turn(self: &Rc<Self>) {
         let mut spool = self.spool.borrow_mut();
+        let mut stored_count = 0;
         while let Some((sequence, is_stored)) = spool.poll_stored() {
+            stored_count += u64::from(is_stored);
             let waiting = self.waiting.borrow_mut().pop_front().expect("every append waits");
             assert!(waiting.sequence == sequence, "the spool tells in the order of appends");
             match waiting.message {
@@ -220,6 +242,7 @@ impl Disk {
             }
         }
         drop(spool);
+        self.meters.committed(stored_count);
         let now = clock::now();
         // A task runs at once when it is spawned, up to its first wait: an I/O that fails before that is told to the spool.
         loop {
@@ -249,11 +272,15 @@ impl Disk {
                 Completion::Read { records: blocking(move || read_records(&opener, &places)).await }
             }
             Io::Write { slot, offset, size, page } => {
+                let begun = clock::now();
                 let result = self.medium.write(slot, offset, size, page).await;
+                self.meters.write.record(begun.elapsed());
                 Completion::Written { slot, offset, result: self.judge(Performed::Write, slot, result) }
             }
             Io::Sync { slot } => {
+                let begun = clock::now();
                 let result = self.medium.sync(slot).await;
+                self.meters.sync.record(begun.elapsed());
                 Completion::Synced { slot, result: self.judge(Performed::Sync, slot, result) }
             }
             Io::Remove { slot } => {
@@ -286,6 +313,7 @@ impl Disk {
             }
             return Ok(());
         };
+        self.meters.io_failed(what as usize);
         // What is tried every second is told once.
         if matches!(what, Performed::Prepare | Performed::Remove) && !is_known {
             failing.push(what);
@@ -437,6 +465,10 @@ impl Disk {
             let has_moved = spool.entry(sequence).is_none_or(|entry| entry.location != location);
             match message {
                 Ok(message) => {
+                    if spool.was_recovered(sequence) {
+                        let came = message.arrival.unix_time;
+                        self.ages.borrow_mut().learn(sequence, came, clock::unix_now());
+                    }
                     self.handoff.offer_again(&mut spool, (sequence, lane), message, n < new_count);
                 }
                 Err(error) if is_shortage(&error) => {
@@ -512,6 +544,51 @@ impl Disk {
 }
 
 impl Disk {
+    /// Looks what time it is, several times a second: of ages, and for who is told of the queue's depth.
+    pub fn note_time(&self, now: Instant) {
+        let spool = self.spool.borrow();
+        let (next, oldest) = spool.numbers();
+        self.ages.borrow_mut().note(next, oldest, clock::unix_now());
+        let (depth, (told, told_at)) = (spool.depth(), self.told.get());
+        if depth != told && now.saturating_duration_since(told_at) >= DEPTH_INTERVAL {
+            self.told.set((depth, now));
+            self.meters.queue_depth(spool.log(), depth);
+        }
+    }
+
+    /// What there is to say of the log.
+    pub fn read(&self) -> LogReading {
+        let mut spool = self.spool.borrow_mut();
+        let ages = self.ages.borrow();
+        let (segments, live_size) = spool.disk_use();
+        let handed_off = self.handoff.handed_off(spool.log(), spool.lanes_count());
+        let lanes = handed_off.into_iter().enumerate().map(|(n, (handed_off, oldest_of_them))| {
+            let lane = Lane(n as u16);
+            let oldest = spool.oldest_in(lane).into_iter().chain(oldest_of_them).min();
+            LaneReading {
+                target: spool.lane_name(lane).clone(),
+                waiting: spool.waiting_in(lane),
+                handed_off,
+                oldest: oldest.and_then(|sequence| ages.time_of(sequence)),
+            }
+        });
+        LogReading {
+            lanes: lanes.collect(),
+            depth: spool.depth(),
+            counters: spool.counters(),
+            live_size,
+            segments,
+            free_segments: spool.free_segments_count(),
+            segment_size: self.segment_size,
+        }
+    }
+
+    /// The budget of what was just accepted and read back, octets: its name, how much is used, and how much may be.
+    pub fn cache_use(&self) -> (&'static str, usize, usize) {
+        let (used, max) = self.handoff.cache_use();
+        ("cache", used, max)
+    }
+
     /// What the log has done, for who reads the log.
     fn log_counters(&self) {
         let spool = self.spool.borrow();

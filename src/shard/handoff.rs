@@ -11,11 +11,15 @@
 //! A new message does not wait for a long backlog, which leaves half of the channel to what has just come: a large one, or one
 //! that the cache has no room for, is read back before those that have waited.
 //!
+//! Targets and routes may be replaced ([`Handoff::replace`]): what waits is routed anew when its turn comes; what a delivery has comes back
+//! from there. A target keeps its id and its lane by its name, for as long as the process lives.
+//!
 //! What is for a target that is down is not read back for nothing: its attempts pass ([`Handoff::tend`]), but for one now and then that
 //! sees whether it is back.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -49,6 +53,8 @@ const MEMORY_SHARE: usize = 4;
 const PATH_COST: usize = 96;
 /// Recipients whose attempts pass at once because their target is down: they hold the shard for a fraction of a millisecond.
 const PASS_COUNT_MAX: usize = 256;
+/// A message of which somebody still has a part, by routes that are no more, is looked at again after this.
+const PUT_OFF_TIME: Duration = Duration::from_secs(1);
 /// While a target is down, a message is offered at most so often to see whether it is back: workers know better when.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -64,75 +70,102 @@ pub struct JustAccepted {
     pub tail: Vec<u8>,
 }
 
+/// Who gets what, and when.
+#[derive(Clone)]
+pub struct Outward {
+    /// To the workers.
+    pub targets: Targets,
+    /// Who gets what.
+    pub routes: Arc<Routes>,
+    /// When to try again.
+    pub schedule: Schedule,
+    /// Octets of just-accepted messages kept in memory for their first attempt.
+    pub cache_size: usize,
+    /// Of all targets that there are or have been, by their ids; also of those that only some log knows.
+    pub names: Vec<Arc<str>>,
+}
+
 /// The shard's end of the ways to the workers and back.
 pub struct Handoff {
-    targets: Targets,
-    routes: Arc<Routes>,
+    outward: RefCell<Rc<Outward>>,
     outcomes: OutcomeSender,
-    schedule: Schedule,
-    cache_size: usize,
     /// What messages in memory cost.
     cached: Cell<usize>,
     /// The same, lane by lane; of the first, those of whom it is not decided yet who gets them.
-    used: Box<[Cell<usize>]>,
+    used: RefCell<Vec<usize>>,
     /// What each message in memory costs, by id and lane.
     costs: RefCell<HashMap<(MessageId, Lane), usize>>,
     /// By lane: just accepted and to be read back, at most [`BATCH_COUNT_MAX`]: those beyond take their turn in the backlog, where
     /// these are as well.
-    fresh: RefCell<Box<[VecDeque<MessageId>]>>,
+    fresh: RefCell<Vec<VecDeque<MessageId>>>,
     /// The lane whose turn it is.
     turn: Cell<usize>,
     /// How often each target had come back when each log was told, by the log.
     returns: RefCell<HashMap<u32, Vec<u64>>>,
     /// When each target was last offered a message though it was down.
-    probed: Box<[Cell<Option<Instant>>]>,
+    probed: RefCell<Vec<Option<Instant>>>,
 }
 
 impl Handoff {
-    /// `cache_size`: octets of just-accepted messages kept in memory for their first attempt.
-    pub fn new(
-        targets: Targets,
-        routes: Arc<Routes>,
-        outcomes: OutcomeSender,
-        schedule: Schedule,
-        cache_size: usize,
-    ) -> Self {
-        let lanes = targets.iter().len() + 1;
+    /// Of a shard that hears of its messages through `outcomes`.
+    pub fn new(outward: Outward, outcomes: OutcomeSender) -> Self {
+        let lanes = outward.names.len() + 1;
         Handoff {
+            outward: RefCell::new(Rc::new(outward)),
             outcomes,
-            schedule,
-            cache_size,
             cached: Cell::new(0),
-            used: (0..lanes).map(|_| Cell::new(0)).collect(),
+            used: RefCell::new(vec![0; lanes]),
             costs: RefCell::default(),
-            fresh: RefCell::new((0..lanes).map(|_| VecDeque::new()).collect()),
+            fresh: RefCell::new(vec![VecDeque::new(); lanes]),
             turn: Cell::new(0),
             returns: RefCell::default(),
-            probed: targets.iter().map(|_| Cell::new(None)).collect(),
-            targets,
-            routes,
+            probed: RefCell::new(vec![None; lanes]),
+        }
+    }
+
+    fn outward(&self) -> Rc<Outward> {
+        self.outward.borrow().clone()
+    }
+
+    /// From here on it is so, for messages in `spools` as well: all logs of the shard. Nothing is offered any more to who was there before.
+    pub fn replace<'a, P: Page + 'a>(
+        &self,
+        outward: Outward,
+        spools: impl IntoIterator<Item = &'a RefCell<Spool<P>>>,
+    ) {
+        let before = self.outward.replace(Rc::new(outward));
+        let outward = self.outward();
+        let lanes = outward.names.len() + 1;
+        self.used.borrow_mut().resize(lanes, 0);
+        self.fresh.borrow_mut().resize_with(lanes, VecDeque::new);
+        *self.probed.borrow_mut() = vec![None; lanes];
+        self.returns.borrow_mut().clear();
+        for spool in spools {
+            let mut spool = spool.borrow_mut();
+            for (name, id) in outward.names.iter().zip(0..) {
+                assert!(spool.lane(name) == lane_of(TargetId(id)), "a target has the same lane in every log");
+            }
+            spool.begin_routing();
+            // Whether they are down is not known of the new ones.
+            before.targets.iter().filter(|target| target.is_down()).for_each(|target| {
+                spool.hasten(lane_of(target.id()));
+            });
         }
     }
 
     /// The longest wait before another attempt, in whole seconds.
     pub fn wait_max(&self) -> u64 {
-        self.schedule.backoff_max.as_secs().max(1)
+        self.outward.borrow().schedule.backoff_max.as_secs().max(1)
     }
 
     /// The names of the lanes of every log of this shard, from 1.
-    pub fn lane_names(&self) -> impl Iterator<Item = Arc<str>> {
-        self.targets.iter().map(|target| target.name().clone())
+    pub fn lane_names(&self) -> Vec<Arc<str>> {
+        self.outward.borrow().names.clone()
     }
 
     /// Who gets the message.
     pub fn route(&self, envelope: &Envelope, arrival: &Arrival) -> Routed {
-        self.routes.route(envelope, &arrival.tags)
-    }
-
-    /// The target of a lane; none, where it is not decided, or not any more.
-    fn target(&self, Lane(lane): Lane) -> Option<&Target> {
-        let n = lane.checked_sub(1)?;
-        (usize::from(n) < self.targets.iter().len()).then(|| self.targets.get(TargetId(n)))
+        self.outward.borrow().routes.route(envelope, &arrival.tags)
     }
 
     fn cost(message: &JustAccepted) -> usize {
@@ -143,7 +176,7 @@ impl Handoff {
     /// Takes room in the cache for the message, if there is some.
     pub fn keep(&self, message: &JustAccepted) -> bool {
         let cached = self.cached.get() + Self::cost(message);
-        let has_room = cached <= self.cache_size;
+        let has_room = cached <= self.outward.borrow().cache_size;
         if has_room {
             self.cached.set(cached);
         }
@@ -163,19 +196,36 @@ impl Handoff {
     /// for what others leave would wait for ever.
     fn has_memory(&self, lane: Lane, cost: usize, memory_max: usize) -> bool {
         let free = memory_max.saturating_sub(self.cached.get());
-        let used = self.used_by(lane).get();
+        let used = self.used_by(lane);
         used == 0 || cost <= free && used + cost <= free * MEMORY_SHARE
     }
 
-    /// Lanes that only a log remembers count as undecided.
-    fn used_by(&self, Lane(lane): Lane) -> &Cell<usize> {
-        self.used.get(usize::from(lane)).unwrap_or(&self.used[0])
+    /// For each of so many lanes of this log: how many of its messages the deliveries have, and the number of the oldest of them. As many
+    /// as fit the channels are looked at.
+    pub fn handed_off(&self, log: u32, lanes_count: usize) -> Vec<(usize, Option<u64>)> {
+        let mut lanes = vec![(0, None); lanes_count];
+        for (id, Lane(lane)) in self.costs.borrow().keys().filter(|(id, _)| id.log == log) {
+            if let Some((count, oldest)) = lanes.get_mut(usize::from(*lane)) {
+                *count += 1;
+                *oldest = Some(oldest.map_or(id.sequence, |oldest: u64| oldest.min(id.sequence)));
+            }
+        }
+        lanes
+    }
+
+    /// Octets of messages in memory: how many there are, and how many there may be, those read back included.
+    pub fn cache_use(&self) -> (usize, usize) {
+        (self.cached.get(), self.memory_max())
+    }
+
+    fn used_by(&self, Lane(lane): Lane) -> usize {
+        self.used.borrow()[usize::from(lane)]
     }
 
     /// The message is in memory for this lane.
     fn charge(&self, id: MessageId, lane: Lane, cost: usize) {
         self.cached.set(self.cached.get() + cost);
-        self.used_by(lane).set(self.used_by(lane).get() + cost);
+        self.used.borrow_mut()[usize::from(lane.0)] += cost;
         let before = self.costs.borrow_mut().insert((id, lane), cost);
         assert!(before.is_none(), "only one job for each lane of a message exists");
     }
@@ -184,7 +234,7 @@ impl Handoff {
     fn discharge(&self, id: MessageId, lane: Lane) {
         if let Some(cost) = self.costs.borrow_mut().remove(&(id, lane)) {
             self.forget(cost);
-            self.used_by(lane).set(self.used_by(lane).get() - cost);
+            self.used.borrow_mut()[usize::from(lane.0)] -= cost;
         }
     }
 
@@ -199,6 +249,11 @@ impl Handoff {
         let id = MessageId { log: spool.log(), sequence };
         let cost = message.as_ref().map_or(0, Self::cost);
         self.forget(cost);
+        let outward = self.outward();
+        if !routed.targets().all(|target| outward.targets.find(target).is_some()) {
+            // It was decided before they were replaced: it is read back, and decided anew.
+            return;
+        }
         spool.route(sequence, &wanted(&routed), clock::now());
         let Some(message) = message else {
             let entry = spool.entry(sequence).expect("it has just come");
@@ -216,11 +271,11 @@ impl Handoff {
             Routed::All(target) => {
                 let everybody = 0..shared.envelope.forward_paths.len() as u32;
                 let recipients = everybody.map(|index| Recipient { index, attempts: 0 }).collect();
-                self.offer_new(spool, shared, target, recipients, cost);
+                self.offer_new(spool, shared, outward.targets.get(target), recipients, cost);
             }
             Routed::Each(_) => {
                 for (lane, recipients) in waiting_parts(spool, sequence) {
-                    let target = self.target(lane).expect("it has just been routed").id();
+                    let target = outward.target(lane).expect("it has just been routed");
                     self.offer_new(spool, shared.clone(), target, recipients, cost);
                 }
             }
@@ -231,15 +286,16 @@ impl Handoff {
         &self,
         spool: &mut Spool<P>,
         message: Shared,
-        target: TargetId,
+        target: &Target,
         recipients: Vec<Recipient>,
         cost: usize,
     ) {
-        let (id, lane) = (message.id, lane_of(target));
-        if self.targets.get(target).is_down() {
+        let (id, lane) = (message.id, lane_of(target.id()));
+        if target.is_down() {
             return;
         }
-        if self.has_memory(lane, cost, self.cache_size) && self.send(message, target, recipients) {
+        let cache_size = self.outward.borrow().cache_size;
+        if self.has_memory(lane, cost, cache_size) && self.send(message, target, recipients) {
             spool.hand_off(id.sequence, lane);
             self.charge(id, lane, cost);
         } else {
@@ -256,11 +312,11 @@ impl Handoff {
     }
 
     /// Puts a job into the target's channel, if there is room.
-    fn send(&self, message: Shared, target: TargetId, recipients: Vec<Recipient>) -> bool {
+    fn send(&self, message: Shared, target: &Target, recipients: Vec<Recipient>) -> bool {
         let Shared { id, envelope, arrival, content } = message;
         let attempt = Attempt { id, envelope, arrival, recipients, content };
-        let job = Job { attempt, target, outcomes: self.outcomes.clone() };
-        self.targets.get(target).jobs().try_send(job).is_ok()
+        let job = Job::new(attempt, target.id(), self.outcomes.clone());
+        target.jobs().try_send(job).map_err(Job::withdraw).is_ok()
     }
 
     /// Takes messages from the backlog, as many as the channels may have room for: new ones first, then from one lane after another.
@@ -316,13 +372,14 @@ impl Handoff {
 
     /// Messages read back may take so much memory, in octets.
     fn memory_max(&self) -> usize {
-        self.cache_size.max(READ_BACK_SIZE_MIN)
+        self.outward.borrow().cache_size.max(READ_BACK_SIZE_MIN)
     }
 
     /// The next message of this lane that has just come and waits to be read back, if the channel has room for it behind `taken`
     /// others.
     fn next_new<P: Page>(&self, spool: &Spool<P>, lane: Lane, taken: usize) -> Option<u64> {
-        let target = self.target(lane)?;
+        let outward = self.outward();
+        let target = outward.target(lane)?;
         let mut fresh = self.fresh.borrow_mut();
         let fresh = &mut fresh[usize::from(lane.0)];
         while taken < target.jobs().room() && fresh.front().is_some_and(|id| id.log == spool.log()) {
@@ -351,10 +408,19 @@ impl Handoff {
         taken: usize,
         now: Instant,
     ) -> Option<u64> {
-        let sequence = spool.next_of_backlog(lane, now)?;
+        let outward = self.outward();
+        let (sequence, is_routed) = loop {
+            let sequence = spool.next_of_backlog(lane, now)?;
+            let is_routed = spool.is_routed(sequence);
+            if is_routed || !spool.entry(sequence).is_some_and(Entry::is_handed_off) {
+                break (sequence, is_routed);
+            }
+            // It is decided anew once nobody has a part of it.
+            spool.put_off(sequence, lane, now + PUT_OFF_TIME);
+        };
         let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
         // What is not routed yet may be for others than it was.
-        let target = self.target(lane).filter(|_| entry.is_routed());
+        let target = outward.target(lane).filter(|_| is_routed);
         if target.is_some_and(|target| target.jobs().room_for_backlog() <= taken) {
             return None;
         }
@@ -365,7 +431,7 @@ impl Handoff {
         }
         match target.filter(|target| target.is_down()) {
             Some(target) if self.is_to_probe(target, now) => {
-                self.probed[usize::from(target.id().0)].set(Some(now));
+                self.probed.borrow_mut()[usize::from(target.id().0)] = Some(now);
             }
             Some(_) if !self.may_be_given_up(entry, lane) => return None,
             _ => {}
@@ -375,7 +441,7 @@ impl Handoff {
 
     /// Is it time to offer a message to a target that is down?
     fn is_to_probe(&self, target: &Target, now: Instant) -> bool {
-        let last = self.probed[usize::from(target.id().0)].get();
+        let last = self.probed.borrow()[usize::from(target.id().0)];
         let is_time = last.is_none_or(|last| now.saturating_duration_since(last) >= PROBE_INTERVAL);
         is_time && target.has_turn(now)
     }
@@ -383,14 +449,16 @@ impl Handoff {
     /// Might another attempt be somebody's last? Only whoever knows when the message came can tell.
     fn may_be_given_up(&self, entry: &Entry, lane: Lane) -> bool {
         let left = entry.part(lane).and_then(Part::outstanding).unwrap_or_default();
-        left.iter().any(|left| self.schedule.may_be_exhausted(left.attempts.saturating_add(1)))
+        let schedule = self.outward.borrow().schedule;
+        left.iter().any(|left| schedule.may_be_exhausted(left.attempts.saturating_add(1)))
     }
 
     /// Whether there is something that [`Handoff::take_backlog`] or [`Handoff::tend`] could do.
     pub fn has_work<P: Page>(&self, spool: &Spool<P>) -> bool {
         let log = spool.log();
-        let lanes = (0..spool.lanes_count()).map(|lane| Lane(lane as u16));
-        lanes.into_iter().any(|lane| match self.target(lane) {
+        let outward = self.outward.borrow();
+        let mut lanes = (0..spool.lanes_count()).map(|lane| Lane(lane as u16));
+        lanes.any(|lane| match outward.target(lane) {
             None => spool.backlog_depth(lane) > 0,
             Some(target) => {
                 let jobs = target.jobs();
@@ -412,13 +480,13 @@ impl Handoff {
     /// True: there is more to do.
     pub fn tend(&self, spool: &mut Spool<DmaPage>, now: Instant, unix_now: u64) -> bool {
         let mut is_more = false;
-        for target in self.targets.iter() {
+        let outward = self.outward();
+        for target in outward.targets.iter() {
             let (id, lane) = (target.id(), lane_of(target.id()));
             let returns_count = target.returns_count();
             if self.returns_of(spool.log(), id) != returns_count {
                 let mut returns = self.returns.borrow_mut();
-                let returns =
-                    returns.entry(spool.log()).or_insert_with(|| vec![0; self.targets.iter().len()]);
+                let returns = returns.entry(spool.log()).or_insert_with(|| vec![0; outward.names.len()]);
                 returns[usize::from(id.0)] = returns_count;
                 spool.hasten(lane);
             }
@@ -444,7 +512,7 @@ impl Handoff {
             // What was hastened waits for its time again.
             let Some(sequence) = spool.next_due_of_backlog(lane, now) else { return false };
             let entry = spool.entry(sequence).expect("what is in the backlog is in the ledger");
-            if !entry.is_routed() || self.may_be_given_up(entry, lane) {
+            if !spool.is_routed(sequence) || self.may_be_given_up(entry, lane) {
                 return false;
             }
             let outcome = outcome.get_or_insert_with(|| Outcome::unreachable(target.not_tried()));
@@ -458,7 +526,7 @@ impl Handoff {
                 duration: Duration::ZERO,
                 recipients,
             };
-            let judged = judge(&self.schedule, &left, &report, unix_now);
+            let judged = judge(&self.outward.borrow().schedule, &left, &report, unix_now);
             spool.hand_off(sequence, lane);
             spool.handle_outcome(sequence, lane, Made::default(), &judged, (now, unix_now));
         }
@@ -478,8 +546,9 @@ impl Handoff {
         self.take_back(spool, sequence, lane);
         let Some(entry) = spool.entry(sequence) else { return };
         let cost = entry.location.size as usize;
-        if !entry.is_routed() {
-            // Another lane's part of it is being read, and finds this one waiting.
+        let outward = self.outward();
+        if !spool.is_routed(sequence) {
+            // Another lane's part of it is being read, or somebody has it since before the targets were replaced.
             if entry.is_handed_off() {
                 return;
             }
@@ -494,14 +563,14 @@ impl Handoff {
         };
         // Read once, it serves every lane that waits for nothing else.
         for (other, recipients) in waiting_parts(spool, sequence) {
-            let Some(target) = self.target(other) else { continue };
+            let Some(target) = outward.target(other) else { continue };
             // Other shards may have filled the channel meanwhile.
             let has_room = is_new || target.jobs().room_for_backlog() > 0;
             let is_asked = other == lane || !target.is_down();
             let is_sent = has_room
                 && is_asked
                 && self.has_memory(other, cost, self.memory_max())
-                && self.send(message.clone(), target.id(), recipients);
+                && self.send(message.clone(), target, recipients);
             if is_sent {
                 spool.hand_off(sequence, other);
                 self.charge(id, other, cost);
@@ -514,7 +583,9 @@ impl Handoff {
     /// The message goes back into the backlog.
     pub fn take_back(&self, spool: &mut Spool<DmaPage>, sequence: u64, lane: Lane) {
         self.discharge(MessageId { log: spool.log(), sequence }, lane);
-        spool.take_back(sequence, lane);
+        if spool.is_handed_off(sequence, lane) {
+            spool.take_back(sequence, lane);
+        }
     }
 
     /// What a report means for the spool: attempts counted, the next ones scheduled.
@@ -525,9 +596,12 @@ impl Handoff {
         (now, unix_now): (Instant, u64),
     ) {
         let lane = lane_of(report.target);
+        if report.recipients.is_empty() {
+            return self.take_back(spool, report.id.sequence, lane);
+        }
         self.discharge(report.id, lane);
         let Some(entry) = spool.entry(report.id.sequence) else { return };
-        let judged = judge(&self.schedule, &outstanding(entry, lane), report, unix_now);
+        let judged = judge(&self.outward.borrow().schedule, &outstanding(entry, lane), report, unix_now);
         let duration_millis = u32::try_from(report.duration.as_millis()).unwrap_or(u32::MAX);
         let made = Made { unix_millis: report.unix_millis, duration_millis };
         spool.handle_outcome(report.id.sequence, lane, made, &judged, (now, unix_now));
@@ -551,6 +625,13 @@ impl Handoff {
         });
         let outcomes: Vec<_> = outcomes.collect();
         spool.handle_outcome(sequence, lane, Made::default(), &outcomes, (now, unix_now));
+    }
+}
+
+impl Outward {
+    /// The target of a lane; none, where it is not decided, or not any more.
+    fn target(&self, Lane(lane): Lane) -> Option<&Target> {
+        self.targets.find(TargetId(lane.checked_sub(1)?))
     }
 }
 
@@ -658,7 +739,7 @@ mod tests {
         Arc::new(Routes::new(
             Vec::new(),
             TargetId(0),
-            Vec::new(),
+            HashMap::new(),
             Domain::parse("mx.example", false).unwrap(),
         ))
     }
@@ -725,6 +806,11 @@ mod tests {
         assert_eq!(due(3), due(3), "a restart computes the same");
     }
 
+    fn outward(targets: Targets, cache_size: usize) -> Outward {
+        let names = targets.iter().map(|target| target.name().clone()).collect();
+        Outward { targets, routes: routes(), schedule: Schedule::default(), cache_size, names }
+    }
+
     /// What is taken when `waited` messages were there at the start and `new` ones have come since, none of them kept in memory: their
     /// sequences, and how many of them are taken as new.
     fn taken(channel_size: usize, waited: usize, new: usize) -> (Vec<u64>, usize) {
@@ -732,7 +818,7 @@ mod tests {
         let config = SpoolConfig { segment_size: 1 << 20, sync: true, page_size: PAGE_SIZE, pages_max: 4 };
         let (mut disk, now) = (MemoryDisk::default(), Instant::now());
         let (outcomes, _reports) = outcome_channel(1, Arc::new(|| ()));
-        let handoff = Handoff::new(targets(channel_size), routes(), outcomes, Schedule::default(), 0);
+        let handoff = Handoff::new(outward(targets(channel_size), 0), outcomes);
         let mut batch = Batch::default();
         for (life, count) in [(1, waited), (2, new)] {
             let make_page = Box::new(|| vec![0; PAGE_SIZE]);
@@ -772,7 +858,7 @@ mod tests {
                 Target::new(TargetId(n), &format!("t{n}"), means, Limits::default(), 4)
             };
             let targets = Targets::new((0..=stuck).map(target).collect());
-            let handoff = Handoff::new(targets, routes(), outcomes, Schedule::default(), MEMORY);
+            let handoff = Handoff::new(outward(targets, MEMORY), outcomes);
             let mut sequence = 0;
             // Each takes what it may have, in turns, until none may have more.
             let mut takes_any = true;
@@ -789,7 +875,7 @@ mod tests {
             assert!(handoff.has_memory(other, 4096, MEMORY));
             assert!(handoff.has_memory(other, 2 * MEMORY, MEMORY), "the first of a lane may be of any size");
             (1..=sequence).for_each(|n| (1..=stuck).for_each(|lane| handoff.discharge(id(n), Lane(lane))));
-            assert_eq!((handoff.cached.get(), handoff.used_by(Lane(1)).get()), (0, 0));
+            assert_eq!((handoff.cached.get(), handoff.used_by(Lane(1))), (0, 0));
         }
     }
 

@@ -23,6 +23,7 @@ use rustix::net::{RecvFlags, recv};
 
 use super::clock;
 use super::event::keep_waker;
+use super::meters::NoTls;
 use super::{Ending, Shard};
 use crate::mail::Tls;
 use crate::tls::Channel;
@@ -201,6 +202,7 @@ impl Link {
 
     /// Writes `octets`, and whatever TLS has to say, at once; then `octets` is empty, and its buffer the shard's again.
     pub async fn send(&mut self, octets: &mut Vec<u8>) -> io::Result<()> {
+        self.shard.meters.replied(octets);
         let mut out = match &mut self.tls {
             None => std::mem::take(octets),
             Some(tls) => {
@@ -231,7 +233,8 @@ impl Link {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => {
                         let now = clock::now();
-                        let timeout = if *is_shaking { shard.handshake_timeout } else { SEND_TIMEOUT };
+                        let timeout =
+                            if *is_shaking { shard.settings().handshake_timeout } else { SEND_TIMEOUT };
                         let until = *until.get_or_insert(now + timeout);
                         if now >= until || shard.ending.get() == Ending::Abort {
                             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -294,6 +297,7 @@ impl Link {
     /// Writes `octets`, says that TLS ends, if there is any, and lets the peer read what it was sent last.
     pub async fn close(&mut self, octets: &mut Vec<u8>) -> io::Result<()> {
         if let Some(tls) = &mut self.tls {
+            self.shard.meters.replied(octets);
             tls.give(octets);
             octets.clear();
             tls.channel.close(&mut tls.outgoing);
@@ -397,6 +401,17 @@ pub enum HandshakeError {
     Time,
     /// The connection broke.
     Broken,
+}
+
+impl HandshakeError {
+    /// As what it is counted.
+    pub fn reason(&self) -> NoTls {
+        match self {
+            HandshakeError::Ended => NoTls::Ended,
+            HandshakeError::Time => NoTls::Time,
+            HandshakeError::Broken => NoTls::Broken,
+        }
+    }
 }
 
 impl From<io::Error> for HandshakeError {

@@ -10,6 +10,7 @@
 
 mod accept;
 mod admitted;
+mod ages;
 mod answer;
 mod checking;
 mod clock;
@@ -22,13 +23,15 @@ mod handoff;
 mod inject;
 mod link;
 pub(crate) mod medium;
+pub(crate) mod meters;
 mod pressure;
 mod proxied;
 mod quarantine;
 pub(crate) mod read_back;
+mod settings;
 
-use std::cell::{Cell, RefCell};
-use std::net::{IpAddr, SocketAddr};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,27 +39,30 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use glommio::timer::Timer;
-use ipnet::IpNet;
 use slab::Slab;
 
 pub use control::{Control, Ending, Shards};
 pub use directory::{
     DataLock, DirectoryError, OpenedLog, count_segments, is_locked, lock, open, open_in_memory,
 };
+pub use handoff::Outward;
 pub use inject::{Injected, Injector, injection};
 pub use pressure::Pressure;
+pub use settings::{Change, Service, Settings};
 
-use crate::delivery::{OutcomeReceiver, OutcomeSender, Routes, Schedule, Targets};
+use crate::delivery::{OutcomeReceiver, OutcomeSender};
 use crate::limits::SCRATCH_SIZE;
 use crate::mail::Refusal;
-use crate::policy::{Admission, Greetings, Lookups, Overload, Place, Places, Policies, Verifier};
-use crate::smtp::{BareLineEnds, SessionConfig};
-use crate::tls::Acceptor;
+use crate::policy::{Overload, Place, Places};
+use crate::smtp::BareLineEnds;
+use crate::telemetry::Observer;
 use connection::admission;
 use disk::Disk;
-use event::{Broadcast, Event};
+use event::Event;
 use handoff::Handoff;
 use link::Connection;
+use meters::Meters;
+use settings::{Listening, is_in};
 
 /// How often deadlines are looked at: timeouts are seconds and minutes.
 const DEADLINES_INTERVAL: Duration = Duration::from_millis(250);
@@ -65,67 +71,12 @@ const SPARE_BUFFERS_MAX: usize = 64;
 /// A reply buffer that has grown beyond this is not kept.
 const SPARE_BUFFER_SIZE_MAX: usize = 4096;
 
-/// What is done for those who connect to one address.
-#[derive(Clone)]
-pub struct Service {
-    /// What sessions may do.
-    pub session: Arc<SessionConfig>,
-    /// Begins TLS, where there is any.
-    pub acceptor: Option<Arc<Acceptor>>,
-    /// From there connections begin with a header of the PROXY protocol.
-    pub proxy_from: Vec<IpNet>,
-    /// From there XCLIENT is taken.
-    pub xclient_from: Vec<IpNet>,
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Whoever connects is vouched for.
-    pub is_trusted: bool,
-}
-
-impl Service {
-    fn is_proxy(&self, peer: IpAddr) -> bool {
-        is_in(&self.proxy_from, peer)
-    }
-
-    fn may_xclient(&self, peer: IpAddr) -> bool {
-        is_in(&self.xclient_from, peer)
-    }
-
-    /// Whether what one address may have is asked of `peer`: not of who is vouched for, nor of who speaks for others.
-    fn is_guarded(&self, peer: IpAddr) -> bool {
-        !(self.is_trusted || self.is_proxy(peer) || self.may_xclient(peer))
-    }
-}
-
-fn is_in(networks: &[IpNet], peer: IpAddr) -> bool {
-    let peer = peer.to_canonical();
-    networks.iter().any(|network| network.contains(&peer))
-}
-
 /// What a shard is made of.
 pub struct Plan {
     /// Listening sockets, each of them this shard's own, and what they are for.
     pub listeners: Vec<(std::net::TcpListener, Service)>,
-    /// Verifies passwords, where anybody may log in.
-    pub verifier: Option<Arc<Verifier>>,
-    /// Handshakes at a time.
-    pub handshakes_max: usize,
-    /// How long one may take.
-    pub handshake_timeout: Duration,
-    /// Who may connect.
-    pub admission: Arc<Admission>,
-    /// Who may send what to whom.
-    pub policies: Policies,
-    /// Does what they must wait for.
-    pub lookups: Arc<Lookups>,
-    /// Peers whose bare line ends are made CRLF.
-    pub normalised: Arc<[IpNet]>,
-    /// Sessions at most.
-    pub sessions_max: usize,
-    /// Who waits for the greeting.
-    pub greetings: Arc<Greetings>,
-    /// What is asked of peers when there is much to do.
-    pub pressure: Pressure,
+    /// What all sessions share.
+    pub settings: Settings,
     /// The shard's own log first, then the logs it adopts. Never empty.
     pub logs: Vec<OpenedLog>,
     /// Where damaged octets of the logs are kept.
@@ -134,24 +85,16 @@ pub struct Plan {
     pub segment_size: u32,
     /// Sync before 250.
     pub sync: bool,
-    /// Messages in the queue at most.
-    pub depth_max: usize,
-    /// Octets of content in memory at most.
-    pub content_memory_max: usize,
-    /// Octets of just-accepted messages kept for their first attempt.
-    pub cache_size: usize,
-    /// To the workers.
-    pub targets: Targets,
     /// Who gets what.
-    pub routes: Arc<Routes>,
+    pub outward: Outward,
     /// For the workers to answer.
     pub outcomes: OutcomeSender,
     /// Their answers.
     pub reports: OutcomeReceiver,
-    /// When to try again.
-    pub schedule: Schedule,
     /// Messages that do not come by SMTP, if they come to this shard.
     pub injected: Vec<Injected>,
+    /// Told of events, on the shard's thread.
+    pub observer: Option<Arc<dyn Observer>>,
     /// Orders from the gateway.
     pub control: Arc<Control>,
     /// Told when the shard accepts, and when it has no session left after it was told to drain.
@@ -169,30 +112,28 @@ pub enum Progress {
 
 /// What the tasks of one shard share.
 pub(crate) struct Shard {
-    verifier: Option<Arc<Verifier>>,
+    settings: RefCell<Rc<Settings>>,
     handshakes: Cell<usize>,
-    handshakes_max: usize,
-    handshake_timeout: Duration,
     /// Those of one address.
-    handshake_places: Arc<Places>,
-    admission: Arc<Admission>,
-    policies: Policies,
-    lookups: Arc<Lookups>,
+    handshake_places: RefCell<Arc<Places>>,
     /// Numbers of sessions given so far, and where they begin.
     sessions_count: Cell<u64>,
-    normalised: Arc<[IpNet]>,
-    sessions_max: usize,
-    greetings: Arc<Greetings>,
-    pressure: Pressure,
     overload: RefCell<Overload>,
     /// When to look next at sessions that keep others waiting.
     impatient_at: Cell<Instant>,
-    depth_max: usize,
-    disks: Vec<Rc<Disk>>,
+    handoff: Rc<Handoff>,
+    /// Where damaged octets of the logs are kept.
+    damaged: PathBuf,
+    segment_size: u32,
+    sync: bool,
+    /// The log that new messages go into, and those that were adopted.
+    own_disk: OnceCell<Rc<Disk>>,
+    disks: RefCell<Vec<Rc<Disk>>>,
+    listening: RefCell<Vec<Rc<Listening>>>,
+    accepting: RefCell<Vec<glommio::task::JoinHandle<()>>>,
     connections: RefCell<Slab<Rc<Connection>>>,
     /// The last connection has ended.
     emptied: Event,
-    stop_accepting: Broadcast,
     ending: Cell<Ending>,
     /// Every receive goes here: an idle session owns no buffer.
     scratch: RefCell<Box<[u8]>>,
@@ -200,16 +141,26 @@ pub(crate) struct Shard {
     plaintext: RefCell<Vec<u8>>,
     spare_buffers: RefCell<Vec<Vec<u8>>>,
     content_memory: Cell<usize>,
-    content_memory_max: usize,
     /// Octets of envelopes that are not handed over yet; as much as content may have.
     envelope_memory: Cell<usize>,
     dates: clock::Dates,
+    meters: Rc<Meters>,
 }
 
 impl Shard {
     /// The log that new messages go into.
     fn disk(&self) -> &Rc<Disk> {
-        &self.disks[0]
+        self.own_disk.get().expect("it is opened before anything else runs")
+    }
+
+    /// Connections there are.
+    pub(crate) fn sessions(&self) -> usize {
+        self.connections.borrow().len()
+    }
+
+    /// Messages that are not done, in all logs.
+    pub(crate) fn depth(&self) -> usize {
+        self.disks.borrow().iter().map(|disk| disk.depth()).sum()
     }
 
     fn take_buffer(&self) -> Vec<u8> {
@@ -225,7 +176,7 @@ impl Shard {
     }
 
     fn bare_line_ends(&self, peer: IpAddr) -> BareLineEnds {
-        match is_in(&self.normalised, peer) {
+        match is_in(&self.settings.borrow().normalised, peer) {
             true => BareLineEnds::Normalise,
             false => BareLineEnds::Refuse,
         }
@@ -241,9 +192,9 @@ impl Shard {
     /// A place among the handshakes, if one is free, and one of those that `from` may have, if it is counted; given back when it is
     /// dropped.
     fn begin_handshake(self: &Rc<Self>, from: Option<IpAddr>) -> Option<Handshake> {
-        let place = from.map(|ip| self.handshake_places.take(ip)).transpose().ok()?;
+        let place = from.map(|ip| self.handshake_places.borrow().take(ip)).transpose().ok()?;
         let count = self.handshakes.get();
-        (count < self.handshakes_max).then(|| {
+        (count < self.settings.borrow().handshakes_max).then(|| {
             self.handshakes.set(count + 1);
             Handshake { shard: self.clone(), _place: place }
         })
@@ -251,12 +202,16 @@ impl Shard {
 
     /// Whose `peer`'s share of what all share is, if it is counted.
     fn counted(&self, service: &Service, peer: IpAddr) -> Option<IpAddr> {
-        (service.is_guarded(peer) && !self.admission.is_exempt(peer)).then_some(peer)
+        let is_counted = service.is_guarded(peer) && !self.settings.borrow().admission.is_exempt(peer);
+        is_counted.then_some(peer)
     }
 
     /// May another recipient be remembered now?
     fn admit_recipient(&self) -> Result<(), Refusal> {
-        if self.envelope_memory.get() > self.content_memory_max { Err(admission::NO_ROOM) } else { Ok(()) }
+        match self.envelope_memory.get() > self.settings.borrow().content_memory_max {
+            true => Err(admission::NO_ROOM),
+            false => Ok(()),
+        }
     }
 
     /// May a message of this size come now?
@@ -265,7 +220,7 @@ impl Shard {
         if !disk.is_accepting() {
             return Err(admission::MEDIUM_FAILED);
         }
-        if self.disks.iter().map(|disk| disk.depth()).sum::<usize>() >= self.depth_max {
+        if self.depth() >= self.settings.borrow().depth_max {
             return Err(admission::QUEUE_FULL);
         }
         if disk.has_room(size) { Ok(()) } else { Err(admission::NO_ROOM) }
@@ -305,44 +260,38 @@ pub fn random() -> u64 {
 
 /// Runs a shard to its end, inside its executor. Returns how many messages are left in its queue.
 pub async fn run(plan: Plan) -> usize {
-    let cache_size = plan.cache_size;
-    let handoff = Rc::new(Handoff::new(plan.targets, plan.routes, plan.outcomes, plan.schedule, cache_size));
-    let (damaged, segment_size, sync) = (plan.damaged, plan.segment_size, plan.sync);
-    let open = |log: OpenedLog| {
-        Disk::new(log.place, damaged.clone(), log.recovered, segment_size, sync, handoff.clone())
-    };
+    let now = clock::now();
     let shard = Rc::new(Shard {
-        verifier: plan.verifier,
         handshakes: Cell::new(0),
-        handshakes_max: plan.handshakes_max,
-        handshake_timeout: plan.handshake_timeout,
-        // One address has a quarter of them.
-        handshake_places: Places::new(u32::try_from(plan.handshakes_max / 4).unwrap_or(u32::MAX).max(1), 0),
-        admission: plan.admission,
-        policies: plan.policies,
-        lookups: plan.lookups,
+        handshake_places: RefCell::new(plan.settings.handshake_places()),
         sessions_count: Cell::new(random() << 32),
-        normalised: plan.normalised,
-        sessions_max: plan.sessions_max,
-        greetings: plan.greetings,
-        overload: RefCell::new(Overload::new(plan.pressure.marks)),
-        pressure: plan.pressure,
-        impatient_at: Cell::new(clock::now()),
-        depth_max: plan.depth_max,
-        disks: plan.logs.into_iter().map(open).collect(),
+        overload: RefCell::new(Overload::new(plan.settings.pressure.marks)),
+        impatient_at: Cell::new(now),
+        settings: RefCell::new(Rc::new(plan.settings)),
+        handoff: Rc::new(Handoff::new(plan.outward, plan.outcomes)),
+        damaged: plan.damaged,
+        segment_size: plan.segment_size,
+        sync: plan.sync,
+        own_disk: OnceCell::new(),
+        disks: RefCell::default(),
+        listening: RefCell::default(),
+        accepting: RefCell::default(),
+        meters: Rc::new(Meters::new(plan.observer)),
         connections: RefCell::default(),
         emptied: Event::default(),
-        stop_accepting: Broadcast::default(),
         ending: Cell::new(Ending::No),
         scratch: RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice()),
         plaintext: RefCell::default(),
         spare_buffers: RefCell::default(),
         content_memory: Cell::new(0),
         envelope_memory: Cell::new(0),
-        content_memory_max: plan.content_memory_max,
         dates: clock::Dates::default(),
     });
-    shard.disks.iter().for_each(Disk::run);
+    let disks: Vec<_> = plan.logs.into_iter().map(|log| shard.open(log)).collect();
+    disks.iter().for_each(Disk::run);
+    let is_first = shard.own_disk.set(disks[0].clone()).is_ok();
+    assert!(is_first, "this is the only place");
+    *shard.disks.borrow_mut() = disks;
     glommio::spawn_local(watch_deadlines(shard.clone(), plan.control.clone())).detach();
     std::future::poll_fn(|context| {
         plan.control.listen(context.waker());
@@ -350,26 +299,20 @@ pub async fn run(plan: Plan) -> usize {
     })
     .await;
     shard.disk().ready().await;
-    for injected in plan.injected {
-        glommio::spawn_local(inject::run(shard.clone(), injected)).detach();
-    }
-    let accepting: Vec<_> = plan
-        .listeners
-        .into_iter()
-        .map(|(listener, service)| {
-            glommio::spawn_local(accept::run(shard.clone(), listener, Rc::new(service))).detach()
-        })
-        .collect();
+    plan.injected.into_iter().for_each(|injected| shard.take_in(injected));
+    shard.listen(plan.listeners);
     let _ = plan.progress.send(Progress::Ready);
     serve_mailboxes(&shard, &plan.reports, &plan.control, &plan.progress).await;
+    let accepting = shard.accepting.take();
     for accepting in accepting {
         accepting.await;
     }
-    for disk in &shard.disks {
+    let disks = shard.disks.borrow().clone();
+    for disk in &disks {
         disk.finish().await;
     }
     wait_for_blocking_thread().await;
-    shard.disks.iter().map(|disk| disk.depth()).sum()
+    shard.depth()
 }
 
 thread_local! {
@@ -410,7 +353,8 @@ async fn serve_mailboxes(
             // Before the reports: whoever orders to finish has sent the last of them before.
             let ending = control.ending();
             while let Some(report) = reports.try_recv() {
-                if let Some(disk) = shard.disks.iter().find(|disk| disk.log() == report.id.log) {
+                let disks = shard.disks.borrow();
+                if let Some(disk) = disks.iter().find(|disk| disk.log() == report.id.log) {
                     disk.handle_report(&report);
                 }
             }
@@ -419,7 +363,7 @@ async fn serve_mailboxes(
             }
             if ending != shard.ending.get() {
                 shard.ending.set(ending);
-                shard.stop_accepting.set();
+                shard.stop_listening();
                 shard.connections.borrow().iter().for_each(|(_, connection)| connection.wake());
             }
             if ending == Ending::Finish {
@@ -450,7 +394,10 @@ async fn watch_deadlines(shard: Rc<Shard>, control: Arc<Control>) {
         let now = clock::now();
         shard.measure(now);
         shard.connections.borrow().iter().for_each(|(_, connection)| connection.handle_time(now));
-        shard.disks.iter().for_each(|disk| disk.feed());
+        shard.disks.borrow().iter().for_each(|disk| {
+            disk.note_time(now);
+            disk.feed();
+        });
         control.ring();
     }
 }

@@ -31,16 +31,17 @@ impl Shard {
     /// Measures, and says in the log if that changes anything.
     pub(super) fn measure(&self, now: Instant) {
         let part = |count: usize, max: usize| count as f32 / max.max(1) as f32;
-        let content = part(self.content_memory.get(), self.content_memory_max);
-        let envelopes = part(self.envelope_memory.get(), self.content_memory_max);
-        let depth = self.disks.iter().map(|disk| disk.depth()).sum();
+        let settings = self.settings();
+        let content = part(self.content_memory.get(), settings.content_memory_max);
+        let envelopes = part(self.envelope_memory.get(), settings.content_memory_max);
+        let depth = self.depth();
         let wait = self.disk().oldest_wait(now);
-        let sessions = part(self.connections.borrow().len(), self.sessions_max);
+        let sessions = part(self.connections.borrow().len(), settings.sessions_max);
         let load = [
             (Resource::Sessions, sessions.min(SESSIONS_PART_MAX)),
             (Resource::Memory, content.max(envelopes)),
-            (Resource::Queue, part(depth, self.depth_max)),
-            (Resource::Storage, wait.as_secs_f32() / self.pressure.storage_wait_max.as_secs_f32()),
+            (Resource::Queue, part(depth, settings.depth_max)),
+            (Resource::Storage, wait.as_secs_f32() / settings.pressure.storage_wait_max.as_secs_f32()),
         ];
         let mut overload = self.overload.borrow_mut();
         let before = overload.level();
@@ -71,15 +72,20 @@ impl Shard {
 
     /// How long a session may say nothing, if that is less than otherwise.
     pub(super) fn patience(&self) -> Option<Duration> {
-        (self.level() >= Level::Strained).then_some(self.pressure.patience)
+        (self.level() >= Level::Strained).then(|| self.settings.borrow().pressure.patience)
     }
 
     /// How long a stranger from there waits for its greeting, in milliseconds.
     pub(super) fn greeting_delay_millis(&self, peer: IpAddr) -> u16 {
         let now = clock::now();
+        let settings = self.settings();
         match self.level() {
-            Level::Calm => self.greetings.delay_millis(peer, now),
-            _ => self.greetings.delay_millis_of_at_least(self.pressure.greeting_delay_millis, peer, now),
+            Level::Calm => settings.greetings.delay_millis(peer, now),
+            _ => settings.greetings.delay_millis_of_at_least(
+                settings.pressure.greeting_delay_millis,
+                peer,
+                now,
+            ),
         }
     }
 

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::format::{PieceRef, RecipientOutcome};
+use super::format::{Order, PieceRef, RecipientOutcome};
 use super::reasons::Reasons;
 
 /// Where a record is.
@@ -51,8 +51,10 @@ pub struct Entry {
     pub pieces: Box<[PieceRef]>,
     /// How many forward-paths its envelope has.
     pub recipient_count: u32,
-    /// It has been decided who gets it since the log was opened.
-    pub(super) is_routed: bool,
+    /// By which routing it was decided who gets it; 0: by none since the log was opened.
+    pub(super) routing: u32,
+    /// The order that no delivery is to have it, while that is so.
+    pub(super) hold: Option<Arc<Order>>,
     parts: Parts,
 }
 
@@ -116,7 +118,7 @@ impl Entry {
     /// A durable message that was found, and of which no attempt is known.
     pub(super) fn found(location: Location, pieces: Box<[PieceRef]>, recipient_count: u32) -> Self {
         let part = Part { lane: Lane::UNROUTED, state: State::Backlog, left: Left::Everybody };
-        Entry { location, pieces, recipient_count, is_routed: false, parts: Parts::One(part) }
+        Entry { location, pieces, recipient_count, routing: 0, hold: None, parts: Parts::One(part) }
     }
 
     /// A message whose record has just been appended.
@@ -126,9 +128,14 @@ impl Entry {
         entry
     }
 
-    /// It has been decided who gets it, since the log was opened.
-    pub fn is_routed(&self) -> bool {
-        self.is_routed
+    /// The order that no delivery is to have it before it is released, if it is held. A delivery that had it then still has it.
+    pub fn hold(&self) -> Option<&Arc<Order>> {
+        self.hold.as_ref()
+    }
+
+    /// No delivery is to have it.
+    pub fn is_held(&self) -> bool {
+        self.hold.is_some()
     }
 
     /// What is left in each lane, and who was delivered to in some while others are left.
@@ -181,6 +188,15 @@ impl Entry {
         pending.flat_map(of_part).collect()
     }
 
+    /// What waits for its time is due: in this lane, or in all.
+    pub(super) fn hasten(&mut self, lane: Option<Lane>) {
+        for part in self.parts_mut().iter_mut().filter(|part| lane.is_none_or(|lane| part.lane == lane)) {
+            if matches!(part.state, State::Deferred(_)) {
+                part.state = State::Backlog;
+            }
+        }
+    }
+
     /// It is to be tried again at the latest then, in seconds since 1970.
     pub(super) fn limit_wait(&mut self, latest: u64) {
         for part in self.parts_mut() {
@@ -230,7 +246,7 @@ impl Entry {
         let before = self.take_left();
         let was_pending = pending_indices(&before);
         let is_alive = |index| was_pending.binary_search(&index).is_ok();
-        let stays_undecided = here_only && !self.is_routed;
+        let stays_undecided = here_only && self.routing == 0;
         let mut after = Vec::with_capacity(before.len() + sorted.len());
         for left in before {
             let is_undecided = left.lane == Lane::UNROUTED && left.state != State::Done;
@@ -273,9 +289,9 @@ impl Entry {
     /// Who gets the message is decided, anew perhaps: each recipient, in each of its lanes. What is known of it in a lane that it keeps is
     /// kept, what was delivered is not delivered again; who comes into another lane brings along how often it was tried. False: nobody
     /// is left.
-    pub(super) fn route(&mut self, wanted: &Wanted) -> bool {
+    pub(super) fn route(&mut self, wanted: &Wanted, routing: u32) -> bool {
         assert!(!self.is_handed_off(), "what a delivery has stays where it is");
-        self.is_routed = true;
+        self.routing = routing;
         if let (Parts::One(part), Wanted::All(lane)) = (&mut self.parts, wanted) {
             part.lane = *lane;
             return true;
@@ -388,7 +404,8 @@ pub enum Wanted {
     Each(Vec<(u32, Lane)>),
 }
 
-/// Where a message stands in a lane, on its way through the ledger.
+/// Where a message stands in a lane, on its way through the ledger. Of one that is held it is where it stood, and where it will stand
+/// when it is released: it waits in no queue meanwhile.
 ///
 /// ```text
 ///   append ──► Appended ──durable──► Backlog ──try_send──► HandedOff ──all done──► (gone), or Done: others are left elsewhere

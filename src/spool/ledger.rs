@@ -11,7 +11,7 @@
 //! So that one message that waits long does not hold all segments behind its own, it can be moved: see `carry`. The
 //! ledger says when that is due and what the oldest segment holds.
 //!
-//! What waits, waits in its lane: what one target does not take is in nobody's way.
+//! What waits, waits in its lane: what one target does not take is in nobody's way. What is held waits in none.
 //!
 //! Knows nothing of octets, buffers or syncs.
 
@@ -19,8 +19,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::entry::{Entry, Lane, Location, State, Tick, Wanted};
-use super::format::{PieceRef, RecipientOutcome, TargetOutcomes};
+use super::entry::{Entry, Lane, Location, Part, State, Tick, Wanted};
+use super::format::{Order, PieceRef, RecipientOutcome, TargetOutcomes};
 use super::io::Slot;
 use super::reasons::Reasons;
 use super::sequence_map::SequenceMap;
@@ -31,6 +31,8 @@ const FREE_SEGMENTS_MAX: usize = 4;
 /// Segments with records that a log may have beyond twice what is needed of them, before messages are carried forward: the
 /// one being written, the one before it, and some in which little is to be carried because they are just being delivered.
 const SPARSE_SEGMENTS_MAX: u64 = 4;
+/// Messages looked at for the oldest of a lane at a time: some ten microseconds.
+const LOOK_COUNT_MAX: usize = 2000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -68,10 +70,22 @@ struct Queue {
     deferred: BTreeSet<(Tick, u64)>,
     /// It was deferred, but need not wait any longer. The soonest first.
     hastened: BTreeSet<(Tick, u64)>,
+    /// No message with a smaller number is in this lane.
+    passed: u64,
+}
+
+/// How many messages of a lane wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// For room in its delivery channel.
+    pub backlog: usize,
+    /// For the time of their next attempt.
+    pub deferred: usize,
 }
 
 impl Queue {
     fn insert(&mut self, sequence: u64, state: State) {
+        self.passed = self.passed.min(sequence);
         match state {
             State::Backlog => drop(self.backlog.insert(sequence)),
             State::Deferred(due) => drop(self.deferred.insert((due, sequence))),
@@ -118,8 +132,12 @@ pub struct Ledger {
     /// The names of the lanes.
     lanes: Vec<Arc<str>>,
     reasons: Reasons,
-    /// Entries of which it was not decided yet who gets them.
+    /// Counts up whenever it is to be decided anew who gets what.
+    routing: u32,
+    /// Entries of which it was not decided by this routing who gets them, and that are not held.
     unrouted_count: usize,
+    /// Entries that are held.
+    held_count: usize,
     /// Octets of the records that are needed.
     live_size: u64,
     /// Oldest first; false: not to be used again.
@@ -144,7 +162,9 @@ impl Ledger {
             queues: lanes.iter().map(|_| Queue::default()).collect(),
             lanes,
             reasons,
+            routing: 1,
             unrouted_count: 0,
+            held_count: 0,
             live_size: 0,
             free: VecDeque::new(),
             opened: (now, unix_now * 1000),
@@ -168,9 +188,29 @@ impl Ledger {
         self.entries.len()
     }
 
-    /// Whether there are messages of which it was not decided yet who gets them.
+    /// How many of them are held.
+    pub fn held_count(&self) -> usize {
+        self.held_count
+    }
+
+    /// Whether there are messages of which it was not decided yet who gets them, and that are not held.
     pub fn has_unrouted(&self) -> bool {
         self.unrouted_count > 0
+    }
+
+    /// Whether it was decided who gets the message, as things are now.
+    pub fn is_routed(&self, sequence: u64) -> bool {
+        self.entries.get(sequence).is_some_and(|entry| self.has_routed(entry))
+    }
+
+    fn has_routed(&self, entry: &Entry) -> bool {
+        entry.routing == self.routing
+    }
+
+    /// Who gets what is to be decided anew, message by message as each has its turn.
+    pub fn begin_routing(&mut self) {
+        self.routing = self.routing.checked_add(1).expect("nobody changes routes so often");
+        self.unrouted_count = self.entries.len() - self.held_count;
     }
 
     /// How many lanes there are.
@@ -201,6 +241,36 @@ impl Ledger {
     pub fn backlog_depth(&self, Lane(lane): Lane) -> usize {
         let queue = &self.queues[usize::from(lane)];
         queue.backlog.len() + queue.hastened.len()
+    }
+
+    /// What waits in this lane: for room, for its time, and of the latter what need not wait any longer.
+    pub fn waiting_in(&self, Lane(lane): Lane) -> Waiting {
+        let Queue { backlog, deferred, hastened, .. } = &self.queues[usize::from(lane)];
+        Waiting { backlog: backlog.len(), deferred: deferred.len() + hastened.len() }
+    }
+
+    /// The number of the oldest message that is not done.
+    pub fn oldest(&self) -> Option<u64> {
+        self.entries.first()
+    }
+
+    /// The number of the oldest message that waits in this lane, beside those that deliveries have. Where that is not known without looking at
+    /// more than a few thousand messages, one below it, and closer to it the next time.
+    pub fn oldest_in(&mut self, lane: Lane) -> Option<u64> {
+        let queue = &self.queues[usize::from(lane.0)];
+        let deferred = || queue.deferred.iter().chain(&queue.hastened).map(|(_, sequence)| *sequence);
+        if queue.deferred.len() + queue.hastened.len() <= LOOK_COUNT_MAX {
+            return queue.backlog.first().copied().into_iter().chain(deferred()).min();
+        }
+        let mut oldest = queue.passed;
+        for (sequence, entry) in self.entries.range(queue.passed, u64::MAX).take(LOOK_COUNT_MAX) {
+            oldest = sequence;
+            if entry.part(lane).is_some() {
+                break;
+            }
+        }
+        self.queue(lane).passed = oldest;
+        Some(oldest)
     }
 
     /// A segment's file and life.
@@ -310,8 +380,10 @@ impl Ledger {
     pub fn adopt(&mut self) {
         let (_, now) = self.opened;
         let mut entries = std::mem::take(&mut self.entries);
-        self.unrouted_count = entries.len();
         for (sequence, entry) in entries.iter_mut() {
+            let is_held = entry.is_held();
+            self.unrouted_count += usize::from(!is_held);
+            self.held_count += usize::from(is_held);
             entry.pieces.iter().for_each(|piece| self.hold(piece.epoch, piece.record_size()));
             self.hold(entry.location.epoch, entry.location.size as usize);
             self.note_guest(sequence, entry.location, &entry.pieces);
@@ -319,7 +391,9 @@ impl Ledger {
                 if matches!(part.state, State::Deferred(due) if due.0 <= now) {
                     part.state = State::Backlog;
                 }
-                self.queues[usize::from(part.lane.0)].insert(sequence, part.state);
+                if !is_held {
+                    self.queues[usize::from(part.lane.0)].insert(sequence, part.state);
+                }
             }
         }
         self.entries = entries;
@@ -341,6 +415,11 @@ impl Ledger {
     /// Octets of the records that are needed.
     pub fn live_size(&self) -> u64 {
         self.live_size
+    }
+
+    /// Files that hold nothing and are kept to be used again, or to be removed.
+    pub fn free_count(&self) -> usize {
+        self.free.len()
     }
 
     /// Segments that have records.
@@ -387,8 +466,12 @@ impl Ledger {
     /// What became of the message's recipients so far, target by target; empty: no attempt was made.
     pub fn progress(&self, sequence: u64) -> Vec<TargetOutcomes> {
         let Some(entry) = self.entries.get(sequence) else { return Vec::new() };
+        let hold = entry.hold().map(|hold| TargetOutcomes {
+            order: Some(Box::new((**hold).clone())),
+            ..TargetOutcomes::default()
+        });
         if entry.parts().iter().all(|part| part.outstanding().is_none()) {
-            return Vec::new();
+            return hold.into_iter().collect();
         }
         let outcome = |index, is_done, attempts, next_attempt, reason: Option<&str>| RecipientOutcome {
             index,
@@ -420,13 +503,21 @@ impl Ledger {
                 }
             }
             let target: Box<str> = (**self.name(part.lane)).into();
-            progress.push(TargetOutcomes { target: target.clone(), here_only: true, recipients: elsewhere });
-            progress.push(TargetOutcomes { target, here_only: false, recipients });
+            let here_only = true;
+            let target_here = target.clone();
+            progress.push(TargetOutcomes {
+                target: target_here,
+                here_only,
+                recipients: elsewhere,
+                order: None,
+            });
+            progress.push(TargetOutcomes { target, here_only: false, recipients, order: None });
         }
         let done = (0..).zip(is_left).filter(|(_, is_left)| !is_left);
         let recipients: Vec<_> = done.map(|(index, _)| outcome(index, true, 0, 0, None)).collect();
         progress.insert(0, TargetOutcomes { recipients, ..TargetOutcomes::default() });
         progress.retain(|outcomes| !outcomes.recipients.is_empty());
+        progress.extend(hold);
         progress
     }
 
@@ -435,14 +526,44 @@ impl Ledger {
         self.entries.get(sequence)
     }
 
+    /// Messages from this number on, in order.
+    pub fn entries_from(&self, sequence: u64) -> impl Iterator<Item = (u64, &Entry)> {
+        self.entries.range(sequence, u64::MAX)
+    }
+
+    /// It waits for nothing but room in a delivery channel, though its time has not come.
+    pub fn is_hastened(&self, sequence: u64, part: &Part) -> bool {
+        let State::Deferred(due) = part.state else { return false };
+        self.queues[usize::from(part.lane.0)].hastened.contains(&(due, sequence))
+    }
+
+    /// How long after `now` it is due, if it waits for its time.
+    pub fn wait_of(&self, part: &Part, now: Instant) -> Option<Duration> {
+        let (Tick(now), State::Deferred(Tick(due))) = (self.tick(now), part.state) else { return None };
+        Some(Duration::from_millis(due.saturating_sub(now)))
+    }
+
+    /// The lane of this name, if there is one.
+    pub fn known_lane(&self, name: &str) -> Option<Lane> {
+        let at = self.lanes.iter().position(|known| **known == *name)?;
+        u16::try_from(at).ok().map(Lane)
+    }
+
     /// A delivery has the message now, in some lane.
     pub fn is_handed_off(&self, sequence: u64) -> bool {
         self.entries.get(sequence).is_some_and(Entry::is_handed_off)
     }
 
-    /// The message is durable, due, and not handed off in this lane.
-    pub fn is_in_backlog(&self, sequence: u64, lane: Lane) -> bool {
+    /// A delivery has the message now, in this lane.
+    pub fn is_handed_off_in(&self, sequence: u64, lane: Lane) -> bool {
         let part = self.entries.get(sequence).and_then(|entry| entry.part(lane));
+        part.is_some_and(|part| part.state == State::HandedOff)
+    }
+
+    /// The message is durable, due, not held, and not handed off in this lane.
+    pub fn is_in_backlog(&self, sequence: u64, lane: Lane) -> bool {
+        let entry = self.entries.get(sequence).filter(|entry| !entry.is_held());
+        let part = entry.and_then(|entry| entry.part(lane));
         part.is_some_and(|part| part.state == State::Backlog)
     }
 
@@ -453,17 +574,79 @@ impl Ledger {
         assert!(part.state == State::Appended);
         part.state = State::Backlog;
         let lane = part.lane;
-        self.queue(lane).backlog.insert(sequence);
+        self.queue(lane).insert(sequence, State::Backlog);
     }
 
     /// The message will never be durable, or it is done: it is forgotten. What it needed stays until it is released.
     pub fn remove(&mut self, sequence: u64) -> Needs {
         let entry = self.entries.remove(sequence).expect("only known messages are removed");
-        self.unrouted_count -= usize::from(!entry.is_routed());
+        self.forget(&entry);
         for part in entry.parts() {
             self.queue(part.lane).remove(sequence, part.state);
         }
         Needs { message: Some(entry.location), pieces: entry.pieces }
+    }
+
+    /// The entry does not count any more.
+    fn forget(&mut self, entry: &Entry) {
+        self.unrouted_count -= usize::from(!self.has_routed(entry) && !entry.is_held());
+        self.held_count -= usize::from(entry.is_held());
+    }
+
+    /// A message that deliveries may still have is forgotten. What it needed stays until it is released, and its files are not
+    /// used again: they may be read.
+    pub fn give_up(&mut self, sequence: u64) -> Needs {
+        let is_read = self.is_handed_off(sequence);
+        let needs = self.remove(sequence);
+        for epoch in needs.epochs().filter(|_| is_read) {
+            self.segments.get_mut(&epoch).expect("a held segment stays").is_read = true;
+        }
+        needs
+    }
+
+    /// No delivery is to have the message; one that has it keeps it. False: it is held already.
+    pub fn hold_back(&mut self, sequence: u64, order: &Arc<Order>) -> bool {
+        let entry = self.entries.get_mut(sequence).expect("only known messages are held");
+        if entry.is_held() {
+            return false;
+        }
+        entry.hold = Some(order.clone());
+        self.unrouted_count -= usize::from(entry.routing != self.routing);
+        self.held_count += 1;
+        for part in entry.parts() {
+            self.queues[usize::from(part.lane.0)].remove(sequence, part.state);
+        }
+        true
+    }
+
+    /// Deliveries may have the message again. False: it is not held.
+    pub fn let_go(&mut self, sequence: u64) -> bool {
+        let entry = self.entries.get_mut(sequence).expect("only known messages are held");
+        if entry.hold.take().is_none() {
+            return false;
+        }
+        self.unrouted_count += usize::from(entry.routing != self.routing);
+        self.held_count -= 1;
+        for part in entry.parts() {
+            self.queues[usize::from(part.lane.0)].insert(sequence, part.state);
+        }
+        true
+    }
+
+    /// What of the message was deferred need not wait any longer: in this lane, or in all. False: nothing waits for its time.
+    pub fn hasten_message(&mut self, sequence: u64, lane: Option<Lane>) -> bool {
+        let entry = self.entries.get(sequence).expect("only known messages are hastened");
+        let mut is_hastened = false;
+        for part in entry.parts().iter().filter(|part| lane.is_none_or(|lane| part.lane == lane)) {
+            let queue = &mut self.queues[usize::from(part.lane.0)];
+            if let State::Deferred(due) = part.state
+                && queue.deferred.remove(&(due, sequence))
+            {
+                queue.hastened.insert((due, sequence));
+                is_hastened = true;
+            }
+        }
+        is_hastened
     }
 
     /// It is decided who gets the message. `Some`: nobody is left, and this is what it needed.
@@ -472,11 +655,12 @@ impl Ledger {
         for part in entry.parts() {
             self.queues[usize::from(part.lane.0)].remove(sequence, part.state);
         }
-        self.unrouted_count -= usize::from(!entry.is_routed());
-        if !entry.route(wanted) {
+        let is_held = entry.is_held();
+        self.unrouted_count -= usize::from(entry.routing != self.routing && !is_held);
+        if !entry.route(wanted, self.routing) {
             return Some(self.remove_gone(sequence));
         }
-        for part in entry.parts() {
+        for part in entry.parts().iter().filter(|_| !is_held) {
             self.queues[usize::from(part.lane.0)].insert(sequence, part.state);
         }
         None
@@ -506,13 +690,28 @@ impl Ledger {
         part.state = State::HandedOff;
     }
 
-    /// The message is not in a delivery channel after all.
+    /// The message is not in a delivery channel after all. It may have been dropped, or be held, since it was handed off.
     pub fn take_back(&mut self, sequence: u64, lane: Lane) {
-        let entry = self.entries.get_mut(sequence).expect("only known messages are taken back");
+        let Some(entry) = self.entries.get_mut(sequence) else { return };
+        let is_held = entry.is_held();
         let part = entry.part_mut(lane).expect("only what is left is taken back");
         assert!(part.state == State::HandedOff);
         part.state = State::Backlog;
-        assert!(self.queue(lane).backlog.insert(sequence));
+        assert!(is_held || self.queue(lane).backlog.insert(sequence));
+    }
+
+    /// The message waits for its time in the lane, for so long at least.
+    pub fn put_off(&mut self, sequence: u64, lane: Lane, until: Instant) {
+        let until = self.tick(until);
+        let Some(part) = self.entries.get_mut(sequence).and_then(|entry| entry.part_mut(lane)) else {
+            return;
+        };
+        if part.state == State::Backlog {
+            part.state = State::Deferred(until);
+            let queue = self.queue(lane);
+            queue.backlog.remove(&sequence);
+            queue.deferred.insert((until, sequence));
+        }
     }
 
     /// Messages whose time has come move to the backlogs.
@@ -567,6 +766,7 @@ impl Ledger {
     ) -> Option<Needs> {
         let Tick(tick) = self.tick(now);
         let entry = self.entries.get_mut(sequence)?;
+        let is_held = entry.is_held();
         assert!(
             entry.part(lane).is_none_or(|part| part.state == State::HandedOff),
             "outcomes come of attempts"
@@ -583,7 +783,9 @@ impl Ledger {
                 let wait = due.saturating_sub(unix_now.saturating_mul(1000));
                 part.state = State::Deferred(Tick(tick.saturating_add(wait)));
             }
-            self.queues[usize::from(lane.0)].insert(sequence, part.state);
+            if !is_held {
+                self.queues[usize::from(lane.0)].insert(sequence, part.state);
+            }
         }
         None
     }
@@ -591,7 +793,7 @@ impl Ledger {
     /// The message, of whose parts none is left in any queue.
     fn remove_gone(&mut self, sequence: u64) -> Needs {
         let entry = self.entries.remove(sequence).expect("only known messages are removed");
-        self.unrouted_count -= usize::from(!entry.is_routed());
+        self.forget(&entry);
         Needs { message: Some(entry.location), pieces: entry.pieces }
     }
 }

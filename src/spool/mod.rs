@@ -14,6 +14,8 @@
 //! durable     a completed sync; poll_stored       durable: it is delivered
 //! handed off  hand_off                            durable: it is delivered (again)
 //! deferred    handle_outcome, someone is left     deferred, once the outcome is synced; else durable
+//! held        order, and not released              held, once the order is synced; else as before
+//! dropped     order                               done, once the order is synced; else as before
 //! moved       its records were written again      as before: found where it was, or where it is
 //! done        handle_outcome, nobody is left      done, once the outcome is synced; else delivered again
 //! recycled    its segment is used again           absent
@@ -43,5 +45,6 @@ mod sequence_map;
 
 pub use entry::{Entry, Lane, Location, Outstanding, Part, Wanted};
 pub use io::{Completion, Io, IoFailure, Page, ReadSegment, RecordPlace, Slot};
-pub use log::{AppendError, Counters, Incoming, Receiving, Spool, SpoolConfig};
+pub use ledger::Waiting;
+pub use log::{AppendError, Counters, Incoming, Obeyed, Orders, Receiving, Spool, SpoolConfig};
 pub use sequence_map::SequenceMap;

@@ -126,6 +126,12 @@ impl<T> SequenceMap<T> {
         self.iter().map(|(sequence, _)| sequence)
     }
 
+    /// The first number.
+    pub fn first(&self) -> Option<u64> {
+        let (number, page) = self.pages.first_key_value()?;
+        Some(number * PAGE + u64::from(page.present.trailing_zeros()))
+    }
+
     /// Numbers from `start` up to `end`, without it, and their values, in order.
     pub fn range(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, &T)> {
         let last = end / PAGE;
@@ -171,6 +177,7 @@ mod tests {
                 }
                 prop_assert_eq!(map.len(), model.len());
                 prop_assert_eq!(map.get(sequence), model.get(&sequence));
+                prop_assert_eq!(map.first(), model.keys().next().copied());
                 let range = map.range(step, step + 100).map(|(sequence, _)| sequence);
                 prop_assert!(range.eq(model.range(step..step + 100).map(|(sequence, _)| *sequence)));
             }

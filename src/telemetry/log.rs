@@ -13,6 +13,7 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -96,6 +97,21 @@ pub fn write_out() {
     }
 }
 
+/// How often whoever logged had to wait because nobody took the lines fast enough, and the octets of lines that were lost, some of which may have
+/// been written.
+pub fn trouble() -> (u64, u64) {
+    let Some(lines) = STARTED.get() else { return (0, 0) };
+    let stalls = lines.lock().stalls;
+    // Whoever holds it may wait for the output: what was lost is asked for again.
+    let lost = match lines.sink.try_lock() {
+        Ok(sink) => sink.lost,
+        Err(TryLockError::Poisoned(e)) => e.into_inner().lost,
+        Err(TryLockError::WouldBlock) => lines.lost_before.load(Ordering::Relaxed),
+    };
+    lines.lost_before.fetch_max(lost, Ordering::Relaxed);
+    (stalls, lost)
+}
+
 /// Ends the log when dropped: everything is written out.
 pub struct Guard {
     lines: Arc<Lines>,
@@ -126,12 +142,16 @@ struct Lines {
     state: Mutex<State>,
     /// The buffer is no longer empty, or has reached the size at which it is written.
     changed: Condvar,
+    /// What was known last of octets that were lost.
+    lost_before: AtomicU64,
     /// Taken before `state`: who holds it writes the lines that he finds, so their order is kept.
     sink: Mutex<Sink>,
 }
 
 struct State {
     buffer: Vec<u8>,
+    /// How often whoever logged had to write out.
+    stalls: u64,
     is_ending: bool,
 }
 
@@ -139,14 +159,21 @@ struct Sink {
     output: Box<dyn Write + Send>,
     /// The buffer that is not being filled.
     spare: Vec<u8>,
+    /// Octets that the output did not take.
+    lost: u64,
 }
 
 impl Lines {
     fn new(output: Box<dyn Write + Send>) -> Self {
         Lines {
-            state: Mutex::new(State { buffer: Vec::with_capacity(LOG_WRITE_SIZE * 2), is_ending: false }),
+            state: Mutex::new(State {
+                buffer: Vec::with_capacity(LOG_WRITE_SIZE * 2),
+                stalls: 0,
+                is_ending: false,
+            }),
             changed: Condvar::new(),
-            sink: Mutex::new(Sink { output, spare: Vec::with_capacity(LOG_WRITE_SIZE * 2) }),
+            lost_before: AtomicU64::new(0),
+            sink: Mutex::new(Sink { output, spare: Vec::with_capacity(LOG_WRITE_SIZE * 2), lost: 0 }),
         }
     }
 
@@ -169,6 +196,7 @@ impl Lines {
                 }
                 return;
             }
+            state.stalls += 1;
             drop(state);
             self.write_out();
         }
@@ -181,9 +209,11 @@ impl Lines {
     }
 
     fn write_to(&self, sink: &mut Sink) {
-        let Sink { output, spare } = sink;
+        let Sink { output, spare, lost } = sink;
         std::mem::swap(&mut self.lock().buffer, spare);
-        let _ = output.write_all(spare).and_then(|()| output.flush());
+        if output.write_all(spare).and_then(|()| output.flush()).is_err() {
+            *lost += spare.len() as u64;
+        }
         spare.clear();
         spare.shrink_to(LOG_WRITE_SIZE * 2);
     }

@@ -44,5 +44,5 @@ pub fn refused(
     let hello = Escaped(facts.hello.as_bytes());
     let from = Escaped(facts.reverse_path.map_or("", |path| path.as_str()).as_bytes());
     let to = Escaped(facts.recipient.map_or("", |path| path.as_str()).as_bytes());
-    tracing::info!(peer = %facts.peer, session = facts.session, ?phase, policy, %key, verdict, reply, dry_run = is_dry, %hello, %from, %to, "refused");
+    tracing::info!(name: "session.rejected", peer = %facts.peer, session = facts.session, ?phase, policy, %key, verdict, reply, dry_run = is_dry, %hello, %from, %to, "refused");
 }

@@ -78,9 +78,14 @@
 //! Outcomes       entries: sequence of the message id (8), when the attempt began in milliseconds since 1970 (8; 0: none was made),
 //!                how long it took in milliseconds (4), and what became of recipients at a target:
 //!                      flags (1: bit 0 they are left at other targets too; bit 1, in Outcomes, nobody is left: the message is
-//!                      done), size of the target's name (1; 0: none in particular), the name, number of recipients (4), each:
+//!                      done; bit 2 an order of the operator is behind the recipients, of whom there are none), size of the
+//!                      target's name (1; 0: none in particular), the name, number of recipients (4), each:
 //!                      index (4), state (1: 1 done, 2 deferred), attempts (4), next attempt in seconds since 1970 (8), reason
 //!                      or reply: size (2), text
+//!
+//! order          what (1: 1 hold, 2 release, 3 drop, with which the message is done, 4 retry: at the named target, without a name
+//!                at all of them), when in milliseconds since 1970 (8), who gave it: size (1), text, why: size (2), text. In a
+//!                Message record only a hold, which still is
 //!
 //! Index          0  4  offset of the segment's Index record before this one; 0: none
 //!                4  4  number of entries
@@ -95,6 +100,7 @@
 
 mod index;
 mod message;
+mod orders;
 mod outcomes;
 
 use std::ops::Range;
@@ -103,8 +109,10 @@ pub use index::{
     INDEX_RECORD_SIZE_MAX, IndexBuilder, IndexEntry, IndexPayload, IndexedMessage, SEAL_RECORD_SIZE, Seal,
 };
 pub use message::{EnvelopeOctets, MessageHead, MessagePayload, decode_envelope};
+pub use orders::{ORDER_BY_SIZE_MAX, ORDER_NOTE_SIZE_MAX, Order, OrderKind};
 pub use outcomes::{
-    Made, OutcomeEntry, OutcomeHead, RecipientOutcome, TargetOutcomes, decode_outcomes, encode_outcome,
+    Made, OutcomeEntry, OutcomeHead, RecipientOutcome, TargetOutcomes, decode_outcomes, encode_order,
+    encode_outcome,
 };
 
 /// The unit of writing, octets. Writes start and end at multiples of it: 4096 is the largest physical sector in use, so a

@@ -1,5 +1,6 @@
 //! The payload of an Outcomes record, and what a Message record says of its recipients: see the table in [`super`].
 
+use super::orders::Order;
 use super::{Fields, size_field};
 
 /// What is written of one recipient after an attempt.
@@ -29,6 +30,8 @@ pub struct TargetOutcomes {
     pub here_only: bool,
     /// Those of whom there is something to say.
     pub recipients: Vec<RecipientOutcome>,
+    /// What was ordered instead; then there are no recipients.
+    pub order: Option<Box<Order>>,
 }
 
 /// When an attempt was made.
@@ -42,6 +45,7 @@ pub struct Made {
 
 const HERE_ONLY: u8 = 1;
 const MESSAGE_DONE: u8 = 2;
+const ORDER: u8 = 4;
 /// Names of targets at most, octets.
 const TARGET_SIZE_MAX: usize = 255;
 
@@ -69,9 +73,27 @@ pub fn encode_outcome(head: OutcomeHead<'_>, recipients: &[RecipientOutcome], ou
     encode_target(done, head.here_only, head.target, recipients, out);
 }
 
+/// Appends an order to an Outcomes payload. `target`: where, if not everywhere; `is_message_done`: nobody is left.
+pub fn encode_order(
+    (sequence, is_message_done): (u64, bool),
+    target: &str,
+    order: &Order,
+    out: &mut Vec<u8>,
+) {
+    out.extend_from_slice(&sequence.to_le_bytes());
+    out.extend_from_slice(&[0; 12]);
+    let done = if is_message_done { MESSAGE_DONE } else { 0 };
+    encode_target(done | ORDER, false, target, &[], out);
+    order.encode(out);
+}
+
 /// Appends what became of recipients at one target.
 pub(super) fn encode_target_outcomes(outcomes: &TargetOutcomes, out: &mut Vec<u8>) {
-    encode_target(0, outcomes.here_only, &outcomes.target, &outcomes.recipients, out);
+    let flags = if outcomes.order.is_some() { ORDER } else { 0 };
+    encode_target(flags, outcomes.here_only, &outcomes.target, &outcomes.recipients, out);
+    if let Some(order) = &outcomes.order {
+        order.encode(out);
+    }
 }
 
 fn encode_target(
@@ -91,7 +113,8 @@ fn encode_target(
 
 /// The size [`encode_target_outcomes`] gives them at most.
 pub(super) fn target_outcomes_size(outcomes: &TargetOutcomes) -> usize {
-    6 + outcomes.target.len() + outcomes.recipients.iter().map(recipient_size).sum::<usize>()
+    let recipients_size = outcomes.recipients.iter().map(recipient_size).sum::<usize>();
+    6 + outcomes.target.len() + recipients_size + outcomes.order.as_ref().map_or(0, |order| order.size())
 }
 
 fn encode_recipient(recipient: &RecipientOutcome, out: &mut Vec<u8>) {
@@ -154,7 +177,8 @@ fn decode_target(fields: &mut Fields<'_>) -> Option<(u8, TargetOutcomes)> {
     for _ in 0..count {
         recipients.push(decode_recipient(fields)?);
     }
-    Some((flags, TargetOutcomes { target, here_only: flags & HERE_ONLY != 0, recipients }))
+    let order = if flags & ORDER != 0 { Some(Box::new(Order::decode(fields)?)) } else { None };
+    Some((flags, TargetOutcomes { target, here_only: flags & HERE_ONLY != 0, recipients, order }))
 }
 
 fn decode_recipient(fields: &mut Fields<'_>) -> Option<RecipientOutcome> {

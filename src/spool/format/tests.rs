@@ -58,13 +58,17 @@ fn what_is_encoded_is_decoded() {
         size,
     });
     let tried = RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
-    let tried = TargetOutcomes { target: "archive".into(), here_only: true, recipients: vec![tried] };
+    let tried =
+        TargetOutcomes { target: "archive".into(), here_only: true, recipients: vec![tried], order: None };
+    let hold = Order { kind: OrderKind::Hold, unix_millis: 1, by: "operator".into(), note: "why".into() };
+    let held = TargetOutcomes { order: Some(Box::new(hold)), ..TargetOutcomes::default() };
+    let progress = [tried, held];
     let head = MessageHead {
         sequence: 5,
         content_size: 154,
         pieces: &pieces,
         envelope: EnvelopeOctets::Of(&envelope, &arrival),
-        progress: std::slice::from_ref(&tried),
+        progress: &progress,
         trace_size: 5,
         tail_size: 4,
     };
@@ -76,7 +80,7 @@ fn what_is_encoded_is_decoded() {
     assert_eq!((message.trace, message.tail), (&b"trace"[..], &b"tail"[..]));
     assert_eq!(decode_envelope(message.envelope), Some((envelope.clone(), arrival.clone())));
     assert_eq!(payload.len(), head.payload_size());
-    assert_eq!(message.progress, std::slice::from_ref(&tried));
+    assert_eq!(message.progress, progress);
     let again = MessageHead { envelope: EnvelopeOctets::Encoded(message.envelope), ..head };
     let mut copied = Vec::new();
     again.encode(&mut copied);
@@ -114,6 +118,7 @@ fn what_is_encoded_is_decoded() {
             target: head.target.into(),
             here_only: head.here_only,
             recipients: recipients.clone(),
+            order: None,
         },
     };
     let expected = [entry(heads[0], &recipients[0]), entry(heads[1], &recipients[1])];

@@ -12,12 +12,14 @@
 //! mistaken for mail later (their peers were told 451).
 
 mod carry;
+mod orders;
 mod outcomes;
 mod roll;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ops::Range;
+
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -29,10 +31,11 @@ use super::format::{
     OutcomeHead, PieceRef, RECORDS_OFFSET, RecipientOutcome, RecordHeader,
 };
 use super::io::{Completion, Io, IoFailure, Page, Slot};
-use super::ledger::{Ledger, Needs};
+use super::ledger::{Ledger, Needs, Waiting};
 use super::recovery::Recovered;
 use crate::mail::{Arrival, Envelope, MessageId};
 use carry::Carry;
+pub use orders::{Obeyed, Orders};
 use outcomes::Outcomes;
 use roll::{Purpose, SEGMENT_RESERVE, Spare, Unsealed};
 
@@ -155,6 +158,7 @@ pub struct Spool<P> {
     poisoned_count: u32,
     stored: VecDeque<(u64, bool)>,
     outcomes: Outcomes,
+    orders: Orders,
     carry: Carry,
     counters: Counters,
     head: Vec<u8>,
@@ -216,6 +220,7 @@ impl<P: Page> Spool<P> {
             poisoned_count: 0,
             stored: VecDeque::new(),
             outcomes: Outcomes::default(),
+            orders: Orders::default(),
             carry: Carry::default(),
             counters: Counters::default(),
             head: Vec::new(),
@@ -268,6 +273,11 @@ impl<P: Page> Spool<P> {
     /// What the log has done since it was opened.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Files that hold nothing and are kept to be used again.
+    pub fn free_segments_count(&self) -> usize {
+        self.ledger.free_count()
     }
 
     /// Segments that have records, and the octets of those records that are needed.
@@ -572,6 +582,25 @@ impl<P: Page> Spool<P> {
         self.roll_to_void();
     }
 
+    /// What waits in this lane.
+    pub fn waiting_in(&self, lane: Lane) -> Waiting {
+        self.ledger.waiting_in(lane)
+    }
+    /// The number that the next record gets, and that of the oldest message that is not done.
+    pub fn numbers(&self) -> (u64, Option<u64>) {
+        (self.next_sequence, self.ledger.oldest())
+    }
+
+    /// Whether the message of this number was there when the log was opened.
+    pub fn was_recovered(&self, sequence: u64) -> bool {
+        sequence < self.first_sequence
+    }
+
+    /// The number of the oldest message that waits in this lane and that no delivery has; or one below it, while many wait.
+    pub fn oldest_in(&mut self, lane: Lane) -> Option<u64> {
+        self.ledger.oldest_in(lane)
+    }
+
     /// The lane of the target with this name.
     pub fn lane(&mut self, name: &str) -> Lane {
         self.ledger.lane(name)
@@ -608,7 +637,7 @@ impl<P: Page> Spool<P> {
         self.ledger.first_due(lane)
     }
 
-    /// Is the message durable, due, and not handed off in this lane?
+    /// Is the message durable, due, not held, and not handed off in this lane?
     pub fn is_in_backlog(&self, sequence: u64, lane: Lane) -> bool {
         self.ledger.is_in_backlog(sequence, lane)
     }
@@ -623,7 +652,28 @@ impl<P: Page> Spool<P> {
         self.ledger.hasten_one(lane);
     }
 
-    /// Whether there are messages of which it was not decided since the log was opened who gets them.
+    /// Whether it was decided who gets the message, as things are now.
+    pub fn is_routed(&self, sequence: u64) -> bool {
+        self.ledger.is_routed(sequence)
+    }
+
+    /// Who gets what is to be decided anew, message by message as each has its turn.
+    pub fn begin_routing(&mut self) {
+        self.ledger.begin_routing();
+    }
+
+    /// The durable message waits in this lane for so long at least, if no delivery has it.
+    pub fn put_off(&mut self, sequence: u64, lane: Lane, until: Instant) {
+        self.ledger.put_off(sequence, lane, until);
+    }
+
+    /// Whether a delivery has the message in this lane, or it is being read for one.
+    pub fn is_handed_off(&self, sequence: u64, lane: Lane) -> bool {
+        self.ledger.is_handed_off_in(sequence, lane)
+    }
+
+    /// Whether there are messages of which it was not decided since the log was opened, or since [`Spool::begin_routing`], who gets them,
+    /// and that are not held.
     pub fn has_unrouted(&self) -> bool {
         self.ledger.has_unrouted()
     }
@@ -648,7 +698,7 @@ impl<P: Page> Spool<P> {
         self.ledger.hand_off(sequence, lane);
     }
 
-    /// The delivery channel had no room after all: the message is in the backlog again.
+    /// The delivery channel had no room after all: the message is in the backlog again, unless it was dropped meanwhile.
     pub fn take_back(&mut self, sequence: u64, lane: Lane) {
         self.ledger.take_back(sequence, lane);
     }

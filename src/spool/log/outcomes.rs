@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::{AppendError, Purpose, Spool};
-use crate::spool::format::{self, Kind, OutcomeHead, RecipientOutcome};
+use crate::spool::format::{self, Kind, Order, OutcomeHead, RecipientOutcome};
 use crate::spool::io::Page;
 use crate::spool::ledger::Needs;
 
@@ -30,6 +30,8 @@ struct Batch {
     payload: Vec<u8>,
     /// What the messages that are done by them needed.
     done: Vec<Needs>,
+    /// How many orders are among them, and the number of the last.
+    orders: (u64, u64),
 }
 
 /// Outcomes that are not durable yet.
@@ -56,6 +58,21 @@ impl Outcomes {
     /// They are to be appended now.
     pub fn hurry(&mut self, now: Instant) {
         self.since = self.since.map(|_| now - OUTCOMES_DELAY);
+    }
+
+    /// An order is to be recorded, which is the one of this number. `needs`: the message is done by it, and needed this.
+    pub fn note_order(
+        &mut self,
+        (sequence, needs): (u64, Option<Needs>),
+        target: &str,
+        order: &Order,
+        number: u64,
+        now: Instant,
+    ) {
+        let batch = self.batch(now);
+        format::encode_order((sequence, needs.is_some()), target, order, &mut batch.payload);
+        batch.done.extend(needs);
+        batch.orders = (batch.orders.0 + 1, number);
     }
 
     /// The batch that outcomes go into now.
@@ -121,7 +138,8 @@ impl<P: Page> Spool<P> {
                 // They are not recorded: the price is a second delivery after a crash. To wait for room instead would be
                 // to wait for ever, for only deliveries make room.
                 Err(AppendError::NoRoom) => {
-                    batch.done.into_iter().for_each(|needs| self.ledger.release(needs))
+                    self.orders.unrecorded += batch.orders.0;
+                    self.settle(batch);
                 }
             }
         }
@@ -135,8 +153,13 @@ impl<P: Page> Spool<P> {
         else {
             return false;
         };
-        batch.done.into_iter().for_each(|needs| self.ledger.release(needs));
+        self.settle(batch);
         true
+    }
+
+    fn settle(&mut self, batch: Batch) {
+        batch.done.into_iter().for_each(|needs| self.ledger.release(needs));
+        self.orders.settled = self.orders.settled.max(batch.orders.1);
     }
 
     /// The records that were appended and are not durable never will be: their outcomes are appended again.

@@ -34,8 +34,8 @@ use std::sync::Arc;
 
 use super::entry::{Entry, Lane, Location};
 use super::format::{
-    self, BadHeader, Kind, Made, OutcomeEntry, PieceRef, RECORD_HEADER_SIZE, RECORD_MAGIC, RECORDS_OFFSET,
-    RecordHeader, SegmentHeader, TargetOutcomes,
+    self, BadHeader, Kind, Made, Order, OrderKind, OutcomeEntry, PieceRef, RECORD_HEADER_SIZE, RECORD_MAGIC,
+    RECORDS_OFFSET, RecordHeader, SegmentHeader, TargetOutcomes,
 };
 use super::io::{ReadSegment, Slot};
 use super::reasons::Reasons;
@@ -198,6 +198,8 @@ struct Recovery {
     pieces: HashSet<PieceRef>,
     /// Messages without all their pieces, by their numbers: the numbers of their records.
     incomplete: BTreeMap<u64, u64>,
+    /// The last order that has been met: usually it was given for many messages.
+    last_order: Option<Arc<Order>>,
 }
 
 impl Recovery {
@@ -377,9 +379,23 @@ impl Recovery {
         if is_message_done {
             self.incomplete.remove(&sequence);
         }
-        let TargetOutcomes { target, here_only, recipients } = outcomes;
+        let TargetOutcomes { target, here_only, recipients, order } = outcomes;
         let lane = self.found.lane(&target);
         let Some(message) = self.found.messages.get_mut(sequence) else { return };
+        if let Some(order) = order {
+            match order.kind {
+                OrderKind::Hold => {
+                    let known = self.last_order.take().filter(|last| **last == *order);
+                    let hold = known.unwrap_or_else(|| Arc::from(order));
+                    message.hold = Some(hold.clone());
+                    self.last_order = Some(hold);
+                }
+                OrderKind::Release => message.hold = None,
+                OrderKind::Retry => message.hasten((!target.is_empty()).then_some(lane)),
+                OrderKind::Drop => drop(self.found.messages.remove(sequence)),
+            }
+            return;
+        }
         if is_message_done || !message.apply(lane, here_only, &recipients, &mut self.found.reasons) {
             self.found.messages.remove(sequence);
         }

@@ -1,0 +1,51 @@
+//! Health, for load balancers and supervisors: `/livez` and `/readyz`.
+//!
+//! Alive is who answers, with every shard: where one does not the process is to be restarted. Ready is who takes mail now; who is not says
+//! why, and needs no restart for it.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+
+use super::Stage;
+use super::http::AppState;
+
+pub(super) fn routes() -> Router<AppState> {
+    Router::new().route("/livez", get(livez)).route("/readyz", get(readyz))
+}
+
+/// What `/livez` and `/readyz` say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether all is well.
+    pub ok: bool,
+    /// What is not.
+    pub reasons: Vec<String>,
+}
+
+fn answer(reasons: Vec<String>) -> (StatusCode, Json<Health>) {
+    let ok = reasons.is_empty();
+    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(Health { ok, reasons }))
+}
+
+async fn livez(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
+    // Before the shards run, and when they are over, nobody is to answer for them.
+    if matches!(state.operations().stage(), Stage::Starting | Stage::Stopping { .. }) {
+        return answer(Vec::new());
+    }
+    let answers = state.shards().ask_all(|_| ()).await;
+    let silent = answers.iter().enumerate().filter(|(_, answer)| answer.is_none());
+    answer(silent.map(|(n, _)| format!("shard {n} does not answer")).collect())
+}
+
+async fn readyz(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
+    answer(match state.operations().stage() {
+        Stage::Ready => Vec::new(),
+        Stage::Starting => vec!["starting: the shards do not all accept yet".into()],
+        Stage::Draining { .. } => vec!["draining: no new sessions are taken".into()],
+        Stage::Stopping { .. } => vec!["stopping".into()],
+    })
+}

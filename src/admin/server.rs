@@ -1,0 +1,430 @@
+//! Listening, and the bounds on whoever connects.
+//!
+//! | bound | why |
+//! |---|---|
+//! | connections at a time, for each listener by itself | a flood on one does not keep the others' clients out; one too many is closed at once |
+//! | time for the head of a request, and between two requests | who connects and says nothing holds a place no longer |
+//! | time for a request's body | nor who says half of one |
+//! | size of head and body | memory |
+//! | time for a client to take what it is sent | who does not read has no place either; streams say something now and then |
+//!
+//! Who comes over TCP shows the token with each request; on the monitor's address only what needs none is there. What changes something is
+//! logged, with who asked for it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
+use axum::response::IntoResponse;
+use futures_lite::FutureExt;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Sleep;
+use tower_service::Service;
+
+use super::http::{ApiError, AppState, api, monitor, plain_errors_as_json};
+use super::socket::{self, Bound};
+use super::token::Token;
+use super::{Operations, Settings};
+use crate::telemetry::Escaped;
+
+/// Connections of one listener at a time.
+const CONNECTIONS_MAX: usize = 64;
+/// For the head of a request, and between two.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// For its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A body, octets: orders are short; a list of message ids is the longest.
+const BODY_SIZE_MAX: usize = 1 << 20;
+/// The head of a request, octets, and what is read ahead.
+const HEAD_SIZE_MAX: usize = 16 << 10;
+/// How long a client may take nothing of what it is sent.
+const SEND_TIMEOUT: Duration = Duration::from_secs(20);
+/// Without descriptors accepting pauses for this long.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Requests that are being answered when the control plane stops may go on for so long.
+const GRACE: Duration = Duration::from_secs(60);
+/// Threads for what blocks: reloads, upgrades, files.
+const BLOCKING_THREADS: usize = 4;
+
+/// The control plane, running.
+pub struct Admin {
+    stop: watch::Sender<bool>,
+    /// Where it listens on TCP: the API, the monitor.
+    addresses: (Option<SocketAddr>, Option<SocketAddr>),
+    closed: std::sync::mpsc::Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+/// Who may ask for what on a listener.
+#[derive(Clone)]
+enum Access {
+    /// Everything: who can open the socket may.
+    Socket,
+    /// Everything, with the token.
+    Token(Token),
+    /// What anybody may see.
+    Monitor,
+}
+
+enum Listener {
+    Unix(tokio::net::UnixListener),
+    Tcp(tokio::net::TcpListener),
+}
+
+impl Admin {
+    pub(super) fn start(settings: Settings, operations: Arc<dyn Operations>) -> io::Result<Admin> {
+        let bound = Listeners::bind(settings)?;
+        let addresses = (
+            bound.address(|access| matches!(access, Access::Token(_))),
+            bound.address(|access| matches!(access, Access::Monitor)),
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("admin-blocking")
+            .build()?;
+        let (stop, stopped) = watch::channel(false);
+        let (closing, closed) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name("admin".into()).spawn(move || {
+            runtime.block_on(serve(bound, operations, stopped, closing));
+            // What blocks for longer than that is not waited for.
+            runtime.shutdown_background();
+        })?;
+        Ok(Admin { stop, addresses, closed, thread })
+    }
+
+    /// Where the API listens on TCP, if it does.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.addresses.0
+    }
+
+    /// Where the monitor listens, if it does.
+    pub fn monitor_address(&self) -> Option<SocketAddr> {
+        self.addresses.1
+    }
+
+    /// Stops listening: when this returns another may listen at the same places. Requests that are being answered may go on; they are
+    /// waited for no longer than `patience`, which is to be nothing where one of them is what stops it.
+    pub fn stop(self, patience: Duration) {
+        let _ = self.stop.send(true);
+        // An error says that the thread has ended.
+        let _ = self.closed.recv();
+        let until = Instant::now() + patience;
+        while !self.thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1).min(patience));
+        }
+    }
+}
+
+/// What was bound, and not served yet.
+struct Listeners {
+    unix: Option<(UnixListener, Bound)>,
+    tcp: Vec<(std::net::TcpListener, Access)>,
+}
+
+impl Listeners {
+    fn bind(settings: Settings) -> io::Result<Listeners> {
+        let Settings { socket, group, listen, monitor } = settings;
+        let failed = |key: &str, what: &dyn std::fmt::Display, e: io::Error| {
+            io::Error::new(e.kind(), format!("{key}: cannot listen on {what}: {e}"))
+        };
+        let tcp = [
+            ("admin.listen", listen.map(|(address, token)| (address, Access::Token(token)))),
+            ("monitor.listen", monitor.map(|address| (address, Access::Monitor))),
+        ];
+        let mut listening = Vec::new();
+        for (key, wanted) in tcp {
+            let Some((address, access)) = wanted else { continue };
+            let listener = bind_tcp(address).map_err(|e| failed(key, &address, e))?;
+            listening.push((listener, access));
+        }
+        // Last: who has the path is the one that serves.
+        let bind = |path: &std::path::PathBuf| {
+            socket::bind(path, group.as_deref()).map_err(|e| failed("admin.socket", &path.display(), e))
+        };
+        Ok(Listeners { unix: socket.as_ref().map(bind).transpose()?, tcp: listening })
+    }
+
+    fn address(&self, of: impl Fn(&Access) -> bool) -> Option<SocketAddr> {
+        let (listener, _) = self.tcp.iter().find(|(_, access)| of(access))?;
+        listener.local_addr().ok()
+    }
+}
+
+/// With SO_REUSEPORT: while one process takes over from another both listen.
+fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(CONNECTIONS_MAX as i32)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Serves until it is told to stop and what is being answered then is over.
+async fn serve(
+    listeners: Listeners,
+    operations: Arc<dyn Operations>,
+    stopped: watch::Receiver<bool>,
+    closing: std::sync::mpsc::Sender<()>,
+) {
+    let state = AppState::new(operations, stopped.clone());
+    let (api, monitor) = (api(state.clone()), monitor(state));
+    let mut bound = None;
+    let mut all: Vec<(Listener, Access)> = Vec::new();
+    if let Some((listener, place)) = listeners.unix {
+        bound = Some(place);
+        all.extend(
+            tokio::net::UnixListener::from_std(listener).ok().map(|l| (Listener::Unix(l), Access::Socket)),
+        );
+    }
+    for (listener, access) in listeners.tcp {
+        all.extend(tokio::net::TcpListener::from_std(listener).ok().map(|l| (Listener::Tcp(l), access)));
+    }
+    let places: Vec<Arc<Semaphore>> = all.iter().map(|_| Arc::new(Semaphore::new(CONNECTIONS_MAX))).collect();
+    let mut accepting = tokio::task::JoinSet::new();
+    for ((listener, access), places) in all.into_iter().zip(&places) {
+        let router = if matches!(access, Access::Monitor) { monitor.clone() } else { api.clone() };
+        accepting.spawn(accept(listener, access, router, places.clone(), stopped.clone()));
+    }
+    let mut told = stopped.clone();
+    let _ = told.wait_for(|stopped| *stopped).await;
+    while accepting.join_next().await.is_some() {}
+    drop(bound);
+    let _ = closing.send(());
+    // A place is given back when its connection has ended.
+    let ended = async {
+        for places in &places {
+            let _ = places.acquire_many(CONNECTIONS_MAX as u32).await;
+        }
+    };
+    let _ = tokio::time::timeout(GRACE, ended).await;
+}
+
+/// Who has connected.
+enum Stream {
+    Unix(tokio::net::UnixStream),
+    Tcp(tokio::net::TcpStream),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(Stream, Caller)> {
+        match self {
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let caller =
+                    stream.peer_cred().map_or(Caller::Unknown, |peer| Caller::User(peer.uid(), peer.pid()));
+                Ok((Stream::Unix(stream), caller))
+            }
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                Ok((Stream::Tcp(stream), Caller::Address(peer)))
+            }
+        }
+    }
+}
+
+/// Who asks, for the log.
+#[derive(Clone, Copy)]
+enum Caller {
+    User(u32, Option<i32>),
+    Address(SocketAddr),
+    Unknown,
+}
+
+impl std::fmt::Display for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Caller::User(uid, Some(pid)) => write!(f, "user {uid}, process {pid}"),
+            Caller::User(uid, None) => write!(f, "user {uid}"),
+            Caller::Address(address) => address.fmt(f),
+            Caller::Unknown => f.write_str("somebody"),
+        }
+    }
+}
+
+/// Accepts on one listener until the control plane stops.
+async fn accept(
+    listener: Listener,
+    access: Access,
+    router: Router,
+    places: Arc<Semaphore>,
+    stopped: watch::Receiver<bool>,
+) {
+    loop {
+        let mut told = stopped.clone();
+        let stop = async {
+            let _ = told.wait_for(|stopped| *stopped).await;
+            None
+        };
+        let accepted = async { Some(listener.accept().await) };
+        match stop.or(accepted).await {
+            None => return,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot accept connections to the admin interface for the moment");
+                tokio::time::sleep(PAUSE).await;
+            }
+            Some(Ok((stream, caller))) => {
+                // One too many is closed: its client finds out at once.
+                let Ok(place) = places.clone().try_acquire_owned() else { continue };
+                let (access, router, stopped) = (access.clone(), router.clone(), stopped.clone());
+                tokio::spawn(async move {
+                    match stream {
+                        Stream::Unix(stream) => connection(stream, caller, access, router, stopped).await,
+                        Stream::Tcp(stream) => connection(stream, caller, access, router, stopped).await,
+                    }
+                    drop(place);
+                });
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end.
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    caller: Caller,
+    access: Access,
+    router: Router,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let service = service_fn(move |request| answer(request, caller, access.clone(), router.clone()));
+    let mut served = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_SIZE_MAX)
+            .serve_connection(TokioIo::new(Impatient::new(stream)), service)
+    );
+    let stop = async {
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+        None
+    };
+    // How it ended is the client's affair.
+    if async { Some(served.as_mut().await) }.or(stop).await.is_none() {
+        served.as_mut().graceful_shutdown();
+        let _ = served.await;
+    }
+}
+
+/// Answers a request, if whoever asks may ask.
+async fn answer(
+    request: Request<Incoming>,
+    caller: Caller,
+    access: Access,
+    mut router: Router,
+) -> Result<Response<Body>, std::convert::Infallible> {
+    if let Access::Token(token) = &access {
+        let given = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+        let is_known = given.strip_prefix(b"Bearer ").is_some_and(|given| token.is(given));
+        if !is_known {
+            tracing::warn!(%caller, "a request to the admin interface without the token");
+            let words = "the token is missing or wrong: send it as Authorization: Bearer <token>";
+            let mut response = ApiError::new(StatusCode::UNAUTHORIZED, words).into_response();
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return Ok(response);
+        }
+    }
+    let is_order = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let asked = is_order.then(|| (request.method().clone(), request.uri().to_string()));
+    let (head, body) = request.into_parts();
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_SIZE_MAX).collect()).await;
+    let request = match body {
+        Ok(Ok(body)) => Request::from_parts(head, Body::from(body.to_bytes())),
+        Ok(Err(_)) => {
+            let words = format!("the request is broken, or has more than {BODY_SIZE_MAX} octets");
+            return Ok(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, words).into_response());
+        }
+        Err(_) => {
+            let words = "the request did not come in time";
+            return Ok(ApiError::new(StatusCode::REQUEST_TIMEOUT, words).into_response());
+        }
+    };
+    let response = match router.call(request).await {
+        Ok(response) => plain_errors_as_json(response).await,
+        Err(never) => match never {},
+    };
+    if let Some((method, path)) = asked {
+        let (path, status) = (Escaped(path.as_bytes()), response.status().as_u16());
+        tracing::info!(%method, %path, status, %caller, "an order from the admin interface");
+    }
+    Ok(response)
+}
+
+/// A stream that breaks when the other side takes nothing for too long.
+struct Impatient<S> {
+    stream: S,
+    /// Since somebody waits to write.
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Impatient<S> {
+    fn new(stream: S) -> Self {
+        Impatient { stream, patience: None }
+    }
+
+    /// What a write came to, unless it has taken too long.
+    fn bounded<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.patience = None;
+            return written;
+        }
+        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(SEND_TIMEOUT)));
+        match Future::poll(patience.as_mut(), context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        octets: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, octets);
+        self.bounded(context, written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.bounded(context, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let ended = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.bounded(context, ended)
+    }
+}

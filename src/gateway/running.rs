@@ -1,0 +1,716 @@
+//! A gateway whose threads run: what it is asked, changed and ended by.
+//!
+//! [`Live`] is what other threads have of it: the configuration in force, its replacement ([`Live::reload`]), the order to drain. A reload
+//! makes everything first and takes it into use then: what cannot be made changes nothing. On each shard new connections, and new
+//! transactions of sessions in what all share, have the new; sessions keep the service they began with.
+//!
+//! Deliveries are replaced in this order: new workers; shards offer to them; the old ones end after the attempts they are making; what
+//! waited in their channels goes back to the queue.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use glommio::{LocalExecutorBuilder, Placement as Pin, PoolPlacement};
+use signal_hook::consts::SIGHUP;
+use signal_hook::iterator::Signals;
+
+use super::generation::Generation;
+use super::sockets::Sockets;
+use super::systemd::{self, Notifier, Watchdog};
+use super::transports::Names;
+use super::watch::{self, Watched};
+use super::{Error, Extensions, Reread};
+use crate::admin::{self, Admin, DrainOrder, Operations, Reloaded, Stage};
+use crate::config::{Config, Durability, Placement, Queue};
+use crate::delivery::{DeadLetters, Settlement, Targets, Upkeep, Workers, outcome_channel};
+use crate::limits::RING_MEMORY_SIZE;
+use crate::policy::{Lookups, Policies, Said, Verifier};
+use crate::shard::{self, Control, Ending, Injected, OpenedLog, Plan, Progress, Service, Shards};
+use crate::telemetry::{self, Observer, Reload, reloaded};
+
+/// How long sessions have to take their 421 when the time to drain is over.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long attempts that are being made may take to end: a transport that hangs must not hold the process.
+const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a start that takes long looks for a signal, and a drain at what is left.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the service manager is told how far the end is.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a shard may sleep though it has something to do: see [`Control`].
+const RING_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Messages that are left in the queue.
+    pub left: usize,
+    /// Sessions had to be ended, or attempts were left behind, because the time for them was over.
+    pub is_forced: bool,
+}
+
+/// How far a gateway is in its life, without what is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    Starting,
+    Ready,
+    Draining,
+    /// The sessions have ended; what is queued is delivered.
+    Delivering,
+    Stopping,
+}
+
+/// What a reload cannot change: the shards and the data.
+const FIXED: [&str; 7] =
+    ["data", "shards", "cores", "spool.queue", "spool.durability", "spool.segment_size", "log.format"];
+
+/// A running gateway, for other threads.
+pub struct Live {
+    notifier: Notifier,
+    shards: Shards,
+    reread: Reread,
+    extensions: Extensions,
+    in_force: ArcSwap<Config>,
+    targets: ArcSwap<Targets>,
+    policies: ArcSwap<Policies>,
+    age: Mutex<Age>,
+    /// It has been told to stop: another signal ends it at once.
+    is_ending: AtomicBool,
+    state: Mutex<State>,
+    orders: Sender<Order>,
+}
+
+/// What is changed by a reload, by one at a time.
+struct State {
+    generation: Generation,
+    names: Names,
+    sockets: Sockets,
+    workers: Option<Workers>,
+    /// Threads that wait for workers of before to end.
+    retiring: Vec<thread::JoinHandle<()>>,
+    upkeep: Option<Upkeep>,
+    dead: Arc<DeadLetters>,
+    watch: Sender<Vec<Box<dyn Watched>>>,
+    /// What sessions may still use of what is not in force any more. Its end may take its time, which no shard has: it comes here.
+    retired: Vec<Retired>,
+}
+
+struct Retired {
+    lookups: Arc<Lookups>,
+    _verifier: Option<Arc<Verifier>>,
+    _policies: Policies,
+}
+
+/// What the gateway's own thread is told.
+enum Order {
+    Signal(i32),
+    Drain(DrainOrder),
+}
+
+impl Live {
+    fn tell_ready(&self) {
+        let (shards, listeners) = (self.shards.len(), self.config().listeners.len());
+        self.notifier.ready(&format!("{shards} shards take mail at {listeners} addresses"));
+    }
+
+    /// What is left of sessions and messages, where there is somebody to be told, and until when it may go on.
+    fn tell_draining(&self, until: Instant) {
+        if self.notifier.has_listener() {
+            let status = match self.stage() {
+                Stage::Draining { sessions, .. } => format!("draining: {sessions} sessions"),
+                Stage::Stopping { messages } => format!("delivering: {messages} messages"),
+                Stage::Starting | Stage::Ready => return,
+            };
+            self.notifier.draining(&status, until.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    fn age(&self) -> Age {
+        *self.age.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_age(&self, age: Age) {
+        *self.age.lock().unwrap_or_else(PoisonError::into_inner) = age;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_reload(&self) -> Result<Reloaded, String> {
+        let mut state = self.state();
+        if self.age() != Age::Ready {
+            return Err("the gateway is starting or ending".into());
+        }
+        let mut config = (self.reread)().map_err(|e| e.to_string())?;
+        let before = self.config();
+        let (changed, needs_restart) = settle(&mut config, &before);
+        let words = |error: Error| error.to_string();
+        let new_sockets = state.sockets.bind_missing(&mut config.listeners).map_err(words)?;
+        let State { generation, names, dead, .. } = &mut *state;
+        let mut next = Generation::new(config, names, &self.extensions, Some(generation)).map_err(words)?;
+        let (workers, teller) =
+            start_workers(&next, dead.clone(), self.extensions.observer.clone()).map_err(words)?;
+        let duplicates =
+            new_sockets.duplicates().map_err(|e| format!("cannot duplicate a listening socket: {e}"))?;
+        // From here on nothing fails.
+        next.commit();
+        let change = next.change(&state.names, self.shards.len());
+        let services = change.services.clone();
+        let mut teller = Some(teller);
+        let each = duplicates
+            .into_iter()
+            .map(|sockets| (change.clone(), with_services(sockets, &services), teller.take()));
+        let each: Vec<_> = each.collect();
+        let answers = self.shards.tell_each(each, |shard, (change, sockets, teller)| {
+            shard.apply(change);
+            shard.listen(sockets);
+            if let Some(teller) = teller {
+                shard.take_in(teller);
+            }
+        });
+        let is_everywhere = answers.iter().all(Option::is_some);
+        state.sockets.add(new_sockets);
+        state.sockets.keep(&next.config.listeners);
+        super::steering::steer(&next.config, &state.sockets);
+        self.in_force.store(next.config.clone());
+        self.targets.store(Arc::new(next.targets.clone()));
+        self.policies.store(Arc::new(next.asked.policies.clone()));
+        let _ = state.watch.send(next.take_watched());
+        let retention = next.config.delivery.dead_retention;
+        let old = std::mem::replace(&mut state.generation, next);
+        let old_workers = state.workers.replace(workers);
+        if let Some(old_workers) = old_workers {
+            let targets = old.targets.clone();
+            let retire = move || {
+                old_workers.stop();
+                if is_everywhere {
+                    targets.give_back();
+                }
+            };
+            state.retiring.retain(|thread| !thread.is_finished());
+            match thread::Builder::new().name("retire".into()).spawn(retire) {
+                Ok(thread) => state.retiring.push(thread),
+                Err(e) => tracing::error!(
+                    "cannot wait for the deliveries of before: {e}; what they have is delivered after the next start"
+                ),
+            }
+        }
+        if old.config.delivery.dead_retention != retention {
+            self.replace_upkeep(&mut state, retention);
+        }
+        state.retired.retain(|retired| Arc::strong_count(&retired.lookups) > 1);
+        state.retired.push(Retired {
+            lookups: old.asked.lookups.clone(),
+            _verifier: old.secrets.verifier(),
+            _policies: old.asked.policies.clone(),
+        });
+        match is_everywhere {
+            true => Ok(Reloaded { changed, needs_restart }),
+            false => Err("a shard has not answered: the new configuration is in force where it has, and will be there as soon as it does".into()),
+        }
+    }
+
+    fn replace_upkeep(&self, state: &mut State, retention: Duration) {
+        if let Some(upkeep) = state.upkeep.take() {
+            upkeep.stop();
+        }
+        let (injector, resent) = shard::injection();
+        self.shards.tell_each([resent], |shard, resent| shard.take_in(resent));
+        match Upkeep::start(state.dead.clone(), Box::new(injector), retention) {
+            Ok(upkeep) => state.upkeep = Some(upkeep),
+            Err(e) => tracing::error!("cannot start the upkeep of dead letters: {e}; reload again"),
+        }
+    }
+}
+
+/// What cannot change is in `config` as it was `before`; the keys that do change, and those that would.
+fn settle(config: &mut Config, before: &Config) -> (Vec<String>, Vec<String>) {
+    // Where the system was to choose a port it has chosen.
+    let mut taken = BTreeSet::new();
+    for listener in &mut config.listeners {
+        let is_same = |known: &&crate::config::Listener| {
+            known.address.ip() == listener.address.ip() && !taken.contains(&known.address)
+        };
+        if listener.address.port() == 0
+            && let Some(known) = before.listeners.iter().find(is_same)
+        {
+            taken.insert(known.address);
+            listener.address = known.address;
+        }
+    }
+    let (changed, needs_restart) =
+        differences(config, before).into_iter().partition(|key| !FIXED.contains(&&**key));
+    config.data = before.data.clone();
+    config.cores = before.cores.clone();
+    config.spool.queue = before.spool.queue;
+    config.spool.durability = before.spool.durability;
+    config.spool.segment_size = before.spool.segment_size;
+    config.log.format = before.log.format;
+    (changed, needs_restart)
+}
+
+/// The keys in which they differ: of sections the keys in them, of lists the lists.
+fn differences(a: &Config, b: &Config) -> Vec<String> {
+    fn compare(prefix: &str, a: &toml::Table, b: &toml::Table, found: &mut BTreeSet<String>) {
+        for key in a.keys().chain(b.keys()) {
+            let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            match (a.get(key), b.get(key)) {
+                (Some(a), Some(b)) if a == b => {}
+                (Some(toml::Value::Table(a)), Some(toml::Value::Table(b))) => compare(&name, a, b, found),
+                _ => drop(found.insert(name)),
+            }
+        }
+    }
+    let table = |config: &Config| config.to_toml().parse::<toml::Table>().unwrap_or_default();
+    let mut found = BTreeSet::new();
+    compare("", &table(a), &table(b), &mut found);
+    found.into_iter().collect()
+}
+
+fn with_services(
+    sockets: Vec<(std::net::SocketAddr, std::net::TcpListener)>,
+    services: &[Service],
+) -> Vec<(std::net::TcpListener, Service)> {
+    let with_service = |(address, socket)| {
+        let service = services.iter().find(|service| service.address == address)?;
+        Some((socket, service.clone()))
+    };
+    sockets.into_iter().filter_map(with_service).collect()
+}
+
+/// Threads that deliver, and the other end of what they tell senders by.
+fn start_workers(
+    generation: &Generation,
+    dead: Arc<DeadLetters>,
+    observer: Option<Arc<dyn Observer>>,
+) -> Result<(Workers, Injected), Error> {
+    let (teller, notifications) = shard::injection();
+    let config = &generation.config;
+    let settlement = Settlement {
+        schedule: config.delivery.schedule(),
+        dead_letters: dead,
+        notifier: generation.notifier(Box::new(teller)),
+        routes: generation.routes.clone(),
+        observer,
+    };
+    let workers =
+        Workers::start(config.delivery.workers, &spare_cores(config), &generation.targets, settlement)
+            .map_err(|e| failed("the delivery workers", &e))?;
+    Ok((workers, notifications))
+}
+
+fn failed(what: &str, error: &dyn fmt::Display) -> Error {
+    Error(format!("cannot start {what}: {error}"))
+}
+
+/// Where each shard's thread runs: on the named cores, or on those this process may use, in order.
+pub(super) fn placements(config: &Config) -> Vec<Pin> {
+    let count = config.cores.shards_count();
+    match &config.cores {
+        Placement::Cores(cores) => cores.iter().map(|core| Pin::Fixed(*core)).collect(),
+        Placement::Shards(_) => {
+            let cores = core_affinity::get_core_ids().unwrap_or_default();
+            match cores.len() >= count {
+                true => cores.iter().take(count).map(|core| Pin::Fixed(core.id)).collect(),
+                // More shards than cores: the scheduler decides.
+                false => (0..count).map(|_| Pin::Unbound).collect(),
+            }
+        }
+    }
+}
+
+/// Cores that this process may use and no shard is pinned to.
+fn spare_cores(config: &Config) -> Vec<core_affinity::CoreId> {
+    let shards = placements(config);
+    let is_taken = |core: &core_affinity::CoreId| {
+        shards.iter().any(|pin| matches!(pin, Pin::Fixed(taken) if *taken == core.id))
+    };
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    match shards.iter().all(|pin| matches!(pin, Pin::Fixed(_))) {
+        true => cores.into_iter().filter(|core| !is_taken(core)).collect(),
+        false => Vec::new(),
+    }
+}
+
+/// See the module.
+pub struct Running {
+    live: Arc<Live>,
+    orders: Receiver<Order>,
+    shards: Vec<glommio::ExecutorJoinHandle<usize>>,
+    progress: Receiver<Progress>,
+    /// Dropped when the shards have ended: nothing is ever sent.
+    _ringing: Sender<()>,
+}
+
+impl Running {
+    /// Starts the shards with these sockets and logs, and everything that stands around them. Signals must be blocked: threads inherit that.
+    pub fn start(
+        mut generation: Generation,
+        mut names: Names,
+        extensions: Extensions,
+        reread: Reread,
+        sockets: Sockets,
+        logs: Vec<Vec<OpenedLog>>,
+    ) -> Result<Running, Error> {
+        let config = generation.config.clone();
+        let count = config.cores.shards_count();
+        // What a log knows a shard knows: all of them number their lanes alike.
+        for name in logs.iter().flatten().flat_map(|log| &log.recovered.lanes).filter(|name| !name.is_empty())
+        {
+            names.id(name)?;
+        }
+        let dead_dir = config.dead_dir();
+        let dead = DeadLetters::new(&dead_dir)
+            .map_err(|e| Error(format!("cannot make the folder {}: {e}", dead_dir.display())))?;
+        let dead = Arc::new(dead);
+        let (injector, resent) = shard::injection();
+        let (workers, notifications) = start_workers(&generation, dead.clone(), extensions.observer.clone())?;
+        let mut injected = vec![resent, notifications];
+        let upkeep = Upkeep::start(dead.clone(), Box::new(injector), config.delivery.dead_retention)
+            .map_err(|e| failed("the upkeep of dead letters", &e))?;
+        let change = generation.change(&names, count);
+        let duplicates =
+            sockets.duplicates().map_err(|e| Error(format!("cannot duplicate a listening socket: {e}")))?;
+        let (progress, progress_end) = unbounded();
+        let (ringing, stop_ringing) = bounded::<()>(0);
+        let controls: Vec<Arc<Control>> = (0..count).map(|_| Arc::default()).collect();
+        let mut shards = Vec::new();
+        for (n, ((listeners, logs), placement)) in
+            duplicates.into_iter().zip(logs).zip(placements(&config)).enumerate()
+        {
+            let control = controls[n].clone();
+            let bell = control.clone();
+            // Every job in a channel and with a worker has room for its report.
+            let capacity = generation.targets.reports_max();
+            let (outcomes, reports) = outcome_channel(capacity, Arc::new(move || bell.ring()));
+            let plan = Plan {
+                listeners: with_services(listeners, &change.services),
+                settings: change.settings.clone(),
+                logs,
+                damaged: config.damaged_dir(),
+                segment_size: u32::try_from(config.spool.segment_size_on(count)).expect("limits bound it"),
+                // Of memory a sync proves nothing.
+                sync: config.spool.durability == Durability::Sync && config.spool.queue == Queue::Disk,
+                outward: change.outward.clone(),
+                outcomes,
+                reports,
+                // One shard takes them all: they are few.
+                injected: std::mem::take(&mut injected),
+                control,
+                observer: extensions.observer.clone(),
+                progress: progress.clone(),
+            };
+            let shard = LocalExecutorBuilder::new(placement)
+                .name(&format!("shard-{n}"))
+                .io_memory(RING_MEMORY_SIZE)
+                .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
+                .spawn(move || shard::run(plan))
+                .map_err(|e| failed("a shard", &e))?;
+            shards.push(shard);
+        }
+        let controls = Shards::new(controls);
+        let rung = controls.clone();
+        thread::Builder::new()
+            .name("bell".into())
+            .spawn(move || {
+                while stop_ringing.recv_timeout(RING_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                    rung.ring();
+                }
+            })
+            .map_err(|e| failed("what keeps the shards awake", &e))?;
+        let watch = watch::start(generation.take_watched())?;
+        let (orders, ordered) = bounded(4);
+        let live = Live {
+            notifier: Notifier::from_environment(),
+            shards: controls,
+            reread,
+            extensions,
+            in_force: ArcSwap::new(config),
+            targets: ArcSwap::from_pointee(generation.targets.clone()),
+            policies: ArcSwap::from_pointee(generation.asked.policies.clone()),
+            age: Mutex::new(Age::Starting),
+            is_ending: AtomicBool::new(false),
+            state: Mutex::new(State {
+                generation,
+                names,
+                sockets,
+                workers: Some(workers),
+                retiring: Vec::new(),
+                upkeep: Some(upkeep),
+                dead,
+                watch,
+                retired: Vec::new(),
+            }),
+            orders,
+        };
+        Ok(Running {
+            live: Arc::new(live),
+            orders: ordered,
+            shards,
+            progress: progress_end,
+            _ringing: ringing,
+        })
+    }
+
+    /// Starts what operators speak to. Signals must be blocked.
+    pub fn start_admin(&self) -> Result<Admin, Error> {
+        let settings = admin::Settings::of(&self.live.config()).map_err(|e| Error(e.to_string()))?;
+        admin::start(settings, self.live.clone()).map_err(|e| failed("the admin API", &e))
+    }
+
+    /// Starts what tells the service manager's watchdog that the shards live.
+    pub fn start_watchdog(&self) -> Result<Option<Watchdog>, Error> {
+        systemd::watchdog(&self.live.notifier, self.live.shards.clone())
+            .map_err(|e| failed("what tells the watchdog", &e))
+    }
+
+    /// What other threads may have of it.
+    pub fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// False if a signal came first: nothing has been accepted yet, so there is nothing to finish.
+    pub fn wait_until_ready(&self, signals: &mut Signals) -> Result<bool, Error> {
+        let mut left = self.shards.len();
+        while left > 0 {
+            match self.progress.recv_timeout(LOOK_INTERVAL) {
+                Ok(_) => left -= 1,
+                Err(RecvTimeoutError::Timeout) if signals.pending().any(|number| number != SIGHUP) => {
+                    return Ok(false);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error("a shard ended while it started".into()));
+                }
+            }
+        }
+        self.live.set_age(Age::Ready);
+        self.live.tell_ready();
+        Ok(true)
+    }
+
+    /// Waits for a signal or an order to end, and ends everything in order.
+    pub fn serve(self, mut signals: Signals) -> Result<Ended, Error> {
+        let orders = self.live.orders.clone();
+        let (reload, to_reload) = bounded::<()>(1);
+        let live = self.live.clone();
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                signals.forever().for_each(|number| {
+                    // Told already is told.
+                    if number == SIGHUP {
+                        let _ = reload.try_send(());
+                    } else if live.is_ending.swap(true, Ordering::SeqCst) {
+                        tracing::warn!("a signal while it stops: ending at once");
+                        telemetry::log::write_out();
+                        std::process::exit(1);
+                    } else {
+                        let _ = orders.try_send(Order::Signal(number));
+                    }
+                })
+            })
+            .map_err(|e| Error(format!("cannot wait for signals: {e}")))?;
+        let reloaded = self.live.clone();
+        thread::Builder::new()
+            .name("reload".into())
+            .spawn(move || {
+                while to_reload.recv().is_ok() {
+                    // It is said in the log.
+                    let _ = reloaded.reload();
+                }
+            })
+            .map_err(|e| Error(format!("cannot reload: {e}")))?;
+        let Ok(order) = self.orders.recv() else { return Err(Error("no orders can be had".into())) };
+        self.end(order)
+    }
+
+    fn end(self, order: Order) -> Result<Ended, Error> {
+        let order = match order {
+            Order::Signal(signal) => {
+                tracing::info!(signal, "stopping: sessions may finish, a second signal ends at once");
+                DrainOrder::default()
+            }
+            Order::Drain(order) => {
+                tracing::info!("stopping as ordered: sessions may finish, a signal ends at once");
+                order
+            }
+        };
+        let live = self.live.clone();
+        let mut is_forced = false;
+        live.is_ending.store(true, Ordering::SeqCst);
+        live.set_age(Age::Draining);
+        live.notifier.stopping("draining");
+        // Whoever reloads has finished that before.
+        live.state().sockets.keep(&[]);
+        live.shards.end(Ending::Drain);
+        if !self.wait_until_drained(order.timeout.unwrap_or(live.config().drain_timeout)) {
+            tracing::warn!("sessions did not finish in time: they are ended");
+            is_forced = true;
+            live.shards.end(Ending::Abort);
+            self.wait_until_drained(ABORT_TIMEOUT);
+        }
+        if let Some(timeout) = order.deliveries {
+            live.set_age(Age::Delivering);
+            is_forced |= !live.wait_until_delivered(timeout);
+        }
+        live.set_age(Age::Stopping);
+        let (stopped, workers_stopped) = bounded::<()>(1);
+        let stopping = live.clone();
+        thread::Builder::new()
+            .name("stop-workers".into())
+            .spawn(move || {
+                let mut state = stopping.state();
+                let (workers, upkeep) = (state.workers.take(), state.upkeep.take());
+                let retiring = std::mem::take(&mut state.retiring);
+                drop(state);
+                workers.into_iter().for_each(Workers::stop);
+                upkeep.into_iter().for_each(Upkeep::stop);
+                for thread in retiring {
+                    let _ = thread.join();
+                }
+                drop(stopped);
+            })
+            .map_err(|e| Error(format!("cannot wait for the delivery workers: {e}")))?;
+        if workers_stopped.recv_timeout(WORKERS_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("deliveries did not end in time: they are made again after the next start");
+            is_forced = true;
+        }
+        live.shards.end(Ending::Finish);
+        let mut left = 0;
+        for shard in self.shards {
+            left += shard.join().map_err(|e| Error(format!("a shard failed: {e}")))?;
+        }
+        let state = live.state();
+        state.generation.asked.greylists.iter().for_each(|greylist| greylist.finish());
+        for (policy, said) in
+            state.generation.asked.policies.said().filter(|(_, said)| *said != Said::default())
+        {
+            let Said { rejected, deferred, tagged, unavailable } = said;
+            tracing::info!(policy, rejected, deferred, tagged, unavailable, "what a policy had to say");
+        }
+        Ok(Ended { left, is_forced })
+    }
+
+    /// True if every shard has told that it has no session left.
+    fn wait_until_drained(&self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        let mut left = self.shards.len();
+        let mut told = None;
+        while left > 0 {
+            if told.is_none_or(|told: Instant| told.elapsed() >= TELL_INTERVAL) {
+                self.live.tell_draining(until);
+                told = Some(Instant::now());
+            }
+            let wait = until.saturating_duration_since(Instant::now()).min(TELL_INTERVAL);
+            match self.progress.recv_timeout(wait) {
+                Ok(Progress::Drained) => left -= 1,
+                Ok(Progress::Ready) => {}
+                Err(RecvTimeoutError::Timeout) if Instant::now() < until => {}
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        true
+    }
+}
+
+impl Operations for Live {
+    fn shards(&self) -> Shards {
+        self.shards.clone()
+    }
+
+    fn config(&self) -> Arc<Config> {
+        self.in_force.load_full()
+    }
+
+    fn targets(&self) -> Targets {
+        (**self.targets.load()).clone()
+    }
+
+    fn policies(&self) -> Policies {
+        (**self.policies.load()).clone()
+    }
+
+    fn reload(&self) -> Result<Reloaded, String> {
+        self.notifier.reloading();
+        let read = self.try_reload();
+        reloaded(Reload::Configuration, read.is_ok());
+        match &read {
+            Ok(Reloaded { changed, needs_restart }) => {
+                tracing::info!(changed = changed.join(" "), "the configuration was read anew");
+                if !needs_restart.is_empty() {
+                    let keys = needs_restart.join(" ");
+                    tracing::warn!(keys, "changed, and as they were until the next start");
+                }
+            }
+            Err(words) => {
+                tracing::error!("the configuration was not replaced, the old one is in force: {words}")
+            }
+        }
+        match &read {
+            Ok(_) => self.tell_ready(),
+            Err(_) => self.notifier.ready("the configuration was not replaced: the log says why"),
+        }
+        read
+    }
+
+    fn drain(&self, order: DrainOrder) {
+        // It is told once; what comes later is not heard.
+        let _ = self.orders.try_send(Order::Drain(order));
+    }
+
+    fn upgrade(&self) -> Result<String, String> {
+        Err("not yet".into())
+    }
+
+    fn stage(&self) -> Stage {
+        let left = || {
+            let each = std::iter::repeat_n((), self.shards.len());
+            let counts = self.shards.tell_each(each, |shard, ()| (shard.sessions(), shard.depth()));
+            counts.into_iter().flatten().fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+        };
+        match self.age() {
+            Age::Starting => Stage::Starting,
+            Age::Ready => Stage::Ready,
+            Age::Draining => {
+                let (sessions, messages) = left();
+                Stage::Draining { sessions, messages }
+            }
+            Age::Delivering | Age::Stopping => Stage::Stopping { messages: left().1 },
+        }
+    }
+}
+
+impl Live {
+    /// True if nothing is queued any more.
+    fn wait_until_delivered(&self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        let mut told = None;
+        loop {
+            if told.is_none_or(|told: Instant| told.elapsed() >= TELL_INTERVAL) {
+                self.tell_draining(until);
+                told = Some(Instant::now());
+            }
+            let depths =
+                self.shards.tell_each(std::iter::repeat_n((), self.shards.len()), |shard, ()| shard.depth());
+            if depths.iter().all(|depth| *depth == Some(0)) {
+                return true;
+            }
+            if Instant::now() >= until {
+                let left: usize = depths.into_iter().flatten().sum();
+                tracing::warn!(
+                    messages = left,
+                    "not everything was delivered in time: it is after the next start"
+                );
+                return false;
+            }
+            thread::sleep(LOOK_INTERVAL);
+        }
+    }
+}
