@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use support::client::Client;
 use support::disk::Mount;
@@ -75,24 +76,25 @@ impl System {
     }
 }
 
-/// Builds the package from the program at hand.
-fn build(folder: &Path) -> PathBuf {
-    let mut command = Command::new(tools::test_file("../packaging/debian/build"));
-    command.arg(folder).env("INCOMING_BIN", binary());
-    tools::assert_succeeded(&command.output().expect("it runs"));
-    let packages: Vec<_> =
-        fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
-    let [package] = &packages[..] else { panic!("{packages:?}") };
-    package.clone()
+/// The package of the program at hand, built once.
+fn package() -> &'static Path {
+    static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
+    PACKAGE.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian");
+        let mut command = Command::new(tools::test_file("../packaging/debian/build"));
+        command.arg(&folder).env("INCOMING_BIN", binary());
+        let said = command.output().expect("it runs");
+        assert!(said.status.success(), "{}", tools::said(&said));
+        String::from_utf8(said.stdout).expect("a path").trim_end().into()
+    })
 }
 
 #[test]
 fn an_installed_package_serves_and_a_purged_one_leaves_the_mail() {
     let folder = tempfile::tempdir().expect("a folder");
-    let package = build(folder.path());
     let system = System::new();
     let before = system.files();
-    fs::copy(&package, system.path("/incoming.deb")).expect("a copy");
+    fs::copy(package(), system.path("/incoming.deb")).expect("a copy");
     let installed = system.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
     assert!(!installed.to_lowercase().contains("warning"), "{installed}");
 
@@ -156,7 +158,7 @@ fn an_installed_package_serves_and_a_purged_one_leaves_the_mail() {
     assert_eq!(left, Vec::<String>::new(), "left of a purged package");
 
     // Without mail there is nothing to keep.
-    fs::copy(&package, system.path("/incoming.deb")).expect("a copy");
+    fs::copy(package(), system.path("/incoming.deb")).expect("a copy");
     system.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
     system.run(&["sh", "-c", "rm -rf /var/lib/incoming/*"]);
     system.run(&["dpkg", "--purge", "incoming"]);
@@ -327,9 +329,8 @@ impl Drop for Booted {
 #[test]
 fn the_service_lives_as_its_units_say() {
     let folder = tempfile::tempdir().expect("a folder");
-    let package = build(folder.path());
     let booted = Booted::new(&folder.path().join("log"));
-    fs::copy(&package, booted.system.path("/incoming.deb")).expect("a copy");
+    fs::copy(package(), booted.system.path("/incoming.deb")).expect("a copy");
 
     // Installing starts it; it is active, because it has said so.
     booted.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
