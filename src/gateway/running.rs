@@ -115,15 +115,15 @@ enum Order {
 impl Live {
     fn tell_ready(&self) {
         let (shards, listeners) = (self.shards.len(), self.config().listeners.len());
-        self.notifier.ready(&format!("{shards} shards take mail at {listeners} addresses"));
+        self.notifier.ready(&format!("taking mail (shards: {shards}, listeners: {listeners})"));
     }
 
     /// What is left of sessions and messages, where there is somebody to be told, and until when it may go on.
     fn tell_draining(&self, until: Instant) {
         if self.notifier.has_listener() {
             let status = match self.stage() {
-                Stage::Draining { sessions, .. } => format!("draining: {sessions} sessions"),
-                Stage::Stopping { messages } => format!("delivering: {messages} messages"),
+                Stage::Draining { sessions, .. } => format!("draining (sessions left: {sessions})"),
+                Stage::Stopping { messages } => format!("delivering (messages left: {messages})"),
                 Stage::Starting | Stage::Ready => return,
             };
             self.notifier.draining(&status, until.saturating_duration_since(Instant::now()));
