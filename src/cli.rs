@@ -10,9 +10,11 @@ use clap_complete::Shell;
 use incoming::inspect::SpoolCommand;
 
 use crate::auth_commands::AuthCommand;
+use crate::control_commands::ControlCommand;
 use crate::dead_letters::DeadCommand;
 use crate::doctor_command::DoctorCommand;
 use crate::explain_command::ExplainCommand;
+use crate::queue_commands::QueueCommand;
 
 /// An inbound SMTP gateway: makes mail durable before it says 250, then delivers it.
 #[derive(Parser)]
@@ -36,11 +38,16 @@ pub enum Command {
     /// Lists dead letters, has them sent again, or removes them; beside a running gateway or without one.
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Looks at the queue of a running gateway, and holds, releases, drops or retries messages of it.
+    #[command(subcommand)]
+    Queue(QueueCommand),
     /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
     #[command(subcommand)]
     Spool(SpoolCommand),
     /// Asks the configured policies about a session that does not take place, and prints what each says, in order.
     Explain(ExplainCommand),
+    #[command(flatten)]
+    Control(ControlCommand),
     /// Looks at this machine with the configuration in mind: what was found, what it costs, how to mend it. Exit code 1 if something is a fault.
     Doctor(DoctorCommand),
     /// Prints lines for the file of those who may log in. Needs no configuration.

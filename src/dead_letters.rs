@@ -35,8 +35,10 @@ pub enum DeadCommand {
         id: MessageId,
     },
     /// Has them sent again, to the recipients that were given up, as new messages.
+    #[command(visible_alias = "retry")]
     Resend(Chosen),
     /// Removes them.
+    #[command(visible_alias = "drop")]
     Remove {
         /// Their message ids.
         #[arg(required = true, value_name = "ID")]

@@ -5,10 +5,12 @@
 
 mod auth_commands;
 mod cli;
+mod control_commands;
 mod dead_letters;
 mod doctor_command;
 mod explain_command;
 mod manual;
+mod queue_commands;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -30,8 +32,10 @@ fn main() -> ExitCode {
         Command::Serve => serve(options),
         Command::Check => configured(options, check),
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
+        Command::Queue(command) => configured(options, |config| queue_commands::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
+        Command::Control(command) => configured(options, |config| control_commands::run(command, &config)),
         Command::Doctor(command) => configured(options, |config| doctor_command::run(&command, &config)),
         Command::Auth(command) => auth_commands::run(command),
         Command::Completions { shell } => manual::print_completions(shell),

@@ -89,7 +89,7 @@ fn the_service_manager_is_told_from_ready_to_the_end() {
     setup.file("incoming.toml", "colour = \"blue\"\n");
     server.signal("HUP");
     wait::until("it is ready as it was", || readies() == 3);
-    assert!(supervisor.told().last().expect("something").contains("was not replaced"));
+    assert!(supervisor.told().last().expect("something").contains("not replaced"));
     let replies = client.envelope("a@client.test", &["b@mx.test"]).expect("replies");
     assert_eq!(replies.last().expect("to DATA").code, 354);
     server.signal("TERM");
@@ -98,7 +98,7 @@ fn the_service_manager_is_told_from_ready_to_the_end() {
         supervisor.told().into_iter().find(|told| told.contains("EXTEND_TIMEOUT_USEC="))
     });
     let draining = draining.expect("more time is asked for");
-    assert!(draining.contains("sessions left: 1"), "{draining}");
+    assert!(draining.contains("1 shards have sessions"), "{draining}");
     let time = draining.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).expect("a time");
     let time: u64 = time.parse().expect("a number");
     assert!(time > 30_000_000, "drain_timeout is 30 s, and more is asked for: {draining}");
@@ -276,8 +276,10 @@ fn sockets_that_cannot_be_used_are_start_errors_that_name_the_remedy() {
     let connected =
         std::net::TcpStream::connect(held.local_addr().expect("an address")).expect("it connects");
     let (elsewhere, unwanted) = sockets(1);
-    let table: [(Vec<TcpListener>, String, &[&str]); 2] = [
+    let (shared, three) = sockets(3);
+    let table: [(Vec<TcpListener>, String, &[&str]); 3] = [
         (unwanted, "127.0.0.1:0".into(), &["mx", &elsewhere.to_string(), "[[listener]]", "ListenStream="]),
+        (three, shared.to_string(), &["3 sockets", "1 shards", "ListenStream="]),
         (
             vec![Socket::from(connected).into()],
             "127.0.0.1:0".into(),

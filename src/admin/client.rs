@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+pub use hyper::Method;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -38,6 +39,8 @@ const LINE_SIZE_MAX: usize = 1 << 20;
 pub enum Unanswered {
     /// Nobody listens there: no gateway runs, as far as can be told. The words say where.
     Absent(String),
+    /// The connection broke before there was an answer.
+    Broken(String),
     /// Anything else, in words for people.
     Failed(String),
 }
@@ -45,7 +48,7 @@ pub enum Unanswered {
 impl From<Unanswered> for String {
     fn from(unanswered: Unanswered) -> String {
         match unanswered {
-            Unanswered::Absent(words) | Unanswered::Failed(words) => words,
+            Unanswered::Absent(words) | Unanswered::Broken(words) | Unanswered::Failed(words) => words,
         }
     }
 }

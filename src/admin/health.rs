@@ -42,10 +42,16 @@ async fn livez(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
 }
 
 async fn readyz(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
-    answer(match state.operations().stage() {
+    let mut reasons: Vec<String> = match state.operations().stage() {
         Stage::Ready => Vec::new(),
-        Stage::Starting => vec!["starting: the shards do not all accept yet".into()],
+        Stage::Starting => return answer(vec!["starting: the shards do not all accept yet".into()]),
         Stage::Draining { .. } => vec!["draining: no new sessions are taken".into()],
-        Stage::Stopping { .. } => vec!["stopping".into()],
-    })
+        Stage::Stopping { .. } => return answer(vec!["stopping".into()]),
+    };
+    let shards = state.shards().ask_all(|shard| shard.troubles()).await;
+    for (n, troubles) in shards.into_iter().enumerate() {
+        let troubles = troubles.unwrap_or_else(|| vec!["it does not answer".into()]);
+        reasons.extend(troubles.into_iter().map(|trouble| format!("shard {n}: {trouble}")));
+    }
+    answer(reasons)
 }

@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Operations, health, life, metrics};
+use super::{Operations, dead, health, life, log_level, metrics, queue, sessions, stats, trace};
 use crate::shard::Shards;
 
 /// Of a fault that axum says in its own words.
@@ -62,7 +62,15 @@ impl AppState {
 
 /// All that there is.
 pub(super) fn api(state: AppState) -> Router {
-    let routes = health::routes().merge(life::routes()).merge(metrics::routes());
+    let routes = health::routes()
+        .merge(dead::routes())
+        .merge(life::routes())
+        .merge(log_level::routes())
+        .merge(metrics::routes())
+        .merge(queue::routes())
+        .merge(sessions::routes())
+        .merge(stats::routes())
+        .merge(trace::routes());
     bounded(routes, state)
 }
 

@@ -12,15 +12,21 @@
 //! Knows the gateway by what it can be asked ([`Operations`]), and nothing of how it is built.
 
 pub mod client;
+mod dead;
 mod health;
 mod http;
 mod life;
+mod log_level;
 mod metrics;
+pub mod queue;
 mod server;
+mod sessions;
 mod socket;
+mod stats;
 #[cfg(test)]
 pub(crate) mod testing;
 mod token;
+mod trace;
 
 use std::io;
 use std::sync::Arc;
@@ -33,9 +39,14 @@ use crate::delivery::Targets;
 use crate::policy::Policies;
 use crate::shard::Shards;
 
-pub use life::Progress;
+pub use health::Health;
+pub use life::{Drain, Progress, Upgraded};
+pub use log_level::LogLevel;
 pub use server::Admin;
+pub use sessions::{Session, Sessions};
+pub use stats::Stats;
 pub use token::{Token, TokenError};
+pub use trace::Line as TraceLine;
 
 /// What a running gateway can be asked and told, from any thread.
 pub trait Operations: Send + Sync + 'static {

@@ -58,8 +58,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Requests that are being answered when the control plane stops may go on for so long.
 const GRACE: Duration = Duration::from_secs(60);
-/// Threads for what blocks: reloads, upgrades, files.
-const BLOCKING_THREADS: usize = 4;
+/// Threads for what blocks (reloads, upgrades, files): one for each request there can be at a time. There are none while nobody asks.
+const BLOCKING_THREADS: usize = 2 * CONNECTIONS_MAX;
 
 /// The control plane, running.
 pub struct Admin {
@@ -99,6 +99,11 @@ impl Admin {
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_name("admin-blocking")
             .build()?;
+        for (what, address) in [("admin interface", addresses.0), ("monitor", addresses.1)] {
+            if let Some(address) = address {
+                tracing::info!(%address, "the {what} is at");
+            }
+        }
         let (stop, stopped) = watch::channel(false);
         let (closing, closed) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("admin".into()).spawn(move || {
@@ -426,5 +431,160 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let ended = Pin::new(&mut self.stream).poll_shutdown(context);
         self.bounded(context, ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::admin::testing::FakeGateway;
+    use crate::admin::{Progress, Stage};
+
+    /// Sends `request`, and gives everything that is answered until the connection ends.
+    fn exchange(mut stream: impl Read + Write, request: &str) -> String {
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    }
+
+    fn get(path: &str, more: &str) -> String {
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n")
+    }
+
+    fn socket(gateway: &FakeGateway) -> PathBuf {
+        gateway.config.admin.socket.clone().unwrap()
+    }
+
+    #[test]
+    fn over_tcp_nothing_is_said_without_the_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let token = folder.path().join("token");
+        std::fs::write(&token, "0123456789abcdef\n").unwrap();
+        std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let toml = format!("[admin]\nlisten = \"127.0.0.1:0\"\ntoken_file = {:?}", token.to_str().unwrap());
+        let gateway = FakeGateway::new(folder.path(), &toml);
+        let served = gateway.serve();
+        let ask = |path: &str, more: &str| {
+            exchange(std::net::TcpStream::connect(served.address().unwrap()).unwrap(), &get(path, more))
+        };
+        let field = |value: &str| format!("Authorization: {value}\r\n");
+        for more in [
+            "".into(),
+            field("Bearer 0123456789abcdeF"),
+            field("Bearer "),
+            field("0123456789abcdef"),
+            field("Basic 0123456789abcdef"),
+        ] {
+            for path in ["/v1/stage", "/livez", "/nothing"] {
+                let answer = ask(path, &more);
+                assert!(answer.starts_with("HTTP/1.1 401 "), "{path} {more}: {answer}");
+                assert!(
+                    answer.contains("www-authenticate: Bearer") && answer.contains(r#"{"error":"#),
+                    "{answer}"
+                );
+            }
+        }
+        let answer = ask("/v1/stage", &field("Bearer 0123456789abcdef"));
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("ready"), "{answer}");
+    }
+
+    #[test]
+    fn the_monitor_shows_and_takes_no_orders() {
+        let folder = tempfile::tempdir().unwrap();
+        let toml = "[admin]\nsocket = \"none\"\n[monitor]\nlisten = \"127.0.0.1:0\"";
+        let gateway = FakeGateway::new(folder.path(), toml);
+        let served = gateway.serve();
+        assert!(!folder.path().join("admin.sock").exists());
+        let ask = |request: &str| {
+            exchange(std::net::TcpStream::connect(served.monitor_address().unwrap()).unwrap(), request)
+        };
+        for path in ["/livez", "/readyz", "/metrics"] {
+            assert!(ask(&get(path, "")).starts_with("HTTP/1.1 200 "), "{path}");
+        }
+        *gateway.stage.lock().unwrap() = Stage::Draining { sessions: 1, messages: 0 };
+        let answer = ask(&get("/readyz", ""));
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("draining"), "{answer}");
+        assert!(ask(&get("/livez", "")).starts_with("HTTP/1.1 200 "));
+        for path in ["/v1/stage", "/v1/sessions", "/v1/stats", "/v1/log-level", "/"] {
+            assert!(ask(&get(path, "")).starts_with("HTTP/1.1 404 "), "{path}");
+        }
+        let order = "POST /v1/drain HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+        assert!(ask(order).starts_with("HTTP/1.1 404 "));
+        assert!(gateway.drained.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let gateway = FakeGateway::new(folder.path(), "");
+        let _served = gateway.serve();
+        let ask = |request: &str| exchange(UnixStream::connect(socket(&gateway)).unwrap(), request);
+        let head = |size: usize| get("/v1/stage", &format!("X: {}\r\n", "x".repeat(size)));
+        assert!(ask(&head(1000)).starts_with("HTTP/1.1 200 "));
+        assert!(ask(&head(HEAD_SIZE_MAX)).starts_with("HTTP/1.1 431 "));
+        let body = |size: usize| {
+            let fields = "Host: x\r\nConnection: close\r\nContent-Type: application/json\r\n";
+            format!("POST /v1/drain HTTP/1.1\r\n{fields}Content-Length: {size}\r\n\r\n{}", " ".repeat(size))
+        };
+        assert!(ask(&body(BODY_SIZE_MAX + 1)).starts_with("HTTP/1.1 413 "));
+        assert!(ask(&body(10)).starts_with("HTTP/1.1 400 "), "no JSON");
+    }
+
+    #[test]
+    fn a_flood_on_one_listener_keeps_nobody_from_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let gateway = FakeGateway::new(folder.path(), "[monitor]\nlisten = \"127.0.0.1:0\"");
+        let served = gateway.serve();
+        let address = served.monitor_address().unwrap();
+        // They say nothing.
+        let held: Vec<_> =
+            (0..CONNECTIONS_MAX).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let mut one_too_many = std::net::TcpStream::connect(address).unwrap();
+        assert_eq!(one_too_many.read(&mut [0]).unwrap_or(0), 0, "it is closed at once");
+        gateway.get::<Progress>("/v1/stage").unwrap();
+        drop(held);
+        let until = Instant::now() + Duration::from_secs(30);
+        let is_served = || exchange(std::net::TcpStream::connect(address).unwrap(), &get("/livez", ""));
+        while !is_served().starts_with("HTTP/1.1 200 ") {
+            assert!(Instant::now() < until, "their places are free again");
+        }
+    }
+
+    #[test]
+    fn it_can_be_stopped_and_started_again_and_by_one_of_its_own_requests() {
+        let folder = tempfile::tempdir().unwrap();
+        let gateway = FakeGateway::new(folder.path(), "");
+        for _ in 0..3 {
+            let served = gateway.serve();
+            gateway.get::<Progress>("/v1/stage").unwrap();
+            // A connection that says nothing does not hold it up.
+            let _idle = UnixStream::connect(socket(&gateway)).unwrap();
+            let begun = Instant::now();
+            drop(served);
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+            assert!(!socket(&gateway).exists());
+            assert!(gateway.get::<Progress>("/v1/stage").unwrap_err().contains("no gateway answers"));
+        }
+        // As a reload of [admin]: the answer is still given, and a new one listens before the old one is gone.
+        let first = super::super::start(Settings::of(&gateway.config).unwrap(), gateway.clone()).unwrap();
+        let next = std::sync::Mutex::new(Some(first));
+        let gateway = gateway.clone();
+        let again = gateway.clone();
+        let next = Arc::new(next);
+        let inside = next.clone();
+        *gateway.on_reload.lock().unwrap() = Some(Box::new(move || {
+            let new = super::super::start(Settings::of(&again.config).unwrap(), again.clone()).unwrap();
+            let old = inside.lock().unwrap().replace(new).unwrap();
+            old.stop(Duration::ZERO);
+        }));
+        let _: crate::admin::Reloaded = gateway.post("/v1/reload", serde_json::json!({})).unwrap();
+        gateway.get::<Progress>("/v1/stage").unwrap();
+        *gateway.on_reload.lock().unwrap() = None;
+        next.lock().unwrap().take().unwrap().stop(Duration::from_secs(10));
     }
 }

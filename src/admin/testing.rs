@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::{Admin, DrainOrder, Operations, Reloaded, Settings, Stage, client, start};
 use crate::config::{Config, Sources, System};
-use crate::delivery::Targets;
+use crate::delivery::transport::Discard;
+use crate::delivery::{Limits, Means, Target, TargetId, Targets};
 use crate::policy::Policies;
 use crate::shard::Shards;
 
@@ -17,6 +18,8 @@ pub struct FakeGateway {
     pub reload: Mutex<Result<Reloaded, String>>,
     pub upgrade: Mutex<Result<String, String>>,
     pub drained: Mutex<Vec<DrainOrder>>,
+    /// Done when it is told to reload.
+    pub on_reload: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl FakeGateway {
@@ -33,6 +36,7 @@ impl FakeGateway {
             reload: Mutex::new(Ok(Reloaded::default())),
             upgrade: Mutex::new(Ok("process 7 serves".into())),
             drained: Mutex::default(),
+            on_reload: Mutex::default(),
         })
     }
 
@@ -85,7 +89,8 @@ impl Operations for FakeGateway {
     }
 
     fn targets(&self) -> Targets {
-        Targets::new(Vec::new())
+        let discard = Means::Async(Arc::new(Discard));
+        Targets::new(vec![Target::new(TargetId(0), "store", discard, Limits::default(), 8)])
     }
 
     fn policies(&self) -> Policies {
@@ -93,6 +98,9 @@ impl Operations for FakeGateway {
     }
 
     fn reload(&self) -> Result<Reloaded, String> {
+        if let Some(done) = &*self.on_reload.lock().unwrap() {
+            done();
+        }
         self.reload.lock().unwrap().clone()
     }
 

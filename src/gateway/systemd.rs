@@ -30,7 +30,6 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use sd_notify::NotifyState;
 use socket2::{Domain, Socket, Type};
 
-use super::sockets::SEND_BUFFER_SIZE;
 use crate::shard::Shards;
 
 /// How long a supervisor's full queue is waited for.
@@ -40,7 +39,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// What is asked for beyond the time that a drain may take: syncs and the ends of threads.
 const END_RESERVE: Duration = Duration::from_secs(20);
 /// Variables that mean the process that has them, and not one that it starts.
-#[allow(dead_code)] // the upgrade's
 pub const OWN_VARIABLES: [&str; 4] = ["WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// Tells systemd how the gateway is. Cheap to clone; where there is no systemd, it tells nobody.
@@ -100,13 +98,13 @@ impl Notifier {
     }
 
     /// What is going on, in words.
-    #[allow(dead_code)] // the upgrade's
+    #[allow(dead_code)] // reload, drain and upgrade
     pub fn status(&self, text: &str) {
         self.tell(&[NotifyState::Status(&one_line(text))]);
     }
 
     /// What is going on needs so long from now on: it is not to be killed before.
-    #[allow(dead_code)] // the upgrade's
+    #[allow(dead_code)] // reload, drain and upgrade
     pub fn extend(&self, by: Duration) {
         self.tell(&[extension(by)]);
     }
@@ -118,17 +116,11 @@ impl Notifier {
 
     /// The process with this number is the service from now on, and tells for itself; this one tells nothing any more. It must have been
     /// started without [`OWN_VARIABLES`], or it would not know of the watchdog.
-    #[allow(dead_code)] // the upgrade's
     pub fn succeeded_by(&self, pid: u32) {
         self.tell(&[NotifyState::MainPid(pid)]);
         if let Some(told) = &self.told {
             told.is_over.store(true, Ordering::Relaxed);
         }
-    }
-
-    /// Whether there is anybody to be told.
-    pub fn has_listener(&self) -> bool {
-        self.told.is_some()
     }
 
     fn is_stopping(&self) -> bool {
@@ -271,38 +263,45 @@ fn inherit(socket: Socket, name: String) -> Result<Inherited, String> {
         return Err(fault(&format!("listens on {address} for IPv4 too")));
     }
     // systemd's sockets do not block; those that a ring accepts on do.
-    let _ = socket.set_send_buffer_size(SEND_BUFFER_SIZE);
     socket.set_nonblocking(false).map_err(|error| fault(&format!("cannot be used: {error}")))?;
     Ok(Inherited { name, address, socket: socket.into() })
 }
 
-/// The sockets, if each of them is some listener's; one that is nobody's is a fault, for connections would wait there for ever. Where
-/// there are fewer for an address than shards, the log says what that means.
-pub fn matched(
-    inherited: Vec<Inherited>,
-    listeners: &[InternetAddress],
+/// Takes the sockets for `address` out of those inherited: one for each shard, as far as there are; none, if the gateway has to bind
+/// them itself. More than there are shards are a fault: nobody would take what comes in at the others.
+pub fn take(
+    inherited: &mut Vec<Inherited>,
+    address: InternetAddress,
     shards: usize,
 ) -> Result<Vec<TcpListener>, String> {
-    let is_wanted = |socket: &Inherited| listeners.contains(&socket.address);
-    if let Some(Inherited { name, address, .. }) = inherited.iter().find(|socket| !is_wanted(socket)) {
-        return Err(format!(
-            "the service manager hands over \"{name}\", which listens on {address}, and no [[listener]] has that address: add one, or \
-             take the line ListenStream={address} out of the socket unit"
-        ));
-    }
-    for address in listeners {
-        let sockets = inherited.iter().filter(|socket| socket.address == *address).count();
-        if (1..shards).contains(&sockets) {
-            tracing::warn!(
-                %address,
-                sockets,
-                shards,
-                "only as many shards take connections there as sockets are handed over: have the line ListenStream={address} in the \
-                 socket unit once for each shard, with ReusePort=yes"
-            );
+    let taken: Vec<_> = inherited.extract_if(.., |socket| socket.address == address).collect();
+    match taken.len() {
+        0 => {}
+        count if count > shards => {
+            return Err(format!(
+                "the service manager hands over {count} sockets for {address}, and there are {shards} shards: have no more lines \
+                 ListenStream={address} in the socket unit than shards"
+            ));
         }
+        count if count < shards => tracing::warn!(
+            %address,
+            sockets = count,
+            shards,
+            "only as many shards take connections there as sockets are handed over: have the line ListenStream={address} in the \
+             socket unit once for each shard, with ReusePort=yes"
+        ),
+        _ => {}
     }
-    Ok(inherited.into_iter().map(|inherited| inherited.socket).collect())
+    Ok(taken.into_iter().map(|inherited| inherited.socket).collect())
+}
+
+/// A socket that no listener wanted is a fault: connections would wait there for ever.
+pub fn check_all_taken(left: &[Inherited]) -> Result<(), String> {
+    let Some(Inherited { name, address, .. }) = left.first() else { return Ok(()) };
+    Err(format!(
+        "the service manager hands over \"{name}\", which listens on {address}, and no [[listener]] has that address: add one, or take \
+         the line ListenStream={address} out of the socket unit"
+    ))
 }
 
 #[cfg(test)]
@@ -454,16 +453,33 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_no_listeners_is_a_fault_that_names_the_remedy() {
-        let sockets = || vec![listener("127.0.0.1:0"), listener("127.0.0.1:0")];
-        let inherited = sockets();
-        let wanted: Vec<_> = inherited.iter().map(|socket| socket.address).collect();
-        assert_eq!(matched(inherited, &wanted, 1).map(|taken| taken.len()), Ok(2));
-        let inherited = sockets();
-        let (first, second) = (inherited[0].address, inherited[1].address.to_string());
-        let fault = matched(inherited, &[first], 1).unwrap_err();
-        let words = ["\"mx.socket\"", "[[listener]]", &second];
-        assert!(words.iter().all(|word| fault.contains(word)), "{fault}");
-        assert_eq!(matched(Vec::new(), &wanted, 1).map(|taken| taken.len()), Ok(0));
+    fn each_shard_takes_one_of_the_sockets_of_an_address() {
+        let mut inherited = vec![listener("127.0.0.1:0"), listener("127.0.0.1:0")];
+        let address = inherited[1].address;
+        // A second one of the same address, as ReusePort=yes makes it.
+        let again = inherited[1].socket.try_clone().unwrap();
+        inherited.push(Inherited { name: "mx.socket".into(), address, socket: again });
+        let fault = take(&mut vec_of(&inherited), address, 1).unwrap_err();
+        assert!(fault.contains("2 sockets") && fault.contains("1 shards"), "{fault}");
+        assert_eq!(take(&mut vec_of(&inherited), address, 2).unwrap().len(), 2);
+        assert_eq!(take(&mut inherited, address, 3).unwrap().len(), 2);
+        assert_eq!(take(&mut inherited, address, 3).unwrap().len(), 0);
+        let fault = check_all_taken(&inherited).unwrap_err();
+        assert!(
+            fault.contains(&inherited[0].address.to_string()) && fault.contains("[[listener]]"),
+            "{fault}"
+        );
+        let left = inherited[0].address;
+        take(&mut inherited, left, 1).unwrap();
+        assert_eq!(check_all_taken(&inherited), Ok(()));
+    }
+
+    fn vec_of(inherited: &[Inherited]) -> Vec<Inherited> {
+        let copies = inherited.iter().map(|Inherited { name, address, socket }| Inherited {
+            name: name.clone(),
+            address: *address,
+            socket: socket.try_clone().unwrap(),
+        });
+        copies.collect()
     }
 }

@@ -17,7 +17,7 @@ use super::clock;
 use super::handoff::JustAccepted;
 use super::link::{Input, Link};
 use super::meters::{NoTls, Queued};
-use super::{Ending, Service};
+use super::{Ending, Service, Shard};
 use crate::limits::{PIECE_SIZE_MIN, SCRATCH_SIZE};
 use crate::mail::{Arrival, Refusal, Status, Tag};
 use crate::policy::{Asker, Attempt, Ban};
@@ -98,8 +98,11 @@ pub struct Served {
 
 impl Served {
     async fn run(&mut self) -> io::Result<()> {
+        let is_watched = self.link.shard.taps.is_any();
+        look_on(&self.link.shard, self.link.key(), &mut self.session, is_watched, true);
         loop {
             while let Some(effect) = self.session.poll_effect() {
+                self.link.shown().wait();
                 match effect {
                     Effect::Check(phase) => {
                         if let Some(waiting) = self.check(phase) {
@@ -144,6 +147,7 @@ impl Served {
             if self.exceeds_budget() && self.session.hand_over_early(PIECE_SIZE_MIN) {
                 continue;
             }
+            self.link.shown().look_at(&self.session, self.service.may_be_spoken_for());
             if let Some(since) = self.greets_since {
                 self.look_for_greeting(since);
             }
@@ -218,7 +222,12 @@ impl Served {
     /// Gives the session what it could not take before. True if it took something now.
     fn take_input(&mut self) -> bool {
         let rest = &self.input[self.taken..];
+        let (shard, key) = (&self.link.shard, self.link.key());
+        let is_watched = look_on(shard, key, &mut self.session, shard.taps.is_any(), false);
         let taken = self.session.handle_input(rest, clock::now(), &mut self.replies);
+        if is_watched {
+            shard.taps.hear(key, self.session.take_heard());
+        }
         self.taken += taken;
         if self.taken == self.input.len() {
             self.input = Vec::new();
@@ -230,13 +239,17 @@ impl Served {
     /// Receives once and gives the octets to the session. Not an `async fn`, as [`serve`].
     fn receive(&mut self) -> impl Future<Output = io::Result<Input<()>>> {
         let Served { link, session, replies, input, .. } = self;
-        let shard = link.shard.clone();
+        let (shard, key) = (link.shard.clone(), link.key());
         let deadline = session.deadline();
         link.receive(deadline, move |octets| {
             if replies.capacity() == 0 {
                 *replies = shard.take_buffer();
             }
+            let is_watched = look_on(&shard, key, session, shard.taps.is_any(), false);
             let taken = session.handle_input(octets, clock::now(), replies);
+            if is_watched {
+                shard.taps.hear(key, session.take_heard());
+            }
             input.extend_from_slice(&octets[taken..]);
         })
     }
@@ -269,6 +282,7 @@ impl Served {
             Ok(tls) => {
                 let now = clock::now();
                 self.link.shard.meters.secured(tls.version, now.saturating_duration_since(begun));
+                self.link.shard.taps.secured(self.link.key(), tls.version);
                 self.session.handle_secured(tls, now, &mut self.replies);
             }
             Err(why) => {
@@ -367,6 +381,7 @@ impl Served {
         let now = clock::now();
         let outcome = match stored {
             Ok(id) => {
+                self.link.shown().count_message();
                 let wait = now.saturating_duration_since(begun);
                 shard.meters.queued(Queued { id, peer, tls, size: content_size, recipients, wait });
                 if let Some((from, tags)) = log_line {
@@ -421,6 +436,17 @@ impl Asker for Answerer<Authentication> {
     fn tell(self: Box<Self>, is_right: bool) {
         self.give(if is_right { Authentication::Accepted } else { Authentication::Refused });
     }
+}
+
+/// Has `session` kept in mind what it hears while somebody looks on; true if somebody does. `is_any` is the flag that says whether
+/// anybody looks at any session of the shard.
+fn look_on(shard: &Shard, key: usize, session: &mut Session, is_any: bool, is_new: bool) -> bool {
+    if !(is_any || session.is_watched()) {
+        return false;
+    }
+    let is_watched = is_any && shard.taps.join(key, session.peer(), is_new);
+    session.watch(is_watched);
+    is_watched
 }
 
 fn not_stored(error: AppendError) -> NotStored {

@@ -24,6 +24,7 @@ use rustix::net::{RecvFlags, recv};
 use super::clock;
 use super::event::keep_waker;
 use super::meters::NoTls;
+use super::sessions::Shown;
 use super::{Ending, Shard};
 use crate::mail::Tls;
 use crate::tls::Channel;
@@ -48,6 +49,8 @@ pub struct Connection {
     deadline: Cell<Instant>,
     waker: RefCell<Option<Waker>>,
     told: Cell<Ending>,
+    /// What operators see of it.
+    pub shown: Shown,
 }
 
 impl Connection {
@@ -128,9 +131,20 @@ impl Link {
             deadline: Cell::new(clock::now()),
             waker: RefCell::default(),
             told: Cell::new(Ending::No),
+            shown: Shown::new(&stream),
         });
         let key = shard.connections.borrow_mut().insert(connection.clone());
         Link { shard, connection, key, stream, tls: None, is_shaking: false, turn: None }
+    }
+
+    /// Its place among the shard's connections, while it lives.
+    pub fn key(&self) -> usize {
+        self.key
+    }
+
+    /// What operators see of it.
+    pub fn shown(&self) -> &Shown {
+        &self.connection.shown
     }
 
     /// Receives once, and gives `take` the octets: in clear, and perhaps none, where only TLS had something to say.
@@ -202,6 +216,9 @@ impl Link {
 
     /// Writes `octets`, and whatever TLS has to say, at once; then `octets` is empty, and its buffer the shard's again.
     pub async fn send(&mut self, octets: &mut Vec<u8>) -> io::Result<()> {
+        if self.shard.taps.is_any() {
+            self.shard.taps.say(self.key, octets);
+        }
         self.shard.meters.replied(octets);
         let mut out = match &mut self.tls {
             None => std::mem::take(octets),
@@ -297,6 +314,9 @@ impl Link {
     /// Writes `octets`, says that TLS ends, if there is any, and lets the peer read what it was sent last.
     pub async fn close(&mut self, octets: &mut Vec<u8>) -> io::Result<()> {
         if let Some(tls) = &mut self.tls {
+            if self.shard.taps.is_any() {
+                self.shard.taps.say(self.key, octets);
+            }
             self.shard.meters.replied(octets);
             tls.give(octets);
             octets.clear();
@@ -422,6 +442,9 @@ impl From<io::Error> for HandshakeError {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        if self.shard.taps.is_any() {
+            self.shard.taps.end(self.key);
+        }
         let mut connections = self.shard.connections.borrow_mut();
         connections.remove(self.key);
         if connections.is_empty() {

@@ -27,7 +27,9 @@ pub(crate) mod meters;
 mod pressure;
 mod proxied;
 mod quarantine;
+pub(crate) mod queue;
 pub(crate) mod read_back;
+pub(crate) mod sessions;
 mod settings;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -43,7 +45,8 @@ use slab::Slab;
 
 pub use control::{Control, Ending, Shards};
 pub use directory::{
-    DataLock, DirectoryError, OpenedLog, count_segments, is_locked, lock, open, open_in_memory,
+    DataLock, DirectoryError, OpenedLog, count_segments, is_locked, lock, open, open_beside, open_in_memory,
+    open_others,
 };
 pub use handoff::Outward;
 pub use inject::{Injected, Injector, injection};
@@ -144,6 +147,8 @@ pub(crate) struct Shard {
     /// Octets of envelopes that are not handed over yet; as much as content may have.
     envelope_memory: Cell<usize>,
     dates: clock::Dates,
+    /// Who looks at sessions.
+    taps: sessions::Taps,
     meters: Rc<Meters>,
 }
 
@@ -286,6 +291,7 @@ pub async fn run(plan: Plan) -> usize {
         content_memory: Cell::new(0),
         envelope_memory: Cell::new(0),
         dates: clock::Dates::default(),
+        taps: sessions::Taps::default(),
     });
     let disks: Vec<_> = plan.logs.into_iter().map(|log| shard.open(log)).collect();
     disks.iter().for_each(Disk::run);

@@ -51,6 +51,11 @@ impl Service {
         is_in(&self.xclient_from, peer)
     }
 
+    /// Whether a session's client may be another than its socket's peer.
+    pub(super) fn may_be_spoken_for(&self) -> bool {
+        !(self.proxy_from.is_empty() && self.xclient_from.is_empty())
+    }
+
     /// Whether what one address may have is asked of `peer`: not of who is vouched for, nor of who speaks for others.
     pub(super) fn is_guarded(&self, peer: IpAddr) -> bool {
         !(self.is_trusted || self.is_proxy(peer) || self.may_xclient(peer))

@@ -25,6 +25,7 @@ mod effect;
 #[doc(hidden)]
 pub mod fuzzing;
 mod header;
+mod heard;
 mod line;
 mod pace;
 mod params;
@@ -38,5 +39,6 @@ mod xclient;
 
 pub use config::{AuthMode, BareLineEnds, Dialect, Peer, SessionConfig, TlsMode};
 pub use effect::{Authentication, Credentials, Effect, NotStored, Submission};
+pub use heard::{Heard, LINE_SIZE_MAX as HEARD_LINE_SIZE_MAX};
 pub use reply::refusal_line;
-pub use session::Session;
+pub use session::{Session, Standing};

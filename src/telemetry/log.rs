@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
@@ -80,14 +81,64 @@ pub fn start(format: Format, level: Level) -> io::Result<Guard> {
     let lines = Arc::new(Lines::new(Box::new(io::stderr())));
     assert!(STARTED.set(lines.clone()).is_ok(), "the log of a process is started once");
     let writer = lines.clone();
+    let text = LevelFilter::from(level).to_string();
     let subscriber =
-        tracing_subscriber::fmt().with_max_level(LevelFilter::from(level)).with_ansi(false).with_timer(Clock);
-    match format {
-        Format::Human => subscriber.compact().with_writer(Appender(writer)).init(),
-        Format::Json => subscriber.json().flatten_event(true).with_writer(Appender(writer)).init(),
-    }
+        tracing_subscriber::fmt().with_env_filter(EnvFilter::new(&text)).with_ansi(false).with_timer(Clock);
+    let put: Put = match format {
+        Format::Human => {
+            let subscriber = subscriber.compact().with_writer(Appender(writer)).with_filter_reloading();
+            let handle = subscriber.reload_handle();
+            subscriber.init();
+            Box::new(move |filter| handle.reload(filter).map_err(|e| e.to_string()))
+        }
+        Format::Json => {
+            let subscriber = subscriber.json().flatten_event(true);
+            let subscriber = subscriber.with_writer(Appender(writer)).with_filter_reloading();
+            let handle = subscriber.reload_handle();
+            subscriber.init();
+            Box::new(move |filter| handle.reload(filter).map_err(|e| e.to_string()))
+        }
+    };
+    let _ = CHOICE.set(Choice { put, text: Mutex::new(text) });
     install_panic_hook(format, lines.clone());
     Guard::start(lines)
+}
+
+/// What is logged, while the process runs.
+struct Choice {
+    put: Put,
+    text: Mutex<String>,
+}
+
+/// Puts another filter in force.
+type Put = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+static CHOICE: OnceLock<Choice> = OnceLock::new();
+
+/// What is logged now: a level, or a filter as [`set_filter`] takes it. Nothing where no log was started.
+pub fn filter() -> Option<String> {
+    let choice = CHOICE.get()?;
+    Some(choice.text.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
+/// From here on, until the process ends, this is logged: a level, or levels by where events come from, as
+/// `info,incoming::shard=debug`. Gives what it was before. A filter that is none changes nothing.
+pub fn set_filter(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let expected = "expected error, warn, info, debug, trace or off, or a list such as \"info,incoming::delivery=debug\"";
+    let filter = EnvFilter::builder()
+        .with_regex(false)
+        .parse(text)
+        .map_err(|e| format!("{expected}, not {text:?}: {e}"))?;
+    // A word that is no level is taken for the name of a module.
+    let is_word = |part: &str| !part.contains(['=', '[', ':']) && part.trim().parse::<LevelFilter>().is_err();
+    if text.is_empty() || text.split(',').any(is_word) {
+        return Err(format!("{expected}, not {text:?}"));
+    }
+    let choice = CHOICE.get().ok_or("there is no log in this process")?;
+    let mut before = choice.text.lock().unwrap_or_else(PoisonError::into_inner);
+    (choice.put)(filter)?;
+    Ok(std::mem::replace(&mut *before, text.to_lowercase()))
 }
 
 /// Writes out every line logged so far. For those who end the process without dropping the [`Guard`].

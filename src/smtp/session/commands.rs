@@ -26,6 +26,13 @@ impl Session {
             Some(_) => self.config.command_size_max.max(RESPONSE_SIZE_MAX),
         };
         let (taken, line) = self.line.take(octets, size_max);
+        if let Some(ear) = &mut self.ear {
+            match &line {
+                Taken::Part => {}
+                Taken::Line(line) => ear.line(line, self.exchange.is_some()),
+                Taken::TooLong { .. } | Taken::Endless | Taken::Tls => ear.long_line(),
+            }
+        }
         match line {
             // Counted from the end of the last command, not from the last octet: a trickle does not extend
             // it.

@@ -24,6 +24,7 @@ use crate::mail::{Arrival, Envelope, ForwardPath, MessageId, Protocol, Refusal, 
 
 use super::config::{Dialect, Peer, SessionConfig, TlsMode};
 use super::effect::{Effect, NotStored};
+use super::heard::{Ear, Heard};
 use super::line::LineReader;
 use super::params::RecipientParams;
 use super::reply::{self, Reply};
@@ -76,6 +77,43 @@ pub struct Session {
     owes_close: bool,
     /// It was ended for what the peer did.
     is_sent_away: bool,
+    /// Somebody looks on.
+    ear: Option<Box<Ear>>,
+}
+
+/// How far a session is, as an operator sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// It has not said a word yet: TLS, a policy or a delay comes before the greeting.
+    #[default]
+    Connected,
+    /// It was greeted, and has not named itself.
+    Greeted,
+    /// It has named itself, and no transaction is open.
+    Ready,
+    /// A transaction is open, its content has not begun.
+    Transaction,
+    /// Content is coming.
+    Content,
+    /// It waits for us: for a policy, a password, the spool.
+    Waiting,
+    /// It has ended.
+    Closed,
+}
+
+impl Standing {
+    /// One word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Standing::Connected => "connected",
+            Standing::Greeted => "greeted",
+            Standing::Ready => "ready",
+            Standing::Transaction => "transaction",
+            Standing::Content => "content",
+            Standing::Waiting => "waiting",
+            Standing::Closed => "closed",
+        }
+    }
 }
 
 /// How the peer named itself.
@@ -172,6 +210,7 @@ impl Session {
             refused: None,
             owes_close: false,
             is_sent_away: false,
+            ear: None,
         };
         match session.config.tls {
             TlsMode::Implicit => session.start_tls(),
@@ -192,7 +231,8 @@ impl Session {
         let mut taken = 0;
         while taken < octets.len() && self.takes_input() {
             let rest = &octets[taken..];
-            taken += match self.state {
+            let (is_skipped, state) = (self.skipped.is_some(), self.state);
+            let size = match self.state {
                 _ if self.skipped.is_some() => self.skip(rest, now, replies),
                 State::Content | State::Chunk => self.take_content(rest, now, replies),
                 State::Connected => {
@@ -201,6 +241,16 @@ impl Session {
                 }
                 _ => self.take_line(rest, now, replies),
             };
+            if let Some(ear) = &mut self.ear {
+                match state {
+                    _ if is_skipped => ear.ignored(size),
+                    State::Content | State::Chunk => ear.content(size),
+                    State::Connected => ear.ignored(size),
+                    // The lines it has noted itself.
+                    _ => {}
+                }
+            }
+            taken += size;
             self.leave_if_due(replies);
         }
         // RFC 3207 §4.2, RFC 2920 §3.1: STARTTLS is the last of a group. What came in clear behind it may be anybody's, and would be
@@ -210,6 +260,42 @@ impl Session {
             taken = octets.len();
         }
         taken
+    }
+
+    /// From here on what the peer says is kept for [`Session::take_heard`], until that is no longer wanted.
+    pub fn watch(&mut self, is_watched: bool) {
+        match is_watched {
+            // What the peer has said before is not known: it may have been AUTH.
+            true if self.ear.is_none() => {
+                self.ear = Some(Box::new(Ear::new(self.state != State::Connected)));
+            }
+            true => {}
+            false => self.ear = None,
+        }
+    }
+
+    /// Whether somebody looks on.
+    pub fn is_watched(&self) -> bool {
+        self.ear.is_some()
+    }
+
+    /// What was heard since the last time, with secrets left out.
+    pub fn take_heard(&mut self) -> Vec<Heard> {
+        self.ear.as_mut().map_or_else(Vec::new, |ear| ear.take())
+    }
+
+    /// How far it is.
+    pub fn standing(&self) -> Standing {
+        match (self.state, &self.awaits) {
+            (State::Closed, _) => Standing::Closed,
+            (State::Connected, _) => Standing::Connected,
+            (State::Content | State::Chunk, Awaits::Nothing) => Standing::Content,
+            (State::Arrived, _) => Standing::Waiting,
+            (_, awaits) if !matches!(awaits, Awaits::Nothing) => Standing::Waiting,
+            (State::Greeted, _) => Standing::Greeted,
+            (State::Ready, _) => Standing::Ready,
+            _ => Standing::Transaction,
+        }
     }
 
     /// The peer will send no more (FIN). To be told when all its octets are taken or the session is closed.
