@@ -320,11 +320,13 @@ impl Drop for Booted {
         // All that runs within goes with it.
         let _ = self.unshared.kill();
         let _ = self.unshared.wait();
-        let _ = Command::new("sh")
-            .args(["-c", "find \"$0\" -depth -type d -exec rmdir {} +"])
-            .arg(&self.group)
-            .stderr(Stdio::null())
-            .status();
+        // Its processes take their time to end, and until then their groups stay.
+        wait::poll(wait::PATIENCE, || {
+            let mut remove = Command::new(tools::program("find"));
+            remove.arg(&self.group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", "+"]);
+            let _ = remove.stderr(Stdio::null()).status();
+            (!self.group.exists()).then_some(())
+        });
     }
 }
 
