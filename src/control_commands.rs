@@ -13,7 +13,8 @@ use bytesize::ByteSize;
 use clap::Subcommand;
 use incoming::admin::client::{self, Unanswered};
 use incoming::admin::{
-    Drain, Health, LogLevel, Progress, Reloaded, Session, Sessions, Stage, Stats, TraceLine, Upgraded,
+    Drain, Health, LogLevel, Progress, QueueTarget as Target, Reloaded, Session, Sessions, Stage, Stats,
+    TraceLine, Upgraded,
 };
 use incoming::config::Config;
 use incoming::telemetry::Escaped;
@@ -287,7 +288,10 @@ impl Display for Glance<'_> {
             "DEFERRED/s",
             "REJECTED/s",
         ]);
-        for target in &now.queue.targets {
+        let is_used = |target: &&Target| {
+            !target.target.is_empty() || target.backlog + target.deferred + target.handed_off > 0
+        };
+        for target in now.queue.targets.iter().filter(is_used) {
             let rate = |of: fn(&Self, &str) -> f64| format!("{:.1}", of(self, &target.target));
             table.row([
                 if target.target.is_empty() { "(not routed)".into() } else { target.target.clone() },
