@@ -26,6 +26,8 @@ pub mod running;
 mod secrets;
 mod sockets;
 mod steering;
+mod succession;
+mod systemd;
 mod transports;
 mod watch;
 
@@ -47,16 +49,14 @@ pub use running::{Ended, Live};
 pub(crate) use steering::pinned_cores;
 
 use generation::Generation;
-use running::Running;
+use running::{Parts, Running};
 use secrets::Secrets;
 use sockets::Sockets;
+use succession::Predecessor;
 use transports::Names;
 
 /// Locked memory that glommio asks for, octets.
 pub(crate) const LOCKED_MEMORY_MIN: u64 = 512 << 10;
-
-/// How long the last answers to operators may take.
-const ADMIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Why the gateway could not start or go on: what, where, and what to do about it.
 #[derive(Debug)]
@@ -91,42 +91,70 @@ pub struct Extensions {
 pub type Reread = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 
 /// Runs the gateway until it is told to stop (SIGTERM, SIGINT, an order), and says on standard error when it is ready.
+///
+/// A process that another has started to succeed it takes that one's place: see [`succession`].
 pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<Ended, Error> {
     end_on_panic();
+    succession::remember_program();
+    let failed = |error| Error(format!("cannot succeed the process that started this one: {error}"));
+    let mut predecessor = Predecessor::of_this_process().map_err(failed)?;
+    let notifier = systemd::Notifier::from_environment();
     check_ring()?;
     check_locked_memory()?;
-    let lock = shard::lock(&config.data)?;
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error(format!("cannot handle signals: {e}")))?;
-    let blocked = BlockedSignals::block();
     let count = config.cores.shards_count();
-    // Before anything is bound: of a fault here nobody outside shall see anything.
+    let blocked = BlockedSignals::block();
     let mut names = Names::default();
-    let mut generation = Generation::new(config, &mut names, &extensions, None)?;
-    let mut sockets = Sockets::new(count);
-    let new = sockets.bind_missing(generation.listeners_mut())?;
-    sockets.add(new);
+    let (lock, generation, sockets, logs, own_logs) = match &mut predecessor {
+        None => {
+            let lock = shard::lock(&config.data)?;
+            // Before anything is bound: of a fault here nobody outside shall see anything.
+            let mut generation = Generation::new(config, &mut names, &extensions, None)?;
+            let mut sockets = Sockets::new(count);
+            let mut inherited = systemd::inherited_listeners().map_err(Error)?;
+            sockets.inherit(generation.listeners_mut(), &mut inherited)?;
+            systemd::check_all_taken(&inherited).map_err(Error)?;
+            let new = sockets.bind_missing(generation.listeners_mut())?;
+            sockets.add(new);
+            let logs = open_logs(&generation.config)?;
+            (lock, generation, sockets, logs, None)
+        }
+        Some(predecessor) => {
+            check_files(&config)?;
+            let (lock, inherited) = predecessor.take_over().map_err(failed)?;
+            let mut generation = Generation::new(config, &mut names, &extensions, None)?;
+            let mut sockets = Sockets::of_others(inherited, count).map_err(failed)?;
+            sockets.name_ports(generation.listeners_mut());
+            sockets.keep(&generation.config.listeners);
+            sockets.bind_more(&generation.config.listeners)?;
+            let new = sockets.bind_missing(generation.listeners_mut())?;
+            sockets.add(new);
+            let (logs, numbers) = open_logs_beside(&generation.config)?;
+            (shard::DataLock::inherited(lock), generation, sockets, logs, numbers)
+        }
+    };
     let config = generation.config.clone();
     steering::steer(&config, &sockets);
-    let logs = match config.spool.queue {
-        Queue::Disk => {
-            let is_sync = config.spool.durability == Durability::Sync;
-            shard::open(&config.spool_dir(), &config.damaged_dir(), count, is_sync, new_log())?
-        }
-        Queue::Memory => open_in_memory(&config, count)?,
-    };
-    let running = Running::start(generation, names, extensions, reread, sockets, logs)?;
-    let admin = running.start_admin()?;
+    let parts = Parts { generation, names, sockets, lock, extensions, reread, notifier: notifier.clone() };
+    let running = Running::start(parts, logs)?;
+    running.live().start_admin()?;
     drop(blocked);
     if !running.wait_until_ready(&mut signals)? {
         return Ok(Ended::default());
     }
-    eprint!("{}", running.live().config().banner());
+    eprint!("{}", config.banner());
     eprintln!("ready");
     tracing::info!(shards = count, "ready");
-    let is_in_memory = running.live().config().spool.queue == Queue::Memory;
+    notifier.ready(&format!("{count} shards take mail"));
+    if let Some(mut predecessor) = predecessor {
+        predecessor.tell_serving().map_err(failed)?;
+        running.adopt_after(predecessor, own_logs)?;
+    }
+    let _watchdog = systemd::watchdog(&notifier, running.live().shards())
+        .map_err(|e| Error(format!("cannot start what tells the watchdog: {e}")))?;
+    let is_in_memory = config.spool.queue == Queue::Memory;
     let ended = running.serve(signals)?;
-    admin.stop(ADMIN_TIMEOUT);
     if is_in_memory && ended.left > 0 {
         tracing::warn!(
             messages = ended.left,
@@ -134,8 +162,32 @@ pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<End
         );
     }
     tracing::info!("stopped");
-    drop(lock);
     Ok(ended)
+}
+
+/// The logs of a process that is alone.
+fn open_logs(config: &Config) -> Result<Vec<Vec<OpenedLog>>, Error> {
+    let count = config.cores.shards_count();
+    match config.spool.queue {
+        Queue::Disk => {
+            let is_sync = config.spool.durability == Durability::Sync;
+            Ok(shard::open(&config.spool_dir(), &config.damaged_dir(), count, is_sync, new_log())?)
+        }
+        Queue::Memory => open_in_memory(config, count),
+    }
+}
+
+/// The logs of a process that succeeds another; and their numbers, if they are on disk.
+fn open_logs_beside(config: &Config) -> Result<(Vec<Vec<OpenedLog>>, Option<Vec<usize>>), Error> {
+    let count = config.cores.shards_count();
+    match config.spool.queue {
+        Queue::Disk => {
+            let (logs, numbers) =
+                shard::open_beside(&config.spool_dir(), &config.damaged_dir(), count, new_log())?;
+            Ok((logs, Some(numbers)))
+        }
+        Queue::Memory => Ok((open_in_memory(config, count)?, None)),
+    }
 }
 
 /// Reads the files that `config` names as a start would, and says what is wrong with them.

@@ -7,7 +7,7 @@
 //!         main ── config ── limits
 //!                   │
 //!                gateway            cores → shards, threads → workers, signals, drain
-//!                   │                inspect, beside it: looks into a spool; only main calls it
+//!                   │                inspect, beside it: looks into a spool; doctor: at the machine; only main calls them
 //!                   │                admin, beside it: what operators ask, knows it as a trait
 //!         ┌─────────┼──────────┐
 //!       shard    telemetry            shard: the only module that names glommio and awaits sockets and files

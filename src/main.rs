@@ -4,90 +4,26 @@
 //! 3 when it ended as it was told, but not everything could be finished in the time there was.
 
 mod auth_commands;
+mod cli;
 mod control_commands;
 mod dead_letters;
 mod doctor_command;
 mod explain_command;
+mod manual;
+mod queue_commands;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use auth_commands::AuthCommand;
-use clap::{Args, Parser, Subcommand};
-use control_commands::ControlCommand;
-use dead_letters::DeadCommand;
-use doctor_command::DoctorCommand;
-use explain_command::ExplainCommand;
+use clap::Parser;
+use cli::{Cli, Command, Options};
 use incoming::config::{Config, Flags, Sources, System};
-use incoming::inspect::SpoolCommand;
 use incoming::{gateway, inspect, telemetry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const FAULT: u8 = 1;
 const USAGE: u8 = 2;
 const FORCED: u8 = 3;
-
-/// An inbound SMTP gateway: makes mail durable before it says 250, then delivers it.
-#[derive(Parser)]
-#[command(version, after_help = AFTER_HELP)]
-struct Cli {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    options: Options,
-}
-
-const AFTER_HELP: &str = "Without a command it serves. Every setting can also be given as INCOMING_<SECTION>_<KEY> in the \
-                          environment; flags override the environment, and the environment the file.";
-
-#[derive(Subcommand)]
-enum Command {
-    /// Takes mail and delivers it, until SIGTERM or SIGINT.
-    Serve,
-    /// Checks the configuration and prints the whole of it, every default included.
-    Check,
-    /// Lists dead letters, has them sent again, or removes them; beside a running gateway or without one.
-    #[command(subcommand)]
-    Dead(DeadCommand),
-    /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
-    #[command(subcommand)]
-    Spool(SpoolCommand),
-    /// Asks the configured policies about a session that does not take place, and prints what each says, in order.
-    Explain(ExplainCommand),
-    #[command(flatten)]
-    Control(ControlCommand),
-    /// Looks at this machine with the configuration in mind: what was found, what it costs, how to mend it. Exit code 1 if something is a fault.
-    Doctor(DoctorCommand),
-    /// Prints lines for the file of those who may log in. Needs no configuration.
-    #[command(subcommand)]
-    Auth(AuthCommand),
-}
-
-#[derive(Args)]
-struct Options {
-    /// The configuration file (TOML).
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-    /// Listen here, instead of where the configuration says; may be repeated.
-    #[arg(long, value_name = "ADDR:PORT", global = true)]
-    listen: Vec<String>,
-    /// The folder of spool and dead letters.
-    #[arg(long, value_name = "DIR", global = true)]
-    data: Option<String>,
-    /// How many shards.
-    #[arg(long, value_name = "N", global = true, conflicts_with = "cores")]
-    shards: Option<String>,
-    /// One shard on each of these cores, as 0-3,8.
-    #[arg(long, value_name = "LIST", global = true)]
-    cores: Option<String>,
-    /// human or json.
-    #[arg(long, value_name = "FORMAT", global = true)]
-    log_format: Option<String>,
-    /// error, warn, info, debug or trace.
-    #[arg(long, value_name = "LEVEL", global = true)]
-    log_level: Option<String>,
-}
 
 fn main() -> ExitCode {
     let Cli { command, options } = Cli::parse();
@@ -96,11 +32,14 @@ fn main() -> ExitCode {
         Command::Serve => serve(options),
         Command::Check => configured(options, check),
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
+        Command::Queue(command) => configured(options, |config| queue_commands::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
         Command::Control(command) => configured(options, |config| control_commands::run(command, &config)),
         Command::Doctor(command) => configured(options, |config| doctor_command::run(&command, &config)),
         Command::Auth(command) => auth_commands::run(command),
+        Command::Completions { shell } => manual::print_completions(shell),
+        Command::Man { folder } => manual::write_pages(&folder),
     }
 }
 

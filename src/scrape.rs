@@ -458,3 +458,65 @@ impl Lane {
         self.oldest = self.oldest.into_iter().chain(reading.oldest).min();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, System};
+    use crate::delivery::transport::Discard;
+    use crate::delivery::{Limits, Means, Target, TargetId};
+    use crate::shard::meters::tests::reading;
+
+    fn written(scraper: &Scraper, answers: Vec<Option<ShardReading>>) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.toml");
+        fs::write(&file, format!("data = {:?}\n[accept]\nany = true\n", folder.path())).unwrap();
+        let system = System { hostname: "mx.test".into(), cores_count: 1, descriptors_max: 1000 };
+        let sources = config::Sources { file: Some(file), ..config::Sources::default() };
+        let config = Config::load(&sources, &system).unwrap();
+        let target = Target::new(TargetId(0), "none", Means::Async(Arc::new(Discard)), Limits::default(), 4);
+        let sources = Sources {
+            shards: Shards::new(Vec::new()),
+            targets: Targets::new(vec![target]),
+            policies: Policies::new(Vec::new()),
+            config: Arc::new(config),
+        };
+        let shards = scraper.remember(answers);
+        Gathered { shards, dead: Some(0), sources, now: 0 }.write(Format::OpenMetrics)
+    }
+
+    #[test]
+    fn a_shard_that_does_not_answer_is_down_and_counted_with_what_it_said_last() {
+        let scraper = Scraper::default();
+        let table: [(Vec<Option<ShardReading>>, &[&str]); 4] = [
+            (vec![Some(reading(3)), None], &["up{shard=\"0\"} 1", "up{shard=\"1\"} 0", "sessions_total 3"]),
+            (vec![Some(reading(3)), Some(reading(4))], &["up{shard=\"1\"} 1", "sessions_total 7"]),
+            (
+                vec![Some(reading(5)), None],
+                &["up{shard=\"1\"} 0", "ready{shard=\"1\"} 0", "sessions_total 9"],
+            ),
+            (vec![None, None], &["up{shard=\"0\"} 0", "sessions_total 9", "# EOF"]),
+        ];
+        for (answers, expected) in table {
+            let text = written(&scraper, answers);
+            for words in expected {
+                assert!(text.contains(words), "no {words} in\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn dead_letters_are_counted_anew_when_there_are_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = Mutex::default();
+        assert_eq!(count_dead(&folder.path().join("missing"), &known), None);
+        for count in 0..3_u64 {
+            assert_eq!(count_dead(folder.path(), &known), Some(count));
+            let id = crate::mail::MessageId { log: 1, sequence: count };
+            fs::create_dir(folder.path().join(id.to_string())).unwrap();
+            // Counting has taken no time worth waiting for.
+            lock(&known).as_mut().unwrap().counted.1 = Duration::ZERO;
+        }
+        assert_eq!(count_dead(folder.path(), &known), Some(3));
+    }
+}

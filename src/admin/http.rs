@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Operations, dead, health, life, log_level, metrics, sessions, stats, trace};
+use super::{Operations, dead, health, life, log_level, metrics, queue, sessions, stats, trace};
 use crate::shard::Shards;
 
 /// Of a fault that axum says in its own words.
@@ -67,6 +67,7 @@ pub(super) fn api(state: AppState) -> Router {
         .merge(life::routes())
         .merge(log_level::routes())
         .merge(metrics::routes())
+        .merge(queue::routes())
         .merge(sessions::routes())
         .merge(stats::routes())
         .merge(trace::routes());

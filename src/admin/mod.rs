@@ -18,6 +18,7 @@ mod http;
 mod life;
 mod log_level;
 mod metrics;
+pub mod queue;
 mod server;
 mod sessions;
 mod socket;

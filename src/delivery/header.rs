@@ -169,8 +169,8 @@ impl HeaderFields {
         (!values.is_empty()).then(|| values.join(", "))
     }
 
-    /// The mailboxes of all fields of this name, [`ADDRESSES_MAX`] at most; of fields that are together longer than
-    /// [`ADDRESSES_SIZE_MAX`] the first only.
+    /// The mailboxes of all fields of this name, `ADDRESSES_MAX` at most; of fields that are together longer than
+    /// `ADDRESSES_SIZE_MAX` the first only.
     pub fn addresses(&self, name: &str) -> Vec<Address> {
         let mut room = ADDRESSES_SIZE_MAX;
         let fields = self.all(name).map_while(|field| {

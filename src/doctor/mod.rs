@@ -30,10 +30,11 @@ pub use trial::SYNCS_MAX;
 /// Looks at the machine with `config` in mind. Takes some seconds, most of them for the disk and for resolvers that do not answer.
 pub fn examine(config: &Config) -> Report {
     let cores = crate::gateway::pinned_cores(config);
-    let storage = storage::Storage::read(config);
+    let kernel = kernel::Kernel::read();
+    let storage = storage::Storage::read(config, kernel.beneath.is_virtual);
     let place = processors::Processors::read(config, cores.clone());
     let mut findings = Vec::new();
-    findings.extend(kernel::judge(&kernel::Kernel::read()));
+    findings.extend(kernel::judge(&kernel));
     findings.extend(storage::judge(&storage, &storage::Purpose::of(config)));
     findings.extend(limits::judge(&limits::Limits::read(storage.holder), &limits::Wanted::of(config)));
     findings.extend(processors::judge(&place));

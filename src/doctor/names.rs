@@ -19,7 +19,7 @@ use crate::policy::Subject;
 /// Nobody is waited for longer, whatever the configuration says.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3);
 
-/// Resolvers that everybody may ask (each operator's own documentation has them), and lists therefore refuse.
+/// Resolvers that everybody may ask, and that lists therefore refuse: the best known. Others are found out by what a list says.
 const PUBLIC: [(&str, &[&str]); 6] = [
     ("Google", &["8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"]),
     ("Cloudflare", &["1.1.1.1", "1.0.0.1", "2606:4700:4700::1111", "2606:4700:4700::1001"]),

@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::path::Path;
+use std::thread;
 use std::time::Instant;
 
 use super::cores::Cores;
@@ -20,7 +21,7 @@ pub struct Processors {
     /// They were named in the configuration.
     pub is_named: bool,
     pub online: Seen<Cores>,
-    /// This process may run there.
+    /// A thread of this process can be pinned there.
     pub allowed: Seen<Cores>,
     /// Nobody is scheduled there by himself (isolcpus).
     pub isolated: Seen<Cores>,
@@ -49,10 +50,7 @@ impl Processors {
         Processors {
             shards: config.cores.shards_count(),
             is_named: matches!(config.cores, Placement::Cores(_)),
-            allowed: reading::text("/proc/self/status").and_then(|status| {
-                let list = reading::field(&status, "Cpus_allowed_list").and_then(Cores::from_list);
-                list.ok_or_else(|| Unseen::because("/proc/self/status has no Cpus_allowed_list"))
-            }),
+            allowed: movable(&looked_at),
             isolated: list(&format!("{CPU}/isolated")),
             tickless: list(&format!("{CPU}/nohz_full")),
             siblings: siblings(&looked_at),
@@ -64,6 +62,16 @@ impl Processors {
             pinned,
         }
     }
+}
+
+/// Those that a thread can be pinned to. It is tried, for a mask says little: threads may leave their own, and isolated cores are in none.
+fn movable(cores: &Cores) -> Seen<Cores> {
+    /// The masks of the C library, and so of glommio, have so many.
+    const CORES_MAX: usize = 1024;
+    let move_to = |id: &usize| *id < CORES_MAX && core_affinity::set_for_current(core_affinity::CoreId { id: *id });
+    let cores = cores.clone();
+    let tried = thread::spawn(move || cores.0.into_iter().filter(move_to).collect()).join();
+    tried.map_err(|_| Unseen::because("no thread can be moved"))
 }
 
 fn siblings(cores: &Cores) -> Vec<Cores> {
@@ -146,7 +154,7 @@ fn placement(seen: &Processors) -> Finding {
     if !forbidden.is_empty() {
         return Finding::fault(CHECK, format!("this process may not run on cores {forbidden}"))
             .costs("the gateway does not start")
-            .mend("name others in `cores`; or see CPUAffinity= and AllowedCPUs= of the unit, the container's cpuset, taskset");
+            .mend("name others in `cores`; or see AllowedCPUs= of the unit, and the container's cpuset");
     }
     let rest = seen.online.as_ref().map(|online| online.without(pinned)).unwrap_or_default();
     let rest = match rest.is_empty() {

@@ -49,6 +49,8 @@ pub struct Storage {
     pub flushes: Seen<u64>,
     /// Octets that this user may still write.
     pub room: Seen<u64>,
+    /// What devices say of themselves is what a host has them say.
+    pub is_virtual: bool,
 }
 
 /// A line of `mountinfo`.
@@ -85,7 +87,7 @@ impl Device {
 }
 
 impl Storage {
-    pub fn read(config: &Config) -> Self {
+    pub fn read(config: &Config, is_virtual: bool) -> Self {
         let folder = config.data.clone();
         let existing = existing(&folder);
         let mount = reading::text("/proc/self/mountinfo").and_then(|text| {
@@ -104,6 +106,7 @@ impl Storage {
             flushes: before.and_then(|before| Ok(after?.saturating_sub(before))),
             devices,
             room: room(&existing),
+            is_virtual,
             folder,
             existing,
         }
@@ -270,7 +273,7 @@ pub fn judge(storage: &Storage, purpose: &Purpose) -> Vec<Finding> {
     }
     findings.push(room_left(storage, purpose));
     match &storage.devices {
-        Ok(devices) => findings.extend(devices.iter().map(device)),
+        Ok(devices) => findings.extend(devices.iter().map(|one| device(one, storage.is_virtual))),
         Err(why) => findings.push(Finding::unseen("device", why)),
     }
     findings.extend(direct_io_and_sync(storage, purpose));
@@ -400,7 +403,7 @@ fn room_left(storage: &Storage, purpose: &Purpose) -> Finding {
     finding.costs("mail is answered 452 for want of room").mend("make room, or lower spool.segment_size")
 }
 
-fn device(device: &Device) -> Finding {
+fn device(device: &Device, is_virtual: bool) -> Finding {
     const CHECK: &str = "device";
     let Device { name, has_fua, is_rotating, scheduler, backing_file, .. } = device;
     let cache = match &device.write_cache {
@@ -432,10 +435,20 @@ fn device(device: &Device) -> Finding {
         )
         .costs("each write passes two file systems");
     }
-    if *is_rotating == Some(true) {
-        return Finding::warning(CHECK, format!("{what}; it says that it rotates"))
-            .costs("a sync takes a turn of the platter or more, some milliseconds, and every message waits for one")
-            .mend("a solid-state drive with power-loss protection; in a virtual machine it may be one all the same: see the sync times");
+    match is_rotating {
+        Some(true) if is_virtual => {
+            return Finding::note(
+                CHECK,
+                format!("{what}; it says that it rotates, as virtual devices do whatever they are"),
+            )
+            .costs("if it does, a sync takes some milliseconds: see below");
+        }
+        Some(true) => {
+            return Finding::warning(CHECK, format!("{what}; it rotates"))
+                .costs("a sync takes a turn of the platter or more, some milliseconds, and every message waits for one")
+                .mend("a solid-state drive with power-loss protection");
+        }
+        _ => {}
     }
     match scheduler.as_deref() {
         Some(scheduler @ ("bfq" | "kyber" | "cfq")) => Finding::note(CHECK, format!("{what}; scheduler {scheduler}"))
@@ -445,8 +458,7 @@ fn device(device: &Device) -> Finding {
     }
 }
 
-/// A sync of a device that has something to write out takes longer than this. Assumed: an NVMe drive with power-loss protection needs
-/// some 20 microseconds to say that there is nothing to do.
+/// A sync of a device that has something to write out takes longer than this. An assumption: a command to a drive and back takes more.
 const SYNC_PLAUSIBLE: Duration = Duration::from_micros(8);
 /// Above this peers notice.
 const SYNC_SLOW: Duration = Duration::from_millis(10);
@@ -665,10 +677,12 @@ mod tests {
             ),
         ];
         for (one, level, words) in table {
-            let finding = device(&one);
+            let finding = device(&one, false);
             assert_eq!(finding.level, level, "{one:?}");
             assert!(finding.finding.contains(words), "{finding:?}");
         }
+        let rotates = Device { is_rotating: Some(true), ..good() };
+        assert_eq!(device(&rotates, true).level, Level::Note);
     }
 
     fn storage(micros: u64, write_cache: &str, flushes: Seen<u64>) -> Storage {
@@ -683,6 +697,7 @@ mod tests {
             trial: Ok(Trial { writes: vec![Duration::from_micros(50); 200], syncs: vec![sync; 200] }),
             flushes,
             room: Ok(1 << 30),
+            is_virtual: false,
         }
     }
 

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ use signal_hook::iterator::Signals;
 
 use super::generation::Generation;
 use super::sockets::Sockets;
+use super::succession::{Predecessor, Successor};
+use super::systemd::Notifier;
 use super::transports::Names;
 use super::watch::{self, Watched};
 use super::{Error, Extensions, Reread};
@@ -30,15 +32,19 @@ use crate::config::{Config, Durability, Placement, Queue};
 use crate::delivery::{DeadLetters, Settlement, Targets, Upkeep, Workers, outcome_channel};
 use crate::limits::RING_MEMORY_SIZE;
 use crate::policy::{Lookups, Policies, Said, Verifier};
-use crate::shard::{self, Control, Ending, Injected, OpenedLog, Plan, Progress, Service, Shards};
+use crate::shard::{self, Control, DataLock, Ending, Injected, OpenedLog, Plan, Progress, Service, Shards};
 use crate::telemetry::{self, Observer, Reload, reloaded};
 
 /// How long sessions have to take their 421 when the time to drain is over.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long attempts that are being made may take to end: a transport that hangs must not hold the process.
 const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the last answers to operators may take.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a start that takes long looks for a signal, and a drain at what is left.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the service manager is told what is left.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a shard may sleep though it has something to do: see [`Control`].
 const RING_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -68,15 +74,21 @@ const FIXED: [&str; 7] =
 
 /// A running gateway, for other threads.
 pub struct Live {
+    me: Weak<Live>,
+    lock: DataLock,
+    admin: Mutex<Option<Admin>>,
     shards: Shards,
     reread: Reread,
     extensions: Extensions,
     in_force: ArcSwap<Config>,
     targets: ArcSwap<Targets>,
     policies: ArcSwap<Policies>,
+    notifier: Notifier,
     age: Mutex<Age>,
     /// It has been told to stop: another signal ends it at once.
     is_ending: AtomicBool,
+    /// The process before this one has not ended yet.
+    is_succeeding: AtomicBool,
     state: Mutex<State>,
     orders: Sender<Order>,
 }
@@ -106,6 +118,8 @@ struct Retired {
 enum Order {
     Signal(i32),
     Drain(DrainOrder),
+    /// Another process takes mail: this one ends as if it were to drain.
+    Succeeded,
 }
 
 impl Live {
@@ -193,6 +207,107 @@ impl Live {
             true => Ok(Reloaded { changed, needs_restart }),
             false => Err("a shard has not answered: the new configuration is in force where it has, and will be there as soon as it does".into()),
         }
+    }
+
+    /// Starts what operators speak to.
+    pub fn start_admin(&self) -> Result<(), Error> {
+        let settings = admin::Settings::of(&self.config()).map_err(|e| Error(e.to_string()))?;
+        let operations = self.me.upgrade().expect("whoever asks has it");
+        let admin = admin::start(settings, operations).map_err(|e| failed("the admin API", &e))?;
+        *self.admin.lock().unwrap_or_else(PoisonError::into_inner) = Some(admin);
+        Ok(())
+    }
+
+    fn stop_admin(&self, patience: Duration) {
+        let admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(admin) = admin {
+            admin.stop(patience);
+        }
+    }
+
+    fn try_upgrade(&self) -> Result<String, String> {
+        let mut state = self.state();
+        if self.age() != Age::Ready {
+            return Err("the gateway is starting or ending".into());
+        }
+        if self.is_succeeding.load(Ordering::SeqCst) {
+            return Err(
+                "the process before this one still finishes its sessions: try again when it has ended".into(),
+            );
+        }
+        let mut successor =
+            Successor::start().map_err(|e| format!("the new process cannot be started: {e}"))?;
+        if let Err(words) = successor.wait_until_checked() {
+            successor.end();
+            return Err(words);
+        }
+        // From here on the other process may do all that this one did.
+        if let Some(upkeep) = state.upkeep.take() {
+            upkeep.stop();
+        }
+        self.shards.tell_each(0..self.shards.len(), |shard, _| shard.let_go());
+        state.generation.asked.greylists.iter().for_each(|greylist| greylist.finish());
+        self.stop_admin(Duration::ZERO);
+        match successor.hand_over(self.lock.file(), state.sockets.all()) {
+            Ok(()) => {
+                let pid = successor.pid();
+                self.notifier.succeeded_by(pid);
+                successor.release();
+                state.sockets.keep(&[]);
+                drop(state);
+                let _ = self.orders.try_send(Order::Succeeded);
+                Ok(format!("process {pid} takes mail; this one ends when its sessions have"))
+            }
+            Err(words) => {
+                successor.end();
+                self.resume(&mut state);
+                Err(words)
+            }
+        }
+    }
+
+    /// Goes on after nobody has taken over.
+    fn resume(&self, state: &mut State) {
+        let services = state.generation.change(&state.names, self.shards.len()).services;
+        match state.sockets.duplicates() {
+            Ok(duplicates) => {
+                let each = duplicates.into_iter().map(|sockets| with_services(sockets, &services));
+                self.shards.tell_each(each.collect::<Vec<_>>(), |shard, sockets| shard.listen_again(sockets));
+            }
+            Err(e) => tracing::error!("cannot listen again: {e}; restart the gateway"),
+        }
+        let retention = state.generation.config.delivery.dead_retention;
+        self.replace_upkeep(state, retention);
+        if !state.generation.asked.greylists.is_empty() {
+            tracing::warn!("what greylists learn from now on is not written down before the next start");
+        }
+        if let Err(e) = self.start_admin() {
+            tracing::error!("{e}");
+        }
+    }
+
+    /// Has the shards deliver what is in all logs but those with these numbers, which are theirs.
+    fn adopt_others(&self, own: &[usize]) -> Result<(), Error> {
+        let mut state = self.state();
+        let config = self.config();
+        let others = shard::open_others(&config.spool_dir(), &config.damaged_dir(), own, super::new_log())?;
+        if others.is_empty() {
+            return Ok(());
+        }
+        let messages: usize = others.iter().map(|log| log.recovered.messages.len()).sum();
+        let State { generation, names, .. } = &mut *state;
+        register(names, &others)?;
+        let change = generation.change(names, self.shards.len());
+        let mut each: Vec<_> = (0..self.shards.len()).map(|_| (change.clone(), Vec::new())).collect();
+        for (n, log) in others.into_iter().enumerate() {
+            each[n % self.shards.len()].1.push(log);
+        }
+        self.shards.tell_each(each, |shard, (change, logs)| {
+            shard.apply(change);
+            shard.adopt(logs);
+        });
+        tracing::info!(messages, "what the process before this one has left is delivered");
+        Ok(())
     }
 
     fn replace_upkeep(&self, state: &mut State, retention: Duration) {
@@ -284,6 +399,12 @@ fn start_workers(
     Ok((workers, notifications))
 }
 
+/// The lanes of these logs have their ids.
+fn register(names: &mut Names, logs: &[OpenedLog]) -> Result<(), Error> {
+    let lanes = logs.iter().flat_map(|log| &log.recovered.lanes);
+    lanes.filter(|name| !name.is_empty()).try_for_each(|name| names.id(name).map(drop))
+}
+
 fn failed(what: &str, error: &dyn fmt::Display) -> Error {
     Error(format!("cannot start {what}: {error}"))
 }
@@ -317,6 +438,18 @@ fn spare_cores(config: &Config) -> Vec<core_affinity::CoreId> {
     }
 }
 
+/// What a gateway is started with.
+pub struct Parts {
+    pub generation: Generation,
+    pub names: Names,
+    pub sockets: Sockets,
+    /// Of the data.
+    pub lock: DataLock,
+    pub extensions: Extensions,
+    pub reread: Reread,
+    pub notifier: Notifier,
+}
+
 /// See the module.
 pub struct Running {
     live: Arc<Live>,
@@ -329,21 +462,12 @@ pub struct Running {
 
 impl Running {
     /// Starts the shards with these sockets and logs, and everything that stands around them. Signals must be blocked: threads inherit that.
-    pub fn start(
-        mut generation: Generation,
-        mut names: Names,
-        extensions: Extensions,
-        reread: Reread,
-        sockets: Sockets,
-        logs: Vec<Vec<OpenedLog>>,
-    ) -> Result<Running, Error> {
+    pub fn start(parts: Parts, logs: Vec<Vec<OpenedLog>>) -> Result<Running, Error> {
+        let Parts { mut generation, mut names, sockets, lock, extensions, reread, notifier } = parts;
         let config = generation.config.clone();
         let count = config.cores.shards_count();
         // What a log knows a shard knows: all of them number their lanes alike.
-        for name in logs.iter().flatten().flat_map(|log| &log.recovered.lanes).filter(|name| !name.is_empty())
-        {
-            names.id(name)?;
-        }
+        logs.iter().try_for_each(|logs| register(&mut names, logs))?;
         let dead_dir = config.dead_dir();
         let dead = DeadLetters::new(&dead_dir)
             .map_err(|e| Error(format!("cannot make the folder {}: {e}", dead_dir.display())))?;
@@ -405,15 +529,20 @@ impl Running {
             .map_err(|e| failed("what keeps the shards awake", &e))?;
         let watch = watch::start(generation.take_watched())?;
         let (orders, ordered) = bounded(4);
-        let live = Live {
+        let live = Arc::new_cyclic(|me| Live {
+            me: me.clone(),
+            lock,
+            admin: Mutex::default(),
             shards: controls,
             reread,
             extensions,
             in_force: ArcSwap::new(config),
             targets: ArcSwap::from_pointee(generation.targets.clone()),
             policies: ArcSwap::from_pointee(generation.asked.policies.clone()),
+            notifier,
             age: Mutex::new(Age::Starting),
             is_ending: AtomicBool::new(false),
+            is_succeeding: AtomicBool::new(false),
             state: Mutex::new(State {
                 generation,
                 names,
@@ -426,20 +555,27 @@ impl Running {
                 retired: Vec::new(),
             }),
             orders,
-        };
-        Ok(Running {
-            live: Arc::new(live),
-            orders: ordered,
-            shards,
-            progress: progress_end,
-            _ringing: ringing,
-        })
+        });
+        Ok(Running { live, orders: ordered, shards, progress: progress_end, _ringing: ringing })
     }
 
-    /// Starts what operators speak to. Signals must be blocked.
-    pub fn start_admin(&self) -> Result<Admin, Error> {
-        let settings = admin::Settings::of(&self.live.config()).map_err(|e| Error(e.to_string()))?;
-        admin::start(settings, self.live.clone()).map_err(|e| failed("the admin API", &e))
+    /// Adopts the logs of the process before this one, once it has ended, but for those with the numbers of `own_logs`.
+    pub fn adopt_after(&self, predecessor: Predecessor, own_logs: Option<Vec<usize>>) -> Result<(), Error> {
+        let live = self.live.clone();
+        let adopt = move || {
+            predecessor.wait_for_end();
+            if let Some(own) = own_logs
+                && let Err(e) = live.adopt_others(&own)
+            {
+                tracing::error!(
+                    "cannot adopt the logs of the process before this one: {e}; what is in them is delivered after the next start"
+                );
+            }
+            live.is_succeeding.store(false, Ordering::SeqCst);
+        };
+        self.live.is_succeeding.store(true, Ordering::SeqCst);
+        let thread = thread::Builder::new().name("adopt".into()).spawn(adopt);
+        thread.map(drop).map_err(|e| failed("what adopts the logs of the process before this one", &e))
     }
 
     /// What other threads may have of it.
@@ -508,6 +644,15 @@ impl Running {
                 tracing::info!(signal, "stopping: sessions may finish, a second signal ends at once");
                 DrainOrder::default()
             }
+            Order::Succeeded => {
+                tracing::info!("succeeded by another process: sessions may finish");
+                DrainOrder {
+                    // What is in memory cannot be adopted.
+                    deliveries: (self.live.config().spool.queue == Queue::Memory)
+                        .then(|| self.live.config().drain_timeout),
+                    timeout: None,
+                }
+            }
             Order::Drain(order) => {
                 tracing::info!("stopping as ordered: sessions may finish, a signal ends at once");
                 order
@@ -517,6 +662,7 @@ impl Running {
         let mut is_forced = false;
         live.is_ending.store(true, Ordering::SeqCst);
         live.set_age(Age::Draining);
+        live.notifier.stopping("draining");
         // Whoever reloads has finished that before.
         live.state().sockets.keep(&[]);
         live.shards.end(Ending::Drain);
@@ -552,6 +698,7 @@ impl Running {
             tracing::warn!("deliveries did not end in time: they are made again after the next start");
             is_forced = true;
         }
+        live.stop_admin(ADMIN_TIMEOUT);
         live.shards.end(Ending::Finish);
         let mut left = 0;
         for shard in self.shards {
@@ -573,10 +720,13 @@ impl Running {
         let until = Instant::now() + timeout;
         let mut left = self.shards.len();
         while left > 0 {
-            match self.progress.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            let time_left = until.saturating_duration_since(Instant::now());
+            self.live.notifier.draining(&format!("{left} shards have sessions that finish"), time_left);
+            match self.progress.recv_timeout(time_left.min(TELL_INTERVAL)) {
                 Ok(Progress::Drained) => left -= 1,
                 Ok(Progress::Ready) => {}
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) if !time_left.is_zero() => {}
+                Err(_) => return false,
             }
         }
         true
@@ -601,7 +751,12 @@ impl Operations for Live {
     }
 
     fn reload(&self) -> Result<Reloaded, String> {
+        self.notifier.reloading();
         let read = self.try_reload();
+        self.notifier.ready(match &read {
+            Ok(_) => "the configuration was read anew",
+            Err(_) => "the configuration was not replaced: see the log",
+        });
         reloaded(Reload::Configuration, read.is_ok());
         match &read {
             Ok(Reloaded { changed, needs_restart }) => {
@@ -624,7 +779,12 @@ impl Operations for Live {
     }
 
     fn upgrade(&self) -> Result<String, String> {
-        Err("not yet".into())
+        let succeeded = self.try_upgrade();
+        match &succeeded {
+            Ok(words) => tracing::info!("{words}"),
+            Err(words) => tracing::error!("no other process has taken over, this one goes on: {words}"),
+        }
+        succeeded
     }
 
     fn stage(&self) -> Stage {
@@ -649,13 +809,20 @@ impl Live {
     /// True if nothing is queued any more.
     fn wait_until_delivered(&self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
+        let mut told = None;
         loop {
             let depths =
                 self.shards.tell_each(std::iter::repeat_n((), self.shards.len()), |shard, ()| shard.depth());
             if depths.iter().all(|depth| *depth == Some(0)) {
                 return true;
             }
-            if Instant::now() >= until {
+            let time_left = until.saturating_duration_since(Instant::now());
+            if told.is_none_or(|told: Instant| told.elapsed() >= TELL_INTERVAL) {
+                told = Some(Instant::now());
+                let left: usize = depths.iter().flatten().sum();
+                self.notifier.draining(&format!("{left} messages are delivered"), time_left);
+            }
+            if time_left.is_zero() {
                 let left: usize = depths.into_iter().flatten().sum();
                 tracing::warn!(
                     messages = left,

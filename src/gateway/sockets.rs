@@ -5,9 +5,10 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::Error;
+use super::systemd::{self, Inherited};
 use crate::config::Listener;
 
 /// What the kernel keeps of what a peer does not read, octets (it doubles them for its own needs).
@@ -47,6 +48,32 @@ impl Sockets {
     /// Whether some shard listens there.
     fn has(&self, address: SocketAddr) -> bool {
         self.0.iter().flatten().any(|bound| bound.address == address)
+    }
+
+    /// Of `listeners` whose port was to be chosen by the system, those that one of these is for have its port.
+    pub fn name_ports(&self, listeners: &mut [Listener]) {
+        let mut taken: Vec<SocketAddr> = Vec::new();
+        for listener in listeners.iter_mut().filter(|listener| listener.address.port() == 0) {
+            let mut bound = self.0.iter().flatten().map(|bound| bound.address);
+            let known =
+                bound.find(|address| address.ip() == listener.address.ip() && !taken.contains(address));
+            if let Some(known) = known {
+                taken.push(known);
+                listener.address = known;
+            }
+        }
+    }
+
+    /// Takes those that somebody has bound before the start.
+    pub fn inherit(&mut self, listeners: &[Listener], inherited: &mut Vec<Inherited>) -> Result<(), Error> {
+        for listener in listeners {
+            let taken = systemd::take(inherited, listener.address, self.0.len()).map_err(Error)?;
+            for (shard, socket) in self.0.iter_mut().zip(taken) {
+                let _ = SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER_SIZE);
+                shard.push(Bound { address: listener.address, socket });
+            }
+        }
+        Ok(())
     }
 
     /// Sockets for those of `listeners` that have none, by shard; ports that were 0 are known afterwards.

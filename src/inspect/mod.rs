@@ -1,13 +1,13 @@
 //! `incoming spool …`: what is in a spool, for the operator.
 //!
-//! - [`verify`]: is it sound, and what is in it?
-//! - [`dump`]: every record, in the order of the log;
-//! - [`export`]: the messages that wait, as files.
+//! - `verify`: is it sound, and what is in it?
+//! - `dump`: every record, in the order of the log;
+//! - `export`: the messages that wait, as files.
 //!
 //! Promises, of all three:
 //! - nothing under the data folder is made, written or locked: the gateway may run or not;
 //! - what is called damaged was found so by every look at the log, and nobody was using its files again meanwhile, or it was found
-//!   three times: see [`look`];
+//!   three times: see `look`;
 //! - exit code 0: what was looked at is sound and was read whole; 1: it is not, or could not be read; 2: the command makes no
 //!   sense here, and nothing was done;
 //! - damage and faults go to standard error, everything else to standard output;
@@ -61,7 +61,7 @@ pub enum SpoolCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Writes the messages that are not done to a folder: <id>.eml as it would be delivered, <id>.json with its envelope.
+    /// Writes the messages that are not done to a folder: ID.eml as it would be delivered, ID.json with its envelope.
     Export {
         /// An empty folder, or one to be made.
         #[arg(value_name = "DIR")]

@@ -1,5 +1,6 @@
 //! Accepting connections: who gets a session, who is told to come later, and what happens without descriptors.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, RawFd};
@@ -39,13 +40,18 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, listening: Rc<
     while shard.ending.get() == Ending::No && !listening.is_let_go.get() {
         let accept = listener.shared_accept();
         let mut accept = pin!(accept);
+        let is_armed = Cell::new(false);
         let accepted = loop {
             let stop = async {
                 listening.stop.wait().await;
                 None
             };
-            match stop.or(async { Some(accept.as_mut().await) }).await {
-                None if listening.is_let_go.get() => {}
+            let accepted = async {
+                is_armed.set(true);
+                Some(accept.as_mut().await)
+            };
+            match stop.or(accepted).await {
+                None if listening.is_let_go.get() && is_armed.get() => {}
                 accepted => break accepted,
             }
         };

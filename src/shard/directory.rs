@@ -103,7 +103,19 @@ fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> D
 /// The data folder, locked as long as this lives.
 #[derive(Debug)]
 pub struct DataLock {
-    _file: File,
+    file: File,
+}
+
+impl DataLock {
+    /// A lock that another process had, and whose open file it has passed on.
+    pub fn inherited(file: File) -> Self {
+        DataLock { file }
+    }
+
+    /// The open file that is locked: whoever has it has the lock.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
 }
 
 /// Makes the data folder if need be, and locks it.
@@ -114,7 +126,7 @@ pub fn lock(data: &Path) -> Result<DataLock, DirectoryError> {
     let file = file.map_err(failed("write", &path))?;
     for _ in 0..LOCK_ATTEMPTS {
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return Ok(DataLock { _file: file });
+            return Ok(DataLock { file });
         }
         std::thread::sleep(LOCK_RETRY_INTERVAL);
     }
@@ -175,6 +187,50 @@ pub fn open(
             recovered.log = new_log();
         }
         logs[number % shards].push(OpenedLog { place: Place::Folder(path), recovered });
+    }
+    sync_directory(spool).map_err(failed("sync", spool))?;
+    Ok(logs)
+}
+
+/// New logs under `spool` beside those there are, which another process writes: one for each of `shards` shards, and their folders' numbers.
+pub fn open_beside(
+    spool: &Path,
+    damaged: &Path,
+    shards: usize,
+    mut new_log: impl FnMut() -> u32,
+) -> Result<(Vec<Vec<OpenedLog>>, Vec<usize>), DirectoryError> {
+    let first = list(spool)?.last_key_value().map_or(0, |(number, _)| number + 1);
+    let numbers: Vec<usize> = (first..first + shards).collect();
+    let mut logs = Vec::with_capacity(shards);
+    for number in &numbers {
+        let path = spool.join(format!("{number:03}"));
+        fs::create_dir_all(&path).map_err(failed("make the folder", &path))?;
+        let mut recovered = read_log(&path, damaged)?;
+        recovered.log = new_log();
+        logs.push(vec![OpenedLog { place: Place::Folder(path), recovered }]);
+    }
+    sync_directory(spool).map_err(failed("sync", spool))?;
+    Ok((logs, numbers))
+}
+
+/// The logs under `spool` but for those with these numbers, which are written already. One that holds nothing any more is removed.
+pub fn open_others(
+    spool: &Path,
+    damaged: &Path,
+    but: &[usize],
+    mut new_log: impl FnMut() -> u32,
+) -> Result<Vec<OpenedLog>, DirectoryError> {
+    let mut logs = Vec::new();
+    for (_, path) in list(spool)?.into_iter().filter(|(number, _)| !but.contains(number)) {
+        let mut recovered = read_log(&path, damaged)?;
+        if recovered.messages.is_empty() {
+            retire(&path, &recovered).map_err(failed("remove", &path))?;
+            continue;
+        }
+        if recovered.log == 0 {
+            recovered.log = new_log();
+        }
+        logs.push(OpenedLog { place: Place::Folder(path), recovered });
     }
     sync_directory(spool).map_err(failed("sync", spool))?;
     Ok(logs)

@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
 use glommio::timer::Timer;
+use tokio::sync::oneshot;
 
 use super::ages::Ages;
 use super::event::{Broadcast, Event, keep_waker};
 use super::handoff::{Handoff, JustAccepted, to_read};
-use super::medium::{DmaPage, Medium, Place};
+use super::medium::{DmaPage, Medium, Opener, Place};
 use super::meters::{LaneReading, LogReading, Meters};
+use super::queue::Settling;
 use super::read_back::{Batch, ReadBack, is_shortage, read_raw, read_records};
 use super::{blocking, clock, quarantine};
 use crate::delivery::{Report, Routed};
@@ -103,6 +105,8 @@ pub struct Disk {
     looked_at: Cell<Instant>,
     /// The end has come: nothing is read back any more.
     is_ended: Cell<bool>,
+    /// Who waits for orders of the operator to be settled.
+    settling: RefCell<Settling>,
     wanted: Event,
     progress: Broadcast,
     /// The backlog may have grown, or the delivery channel has room.
@@ -143,6 +147,7 @@ impl Disk {
             was_accepting: Cell::new(true),
             looked_at: Cell::new(times.0),
             is_ended: Cell::new(false),
+            settling: RefCell::default(),
             wanted: Event::default(),
             progress: Broadcast::default(),
             backlog: Event::default(),
@@ -255,6 +260,7 @@ impl Disk {
             let Some(sequence) = damaged else { break };
             glommio::spawn_local(Rc::clone(self).quarantine(sequence)).detach();
         }
+        self.settling.borrow_mut().tell(self.spool.borrow().orders());
         self.tell_readiness();
         self.feed();
     }
@@ -422,6 +428,23 @@ impl Disk {
         drop(spool);
         self.wanted.set();
         self.feed();
+    }
+
+    /// For another thread: opens the segments there are now.
+    pub fn opener(&self) -> Opener {
+        self.medium.opener()
+    }
+
+    /// Has orders of the operator given. `settled` is told when they are recorded, and how many orders could not be meanwhile.
+    pub fn order<R>(&self, settled: oneshot::Sender<u64>, give: impl FnOnce(&mut Spool<DmaPage>) -> R) -> R {
+        let mut spool = self.spool.borrow_mut();
+        let given = give(&mut spool);
+        spool.hurry_orders(clock::now());
+        self.settling.borrow_mut().wait(spool.orders(), settled);
+        drop(spool);
+        self.wanted.set();
+        self.feed();
+        given
     }
 
     /// Looks whether the backlog can go on.

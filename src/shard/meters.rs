@@ -554,3 +554,136 @@ impl Meters {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::mail::Status;
+
+    /// What a shard says that has been given so many sessions and does nothing.
+    pub fn reading(sessions: u64) -> ShardReading {
+        let meters = Meters::new(None);
+        let peer = "192.0.2.1:1".parse().unwrap();
+        (0..sessions).for_each(|_| meters.connected(peer, peer, 1));
+        ShardReading {
+            is_ready: true,
+            level: 0,
+            sessions_open: 1,
+            sessions_max: 10,
+            depth_max: 100,
+            budgets: [("content", 0, 1), ("envelopes", 0, 1), ("cache", 0, 1)],
+            counts: meters.counts(),
+            times: meters.times(),
+            logs: Vec::new(),
+            acceptor: None,
+        }
+    }
+
+    #[test]
+    fn negative_replies_are_told_apart_by_code_and_status() {
+        let table: [(&str, &[(&str, &str)]); 10] = [
+            ("250 2.0.0 Ok\r\n", &[]),
+            ("550 5.1.1 No such user\r\n", &[("550", "5.1.1")]),
+            ("250-mx\r\n250-SIZE\r\n250 DSN\r\n", &[]),
+            ("450-4.2.0 Later,\r\n450 4.2.0 and not before\r\n", &[("450", "4.2.0")]),
+            ("500 what?\r\n", &[("500", "")]),
+            ("421\r\n", &[]),
+            ("354 go on\r\n550 5.7.1\r\n550 5.7.1 x\r\n", &[("550", "5.7.1"), ("550", "5.7.1")]),
+            ("550 4.1.1 of another class\r\n", &[("550", "")]),
+            ("554 5.1234567890.1 long\r\n", &[("554", "")]),
+            ("4", &[]),
+        ];
+        for (replies, expected) in table {
+            let meters = Meters::new(None);
+            meters.replied(replies.as_bytes());
+            let counted = meters.counts().replies;
+            let mut counted: Vec<_> = counted
+                .iter()
+                .flat_map(|(reply, count)| {
+                    std::iter::repeat_n((reply.code(), reply.status()), *count as usize)
+                })
+                .collect();
+            counted.sort_unstable();
+            assert_eq!(counted, expected, "{replies:?}");
+        }
+    }
+
+    #[test]
+    fn kinds_are_bounded() {
+        let meters = Meters::new(None);
+        let now = std::time::Instant::now();
+        let facts = Facts::of_peer("192.0.2.1:1".parse().unwrap(), now, 0);
+        for detail in 0..1000 {
+            let refusal = Refusal::new(Status::permanent(7, detail), "no");
+            meters.refused(Phase::Mail, &facts, "many", "reject", &refusal, false);
+            meters.refused(Phase::Mail, &facts, "many", "reject", &refusal, true);
+            meters.replied(format!("550 5.{detail}.{detail} no\r\n").as_bytes());
+        }
+        let Counts { refusals, replies, .. } = meters.counts();
+        for (kinds, all) in [
+            (refusals.len(), refusals.iter().map(|(_, count)| count).sum::<u64>()),
+            (replies.len(), replies.iter().map(|(_, count)| count).sum()),
+        ] {
+            assert!(kinds <= KINDS_MAX + Phase::ALL.len(), "{kinds}");
+            assert_eq!(all, 1000, "a dry run refuses nobody");
+        }
+    }
+
+    #[test]
+    fn what_has_run_out_has_a_word_of_its_own() {
+        let ban = Refusal {
+            text: "Too many errors from your address, try again in 5 seconds".into(),
+            ..Refusal::final_one(Status::temporary(7, 0), "")
+        };
+        let table = [
+            (Resource::Sessions.refusal(), "sessions"),
+            (Resource::Memory.refusal(), "memory"),
+            (Resource::Queue.refusal(), "queue"),
+            (Resource::Storage.refusal(), "storage"),
+            (admission::NO_ROOM, "room"),
+            (admission::QUEUE_FULL, "not_accepting"),
+            (admission::MEDIUM_FAILED, "medium"),
+            (Refusal::final_one(Status::temporary(7, 0), "Too many connections"), "connections"),
+            (ban, "banned"),
+            (Refusal::new(Status::permanent(7, 1), "no"), OTHERS),
+        ];
+        for (refusal, word) in table {
+            assert_eq!(admission_reason(&refusal), word, "{refusal:?}");
+        }
+    }
+
+    #[derive(Default)]
+    struct Names(Mutex<Vec<&'static str>>);
+
+    impl Observer for Names {
+        fn observe(&self, event: &Event<'_>) {
+            self.0.lock().unwrap().push(event.name());
+        }
+    }
+
+    #[test]
+    fn an_observer_is_told_of_each_event() {
+        let names = Arc::new(Names::default());
+        let meters = Meters::new(Some(names.clone()));
+        let peer = "192.0.2.1:1".parse().unwrap();
+        let facts = Facts::of_peer(peer, std::time::Instant::now(), 0);
+        meters.connected(peer, peer, 1);
+        meters.greeted(peer, peer, Duration::ZERO, true);
+        meters.not_admitted(Phase::Connect, &facts, &admission::NO_ROOM);
+        let id = MessageId { log: 1, sequence: 2 };
+        meters.queued(Queued { id, peer, tls: None, size: 3, recipients: 1, wait: Duration::ZERO });
+        meters.not_queued(peer, 3, NotStored::NoRoom);
+        meters.queue_depth(1, 7);
+        let expected = [
+            "session.connect",
+            "session.accepted",
+            "session.rejected",
+            "message.queued",
+            "message.enqueue_error",
+            "queue.depth",
+        ];
+        assert_eq!(*names.0.lock().unwrap(), expected);
+    }
+}

@@ -4,7 +4,7 @@
 //! `smtp`'s, what a record looks like is `spool`'s, who may send is `policy`'s.
 //!
 //! Promises:
-//! - a session's reply to a stored message is asked for only after [`disk::Disk::store`] has said so;
+//! - a session's reply to a stored message is asked for only after `Disk::store` has said so;
 //! - memory is bounded: by the sessions permitted, the content budget, the spool's pages and the delivery cache;
 //! - a panic here ends the process: see `gateway`.
 
@@ -27,6 +27,7 @@ pub(crate) mod meters;
 mod pressure;
 mod proxied;
 mod quarantine;
+pub(crate) mod queue;
 pub(crate) mod read_back;
 pub(crate) mod sessions;
 mod settings;
@@ -44,7 +45,8 @@ use slab::Slab;
 
 pub use control::{Control, Ending, Shards};
 pub use directory::{
-    DataLock, DirectoryError, OpenedLog, count_segments, is_locked, lock, open, open_in_memory,
+    DataLock, DirectoryError, OpenedLog, count_segments, is_locked, lock, open, open_beside, open_in_memory,
+    open_others,
 };
 pub use handoff::Outward;
 pub use inject::{Injected, Injector, injection};

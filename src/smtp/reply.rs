@@ -298,7 +298,7 @@ pub fn write_refusal(refusal: &Refusal, phase: Phase, replies: &mut Vec<u8>) {
     replies.extend_from_slice(b"\r\n");
 }
 
-/// The reply that [`write_refusal`] writes, without its CRLF: for the log.
+/// The reply that `write_refusal` writes, without its CRLF: for the log.
 pub fn refusal_line(refusal: &Refusal, phase: Phase) -> String {
     let mut reply = Vec::new();
     write_refusal(refusal, phase, &mut reply);

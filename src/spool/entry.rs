@@ -99,6 +99,11 @@ impl Part {
         self.state == State::Done
     }
 
+    /// A delivery has it.
+    pub fn is_handed_off(&self) -> bool {
+        self.state == State::HandedOff
+    }
+
     /// When it is to be tried again, milliseconds of the wall clock since 1970; `None`: at once, or it is being tried.
     pub fn due(&self) -> Option<u64> {
         if let State::Deferred(Tick(due)) = self.state { Some(due) } else { None }
@@ -165,6 +170,11 @@ impl Entry {
     /// Its record is not durable yet.
     pub(super) fn is_appended(&self) -> bool {
         self.parts()[0].state == State::Appended
+    }
+
+    /// Its record is durable.
+    pub fn is_durable(&self) -> bool {
+        !self.is_appended()
     }
 
     /// A delivery has it, in some lane.

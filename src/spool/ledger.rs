@@ -709,8 +709,10 @@ impl Ledger {
         if part.state == State::Backlog {
             part.state = State::Deferred(until);
             let queue = self.queue(lane);
-            queue.backlog.remove(&sequence);
-            queue.deferred.insert((until, sequence));
+            // What is held is in none of them.
+            if queue.backlog.remove(&sequence) {
+                queue.deferred.insert((until, sequence));
+            }
         }
     }
 
@@ -956,5 +958,36 @@ mod tests {
                 .is_some()
         );
         assert_eq!(ledger.depth(), 0);
+    }
+
+    #[test]
+    fn the_oldest_of_a_lane_is_found_step_by_step_where_many_wait() {
+        const MANY: u64 = 2 * LOOK_COUNT_MAX as u64 + 500;
+        let (mut ledger, now) = (ledger(1), Instant::now());
+        let (a, b) = (Lane(1), Lane(2));
+        for sequence in 10..10 + 2 * MANY {
+            let lane = if sequence < 10 + MANY { a } else { b };
+            ledger.add(sequence, location(1), Box::default(), 1);
+            ledger.make_durable(sequence);
+            assert!(ledger.route(sequence, &Wanted::All(lane)).is_none());
+            if lane == b {
+                ledger.hand_off(sequence, b);
+                // Whoever came first is tried again last.
+                let outcomes = [outcome(0, false, 100_000 - sequence)];
+                assert!(ledger.handle_outcome(sequence, b, (&[], &outcomes), (now, 1000)).is_none());
+            }
+        }
+        assert_eq!(ledger.waiting_in(a), Waiting { backlog: MANY as usize, deferred: 0 });
+        assert_eq!(ledger.waiting_in(b), Waiting { backlog: 0, deferred: MANY as usize });
+        assert_eq!((ledger.oldest(), ledger.oldest_in(a)), (Some(10), Some(10)));
+        let looks: Vec<u64> = (0..5).map(|_| ledger.oldest_in(b).unwrap()).collect();
+        assert!(looks.is_sorted() && looks[0] < 10 + MANY, "{looks:?}");
+        assert_eq!(looks[2..], [10 + MANY; 3]);
+        // It is done, and the next one is the oldest.
+        ledger.hasten(b);
+        ledger.hand_off(10 + MANY, b);
+        let done = (&[][..], &[outcome(0, true, 0)][..]);
+        assert!(ledger.handle_outcome(10 + MANY, b, done, (now, 1000)).is_some());
+        assert_eq!(ledger.oldest_in(b), Some(11 + MANY));
     }
 }

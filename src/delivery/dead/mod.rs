@@ -7,8 +7,8 @@
 //! <dir>/.checked                    when retention last looked, by a clock it trusted
 //! ```
 //!
-//! A message has one dead letter; recipients given up later are added to it. [`resend`] puts letters back into the queue,
-//! [`retention`] removes old ones; commands in other processes list, request and remove.
+//! A message has one dead letter; recipients given up later are added to it. `resend` puts letters back into the queue,
+//! `retention` removes old ones; commands in other processes list, request and remove.
 //!
 //! Invariants:
 //! - a folder named as a message id is complete: it got its name after its files were synced, and loses it before the first of

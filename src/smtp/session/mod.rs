@@ -548,7 +548,7 @@ impl Session {
         self.state == State::Closed
     }
 
-    /// Whether the session was ended for what the peer did: see [`Reply::is_for_misconduct`].
+    /// Whether the session was ended for what the peer did: see `Reply::is_for_misconduct`.
     pub fn was_sent_away(&self) -> bool {
         self.is_sent_away
     }
