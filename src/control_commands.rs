@@ -471,6 +471,8 @@ fn drain(config: &Config, order: Drain, no_wait: bool, is_json: bool) -> Done {
     loop {
         let is_news =
             said.is_none_or(|(stage, at)| stage != progress.stage || at.elapsed() >= PROGRESS_SAID_INTERVAL);
+        // The order is given; it is about to begin.
+        let is_news = is_news && progress.stage != Stage::Ready;
         if is_news {
             said = Some((progress.stage, Instant::now()));
             match is_json {
@@ -479,7 +481,10 @@ fn drain(config: &Config, order: Drain, no_wait: bool, is_json: bool) -> Done {
             }
         }
         if no_wait {
-            return Ok(());
+            return match is_news || is_json {
+                true => Ok(()),
+                false => Ok(writeln!(io::stdout(), "the drain was ordered")?),
+            };
         }
         std::thread::sleep(PROGRESS_INTERVAL);
         match client::ask(config, client::Method::GET, "/v1/stage", None) {
