@@ -456,7 +456,10 @@ fn look_on(shard: &Shard, key: usize, session: &mut Session, is_any: bool, is_ne
         return false;
     }
     let is_watched = is_any && shard.taps.join(key, session.peer(), is_new);
-    session.watch(is_watched);
+    match is_watched {
+        true => session.watch(is_new),
+        false => session.unwatch(),
+    }
     is_watched
 }
 
