@@ -598,6 +598,7 @@ impl Disk {
         LogReading {
             lanes: lanes.collect(),
             depth: spool.depth(),
+            held: spool.held_count(),
             counters: spool.counters(),
             live_size,
             segments,
