@@ -139,7 +139,7 @@ impl Disk {
             spool: RefCell::new(spool),
             handoff,
             meters,
-            ages: RefCell::default(),
+            ages: RefCell::new(Ages::new(times.1)),
             told: Cell::new((0, times.0)),
             waiting: RefCell::default(),
             failing: RefCell::default(),
