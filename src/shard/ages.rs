@@ -4,8 +4,8 @@
 //! sample below its number, and its age is taken from that. There are a few hundred samples at most; of what is long ago there are fewer
 //! than of what is recent, so that an age is wrong by a few parts in a hundred.
 //!
-//! Of messages that an earlier process has accepted nothing is known before they are read: until then they have come when this log was opened, at
-//! the latest.
+//! Of messages that an earlier process has accepted nothing is known before they are read, which those that are deferred are at their next attempt:
+//! until then they count as having come when this log was opened.
 
 use std::collections::BTreeMap;
 
