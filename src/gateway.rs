@@ -109,10 +109,11 @@ pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<End
     let (lock, generation, sockets, logs, own_logs) = match &mut predecessor {
         None => {
             let lock = shard::lock(&config.data)?;
+            // Before anything is started that could inherit them, too.
+            let mut inherited = systemd::inherited_listeners().map_err(Error)?;
             // Before anything is bound: of a fault here nobody outside shall see anything.
             let mut generation = Generation::new(config, &mut names, &extensions, None)?;
             let mut sockets = Sockets::new(count);
-            let mut inherited = systemd::inherited_listeners().map_err(Error)?;
             sockets.inherit(generation.listeners_mut(), &mut inherited)?;
             systemd::check_all_taken(&inherited).map_err(Error)?;
             let new = sockets.bind_missing(generation.listeners_mut())?;

@@ -70,7 +70,7 @@ struct Queue {
     deferred: BTreeSet<(Tick, u64)>,
     /// It was deferred, but need not wait any longer. The soonest first.
     hastened: BTreeSet<(Tick, u64)>,
-    /// No message with a smaller number is in this lane.
+    /// No message with a smaller number is in this lane, but for those that are held.
     passed: u64,
 }
 
@@ -265,7 +265,7 @@ impl Ledger {
         let mut oldest = queue.passed;
         for (sequence, entry) in self.entries.range(queue.passed, u64::MAX).take(LOOK_COUNT_MAX) {
             oldest = sequence;
-            if entry.part(lane).is_some() {
+            if entry.part(lane).is_some() && !entry.is_held() {
                 break;
             }
         }

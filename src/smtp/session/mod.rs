@@ -262,16 +262,15 @@ impl Session {
         taken
     }
 
-    /// From here on what the peer says is kept for [`Session::take_heard`], until that is no longer wanted.
-    pub fn watch(&mut self, is_watched: bool) {
-        match is_watched {
-            // What the peer has said before is not known: it may have been AUTH.
-            true if self.ear.is_none() => {
-                self.ear = Some(Box::new(Ear::new(self.state != State::Connected)));
-            }
-            true => {}
-            false => self.ear = None,
-        }
+    /// From here on what the peer says is kept for [`Session::take_heard`]. `is_new`: it has not said anything yet.
+    pub fn watch(&mut self, is_new: bool) {
+        // What the peer has said before is not known: it may have been AUTH.
+        self.ear.get_or_insert_with(|| Box::new(Ear::new(!is_new)));
+    }
+
+    /// It is kept no longer.
+    pub fn unwatch(&mut self) {
+        self.ear = None;
     }
 
     /// Whether somebody looks on.
