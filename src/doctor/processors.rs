@@ -68,7 +68,8 @@ impl Processors {
 fn movable(cores: &Cores) -> Seen<Cores> {
     /// The masks of the C library, and so of glommio, have so many.
     const CORES_MAX: usize = 1024;
-    let move_to = |id: &usize| *id < CORES_MAX && core_affinity::set_for_current(core_affinity::CoreId { id: *id });
+    let move_to =
+        |id: &usize| *id < CORES_MAX && core_affinity::set_for_current(core_affinity::CoreId { id: *id });
     let cores = cores.clone();
     let tried = thread::spawn(move || cores.0.into_iter().filter(move_to).collect()).join();
     tried.map_err(|_| Unseen::because("no thread can be moved"))
