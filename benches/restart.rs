@@ -177,6 +177,7 @@ impl Queue {
             client_name: None,
             tags: Vec::new(),
             unix_time: unix_time.expect("a time").as_secs(),
+            provenance: Default::default(),
         };
         Queue { spool, folder, files: BTreeMap::new(), now, envelope, arrival }
     }
@@ -200,6 +201,7 @@ impl Queue {
             let outcome = RecipientOutcome {
                 index: 0,
                 is_done: false,
+                is_given_up: false,
                 attempts: 1,
                 next_attempt: unix_now + 86_400,
                 reason: "451 4.3.0 the mail store is away".into(),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
-use incoming::inspect::SpoolCommand;
+use incoming::inspect::{SpoolCommand, WhyCommand};
 
 use crate::auth_commands::AuthCommand;
 use crate::control_commands::ControlCommand;
@@ -44,6 +44,8 @@ pub enum Command {
     /// Looks into the spool of a gateway that is stopped or running. Nothing is written there.
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Tells what happened to a message, from its session to each attempt, and what happens next; from the spool's records.
+    Why(WhyCommand),
     /// Asks the configured policies about a session that does not take place, and prints what each says, in order.
     Explain(ExplainCommand),
     #[command(flatten)]

@@ -13,7 +13,8 @@ use bytesize::ByteSize;
 use clap::Subcommand;
 use incoming::admin::client::{self, Unanswered};
 use incoming::admin::{
-    Drain, Health, LogLevel, Progress, Reloaded, Session, Sessions, Stage, Stats, TraceLine, Upgraded,
+    Drain, Health, LogLevel, Progress, QueueTarget as Target, Reloaded, Session, Sessions, Stage, Stats,
+    TraceLine, Upgraded,
 };
 use incoming::config::Config;
 use incoming::telemetry::Escaped;
@@ -287,7 +288,10 @@ impl Display for Glance<'_> {
             "DEFERRED/s",
             "REJECTED/s",
         ]);
-        for target in &now.queue.targets {
+        let is_used = |target: &&Target| {
+            !target.target.is_empty() || target.backlog + target.deferred + target.handed_off > 0
+        };
+        for target in now.queue.targets.iter().filter(is_used) {
             let rate = |of: fn(&Self, &str) -> f64| format!("{:.1}", of(self, &target.target));
             table.row([
                 if target.target.is_empty() { "(not routed)".into() } else { target.target.clone() },
@@ -467,6 +471,8 @@ fn drain(config: &Config, order: Drain, no_wait: bool, is_json: bool) -> Done {
     loop {
         let is_news =
             said.is_none_or(|(stage, at)| stage != progress.stage || at.elapsed() >= PROGRESS_SAID_INTERVAL);
+        // The order is given; it is about to begin.
+        let is_news = is_news && progress.stage != Stage::Ready;
         if is_news {
             said = Some((progress.stage, Instant::now()));
             match is_json {
@@ -475,7 +481,10 @@ fn drain(config: &Config, order: Drain, no_wait: bool, is_json: bool) -> Done {
             }
         }
         if no_wait {
-            return Ok(());
+            return match is_news || is_json {
+                true => Ok(()),
+                false => Ok(writeln!(io::stdout(), "the drain was ordered")?),
+            };
         }
         std::thread::sleep(PROGRESS_INTERVAL);
         match client::ask(config, client::Method::GET, "/v1/stage", None) {

@@ -167,6 +167,8 @@ fn begin(
     let (lock, generation, sockets, logs, own_logs) = match predecessor {
         None => {
             let lock = shard::lock(&config.data)?;
+            // Before anything is started that could inherit them, too.
+            let mut inherited = systemd::inherited_listeners().map_err(Error)?;
             // Before anything is bound: of a fault here nobody outside shall see anything.
             let mut generation = Generation::new(config, &mut names, &extensions, None)?;
             let mut sockets = Sockets::new(count);

@@ -97,7 +97,7 @@
 //!                   │
 //!                gateway            cores → shards, threads → workers, signals, drain
 //!                   │                inspect, beside it: looks into a spool; doctor: at the machine; only main calls them
-//!                   │                admin, beside it: what operators ask, knows it as a trait
+//!                   │                admin, beside it: what operators ask, knows it as a trait; scrape, below: what /metrics says
 //!         ┌─────────┼──────────┐
 //!       shard    telemetry            shard: the only module that names glommio and awaits sockets and files
 //!         │                           proxy, below it: what a PROXY protocol header says; knows nobody

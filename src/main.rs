@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
         Command::Queue(command) => configured(options, |config| queue_commands::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
+        Command::Why(command) => configured(options, |config| inspect::why_message(&command, &config)),
         Command::Explain(command) => configured(options, |config| explain_command::run(command, &config)),
         Command::Control(command) => configured(options, |config| control_commands::run(command, &config)),
         Command::Doctor(command) => configured(options, |config| doctor_command::run(&command, &config)),

@@ -24,6 +24,7 @@ const CHAPTERS: [(&str, &[(&str, &str)]); 3] = [
             ("0", "It did what it was told."),
             ("1", "A fault: of the configuration, of the start, or while it ran. Standard error says which."),
             ("2", "A command line that makes no sense."),
+            ("3", "It ended as it was told, but not everything could be finished in the time there was."),
         ],
     ),
     (
@@ -33,7 +34,10 @@ const CHAPTERS: [(&str, &[(&str, &str)]); 3] = [
                 "SIGTERM, SIGINT",
                 "Drain: sessions finish, then deliveries, then the process ends. A second one ends it at once.",
             ),
-            ("SIGHUP", "Reload."),
+            (
+                "SIGHUP",
+                "The configuration is read anew. If anything is wrong with it, the old one stays, and the log says why.",
+            ),
         ],
     ),
     (

@@ -281,6 +281,7 @@ impl Gathered {
 
     fn write_queue(&self, text: &mut Exposition) {
         text.one(&m::QUEUE_MESSAGES, self.log_sum(|log| log.depth as u64));
+        text.one(&m::QUEUE_HELD, self.log_sum(|log| log.held as u64));
         text.one(&m::QUEUE_MAX, self.sum(|reading| reading.depth_max as u64));
         let mut lanes: BTreeMap<&str, Lane> = BTreeMap::new();
         lanes.insert(UNDECIDED, Lane::default());

@@ -81,10 +81,14 @@ fn exchange(mut stream: impl Read + Write, request: &str, fields: &str, body: &s
 
 /// Where something listens on TCP, as the log says.
 fn logged_address(server: &Server, what: &str) -> SocketAddr {
-    let log = server.log();
-    let line = log.lines().find(|line| line.contains(&format!("the {what} is at"))).expect("a line about it");
-    let address = line.rsplit("address=").next().and_then(|rest| rest.split_whitespace().next());
-    address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+    let words = format!("the {what} is at");
+    // The log's lines may come a little after the word that it is ready.
+    let found = wait::poll(wait::PATIENCE, || {
+        let log = server.log();
+        let line = log.lines().find(|line| line.contains(&words))?;
+        line.rsplit("address=").next()?.split_whitespace().next()?.parse().ok()
+    });
+    found.unwrap_or_else(|| panic!("no {words:?} in\n{}", server.log()))
 }
 
 #[test]
@@ -255,7 +259,7 @@ fn what_is_logged_can_be_changed_while_it_runs() {
     // Lines keep their order: were the second logged, it would be there by now.
     wait::until("the third is logged", || accepted(&server) >= 2);
     assert_eq!(accepted(&server), 2);
-    for wrong in ["loud", "incoming=loud", "info,", "a b", "[[["] {
+    for wrong in ["loud", "incoming=loud", "a b", "[[["] {
         let words = complained(&setup, &["log-level", wrong]);
         assert!(words.contains("expected error, warn, info"), "{wrong}: {words}");
     }

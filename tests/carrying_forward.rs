@@ -389,6 +389,7 @@ impl World {
             let outcome = RecipientOutcome {
                 index: *index,
                 is_done,
+                is_given_up: false,
                 attempts: *attempts,
                 next_attempt,
                 reason: reason.clone().into(),
@@ -401,6 +402,7 @@ impl World {
             outcomes.push(RecipientOutcome {
                 index: *index,
                 is_done: true,
+                is_given_up: false,
                 attempts: attempts + 1,
                 next_attempt: 0,
                 reason: "".into(),

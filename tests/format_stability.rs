@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use incoming::mail::{
     Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
-    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion, Via,
+    Protocol, Provenance, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion, Via,
 };
 use incoming::spool::format::{
     self, BLOCK_SIZE, EnvelopeOctets, IndexBuilder, IndexPayload, IndexedMessage, Kind, Made, MessageHead,
@@ -112,6 +112,7 @@ fn the_message_record_of_version_1() {
         client_name: Some("mail.peer.example".into()),
         tags: ["list:zen", "seen"].map(|text| Tag::parse(text).unwrap()).to_vec(),
         unix_time: 1_700_000_000,
+        provenance: Provenance::Session { connected: 1_699_999_999_123, waited_millis: 877, number: 2 },
     };
     let pieces = [PieceRef { epoch: 8, sequence: 11, offset: 8192, size: 16 }];
     let (trace, tail) = (&b"Received: by mx\r\n"[..], &b"world\r\n"[..]);
@@ -120,8 +121,14 @@ fn the_message_record_of_version_1() {
     assert_eq!((message.trace, message.tail), (trace, tail));
     assert_eq!(format::decode_envelope(message.envelope), Some((envelope.clone(), arrival.clone())));
     let reason = "451 busy".into();
-    let tried =
-        RecipientOutcome { index: 1, is_done: false, attempts: 3, next_attempt: 1_700_000_060, reason };
+    let tried = RecipientOutcome {
+        index: 1,
+        is_done: false,
+        is_given_up: false,
+        attempts: 3,
+        next_attempt: 1_700_000_060,
+        reason,
+    };
     let tried =
         TargetOutcomes { target: "store".into(), here_only: false, recipients: vec![tried], order: None };
     assert_eq!(message.progress, std::slice::from_ref(&tried));
@@ -142,10 +149,23 @@ fn the_message_record_of_version_1() {
 #[test]
 fn the_outcomes_record_of_version_1() {
     let payload = golden_payload("outcomes", Kind::Outcomes, 14, 14);
-    let done = RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+    let done = RecipientOutcome {
+        index: 0,
+        is_done: true,
+        is_given_up: false,
+        attempts: 1,
+        next_attempt: 0,
+        reason: "".into(),
+    };
     let reason = "451 busy".into();
-    let deferred =
-        RecipientOutcome { index: 1, is_done: false, attempts: 3, next_attempt: 1_700_000_060, reason };
+    let deferred = RecipientOutcome {
+        index: 1,
+        is_done: false,
+        is_given_up: false,
+        attempts: 3,
+        next_attempt: 1_700_000_060,
+        reason,
+    };
     let entries = format::decode_outcomes(&payload).expect("an Outcomes payload");
     let made = Made { unix_millis: 1_700_000_000_123, duration_millis: 250 };
     let expected = [

@@ -154,7 +154,14 @@ impl Lab {
                 self.attempts.insert(key, attempts);
             }
             let (next_attempt, reason) = (if is_done { 0 } else { self.unix + 50 }, "busy".into());
-            outcomes.push(RecipientOutcome { index, is_done, attempts, next_attempt, reason });
+            outcomes.push(RecipientOutcome {
+                index,
+                is_done,
+                is_given_up: false,
+                attempts,
+                next_attempt,
+                reason,
+            });
         }
         let made = Made { unix_millis: self.unix * 1000, duration_millis: 1 };
         self.spool.handle_outcome(self.sequence, lane, made, &outcomes, (self.now, self.unix));

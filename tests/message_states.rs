@@ -79,8 +79,14 @@ impl Log {
 
     fn attempt(&mut self, sequence: u64, is_done: bool) {
         self.spool.hand_off(sequence, Lane::UNROUTED);
-        let outcome =
-            RecipientOutcome { index: 0, is_done, attempts: 1, next_attempt: 5000, reason: "busy".into() };
+        let outcome = RecipientOutcome {
+            index: 0,
+            is_done,
+            is_given_up: false,
+            attempts: 1,
+            next_attempt: 5000,
+            reason: "busy".into(),
+        };
         self.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[outcome], (self.now, 1000));
     }
 

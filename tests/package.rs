@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use support::client::Client;
 use support::disk::Mount;
@@ -75,25 +76,28 @@ impl System {
     }
 }
 
-/// Builds the package from the program at hand.
-fn build(folder: &Path) -> PathBuf {
-    let mut command = Command::new(tools::test_file("../packaging/debian/build"));
-    command.arg(folder).env("INCOMING_BIN", binary());
-    tools::assert_succeeded(&command.output().expect("it runs"));
-    let packages: Vec<_> =
-        fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
-    let [package] = &packages[..] else { panic!("{packages:?}") };
-    package.clone()
+/// The package of the program at hand, built once.
+fn package() -> &'static Path {
+    static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
+    PACKAGE.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian");
+        let mut command = Command::new(tools::test_file("../packaging/debian/build"));
+        command.arg(&folder).env("INCOMING_BIN", binary());
+        // It is not kept: as quickly as can be.
+        command.env("DPKG_DEB_COMPRESSOR_TYPE", "gzip").env("DPKG_DEB_COMPRESSOR_LEVEL", "1");
+        let said = command.output().expect("it runs");
+        assert!(said.status.success(), "{}", tools::said(&said));
+        String::from_utf8(said.stdout).expect("a path").trim_end().into()
+    })
 }
 
 #[test]
 fn an_installed_package_serves_and_a_purged_one_leaves_the_mail() {
     let folder = tempfile::tempdir().expect("a folder");
-    let package = build(folder.path());
     let system = System::new();
     let before = system.files();
-    fs::copy(&package, system.path("/incoming.deb")).expect("a copy");
-    let installed = system.run(&["dpkg", "--install", "/incoming.deb"]);
+    fs::copy(package(), system.path("/incoming.deb")).expect("a copy");
+    let installed = system.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
     assert!(!installed.to_lowercase().contains("warning"), "{installed}");
 
     // The user, and what is his.
@@ -136,7 +140,7 @@ fn an_installed_package_serves_and_a_purged_one_leaves_the_mail() {
     let configuration = system.path("/etc/incoming/incoming.toml");
     let written = fs::read_to_string(&configuration).expect("a configuration") + "# mine\n";
     fs::write(&configuration, &written).expect("it is written");
-    system.run(&["dpkg", "--install", "--force-confold", "/incoming.deb"]);
+    system.run(&["dpkg", "--force-unsafe-io", "--install", "--force-confold", "/incoming.deb"]);
     assert_eq!(fs::read_to_string(&configuration).expect("a configuration"), written);
 
     // Removed, it leaves that and the mail; purged, the mail.
@@ -156,8 +160,8 @@ fn an_installed_package_serves_and_a_purged_one_leaves_the_mail() {
     assert_eq!(left, Vec::<String>::new(), "left of a purged package");
 
     // Without mail there is nothing to keep.
-    fs::copy(&package, system.path("/incoming.deb")).expect("a copy");
-    system.run(&["dpkg", "--install", "/incoming.deb"]);
+    fs::copy(package(), system.path("/incoming.deb")).expect("a copy");
+    system.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
     system.run(&["sh", "-c", "rm -rf /var/lib/incoming/*"]);
     system.run(&["dpkg", "--purge", "incoming"]);
     assert!(!system.path("/var/lib/incoming").exists());
@@ -212,6 +216,7 @@ fn completions_complete(system: &System) {
 struct Booted {
     system: System,
     unshared: Child,
+    log: PathBuf,
     /// systemd, as it is called from outside.
     init: String,
     group: PathBuf,
@@ -243,7 +248,7 @@ impl Booted {
         let groups = Mount::new(&["-t", "cgroup2", "cgroup2"]);
         let group = groups.path().join(format!("incoming-test-{}", std::process::id()));
         fs::create_dir(&group).expect("a control group");
-        let log = File::create(log).expect("a log");
+        let output = File::create(log).expect("a log");
         let mut command = Command::new("sh");
         command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&group);
         command.arg(tools::program("unshare"));
@@ -252,9 +257,10 @@ impl Booted {
             .args(["--fork", "--kill-child"])
             .arg(tools::test_file("package/boot"))
             .arg(system.root.path());
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        command.stdin(Stdio::null()).stdout(output.try_clone().expect("a second handle")).stderr(output);
         let unshared = command.spawn().expect("it runs");
-        let mut booted = Booted { system, unshared, init: String::new(), group, _groups: groups };
+        let mut booted =
+            Booted { system, unshared, log: log.into(), init: String::new(), group, _groups: groups };
         let id = booted.unshared.id();
         let is_init = |id: &String| {
             fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|comm| comm == "systemd\n")
@@ -308,28 +314,30 @@ impl Drop for Booted {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let journal = self.output(&["journalctl", "--no-pager", "--lines=40"]);
-            eprintln!("--- the journal's end\n{}---", tools::said(&journal));
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            eprintln!("--- systemd's log\n{log}--- the journal's end\n{}---", tools::said(&journal));
         }
         // All that runs within goes with it.
         let _ = self.unshared.kill();
         let _ = self.unshared.wait();
-        let _ = Command::new("sh")
-            .args(["-c", "find \"$0\" -depth -type d -exec rmdir {} +"])
-            .arg(&self.group)
-            .stderr(Stdio::null())
-            .status();
+        // Its processes take their time to end, and until then their groups stay.
+        wait::poll(wait::PATIENCE, || {
+            let mut remove = Command::new(tools::program("find"));
+            remove.arg(&self.group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", "+"]);
+            let _ = remove.stderr(Stdio::null()).status();
+            (!self.group.exists()).then_some(())
+        });
     }
 }
 
 #[test]
 fn the_service_lives_as_its_units_say() {
     let folder = tempfile::tempdir().expect("a folder");
-    let package = build(folder.path());
     let booted = Booted::new(&folder.path().join("log"));
-    fs::copy(&package, booted.system.path("/incoming.deb")).expect("a copy");
+    fs::copy(package(), booted.system.path("/incoming.deb")).expect("a copy");
 
     // Installing starts it; it is active, because it has said so.
-    booted.run(&["dpkg", "--install", "/incoming.deb"]);
+    booted.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
     assert_eq!(booted.shown("ActiveState"), "active");
     assert!(booted.shown("StatusText").contains("shards"), "{}", booted.shown("StatusText"));
     booted.send("127.0.0.1", 2525);

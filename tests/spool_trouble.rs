@@ -132,8 +132,14 @@ impl Lab {
 
     fn deliver(&mut self, sequence: u64) {
         self.spool.hand_off(sequence, Lane::UNROUTED);
-        let done =
-            RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+        let done = RecipientOutcome {
+            index: 0,
+            is_done: true,
+            is_given_up: false,
+            attempts: 1,
+            next_attempt: 0,
+            reason: "".into(),
+        };
         self.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[done], (self.now, 0));
     }
 
@@ -156,7 +162,14 @@ impl Lab {
 }
 
 fn deferred(index: u32, reason: usize, next_attempt: u64) -> RecipientOutcome {
-    RecipientOutcome { index, is_done: false, attempts: 1, next_attempt, reason: "x".repeat(reason).into() }
+    RecipientOutcome {
+        index,
+        is_done: false,
+        is_given_up: false,
+        attempts: 1,
+        next_attempt,
+        reason: "x".repeat(reason).into(),
+    }
 }
 
 fn syncs_fail(io: &Io<Vec<u8>>) -> Option<IoFailure> {

@@ -82,6 +82,14 @@ fn the_service_manager_is_told_from_ready_to_the_end() {
         "{ready}"
     );
     let mut client = Client::greet(server.address());
+    server.signal("HUP");
+    supervisor.wait_for("RELOADING=1\nMONOTONIC_USEC=");
+    let readies = || supervisor.told().iter().filter(|told| told.starts_with("READY=1\n")).count();
+    wait::until("it is ready again", || readies() == 2);
+    setup.file("incoming.toml", "colour = \"blue\"\n");
+    server.signal("HUP");
+    wait::until("it is ready as it was", || readies() == 3);
+    assert!(supervisor.told().last().expect("something").contains("not replaced"));
     let replies = client.envelope("a@client.test", &["b@mx.test"]).expect("replies");
     assert_eq!(replies.last().expect("to DATA").code, 354);
     server.signal("TERM");
@@ -90,6 +98,7 @@ fn the_service_manager_is_told_from_ready_to_the_end() {
         supervisor.told().into_iter().find(|told| told.contains("EXTEND_TIMEOUT_USEC="))
     });
     let draining = draining.expect("more time is asked for");
+    assert!(draining.contains("1 shards have sessions"), "{draining}");
     let time = draining.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).expect("a time");
     let time: u64 = time.parse().expect("a number");
     assert!(time > 30_000_000, "drain_timeout is 30 s, and more is asked for: {draining}");

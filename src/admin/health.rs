@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
 use super::Stage;
-use super::http::AppState;
+use super::http::{ApiError, AppState};
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new().route("/livez", get(livez)).route("/readyz", get(readyz))
@@ -25,33 +25,35 @@ pub struct Health {
     pub reasons: Vec<String>,
 }
 
-fn answer(reasons: Vec<String>) -> (StatusCode, Json<Health>) {
+fn answer(reasons: Vec<String>) -> Answer {
     let ok = reasons.is_empty();
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Health { ok, reasons }))
 }
 
-async fn livez(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
+type Answer = (StatusCode, Json<Health>);
+
+async fn livez(State(state): State<AppState>) -> Result<Answer, ApiError> {
     // Before the shards run, and when they are over, nobody is to answer for them.
-    if matches!(state.operations().stage(), Stage::Starting | Stage::Stopping { .. }) {
-        return answer(Vec::new());
+    if matches!(state.stage().await?, Stage::Starting | Stage::Stopping { .. }) {
+        return Ok(answer(Vec::new()));
     }
     let answers = state.shards().ask_all(|_| ()).await;
     let silent = answers.iter().enumerate().filter(|(_, answer)| answer.is_none());
-    answer(silent.map(|(n, _)| format!("shard {n} does not answer")).collect())
+    Ok(answer(silent.map(|(n, _)| format!("shard {n} does not answer")).collect()))
 }
 
-async fn readyz(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
-    let mut reasons: Vec<String> = match state.operations().stage() {
+async fn readyz(State(state): State<AppState>) -> Result<Answer, ApiError> {
+    let mut reasons: Vec<String> = match state.stage().await? {
         Stage::Ready => Vec::new(),
-        Stage::Starting => return answer(vec!["starting: the shards do not all accept yet".into()]),
+        Stage::Starting => return Ok(answer(vec!["starting: the shards do not all accept yet".into()])),
         Stage::Draining { .. } => vec!["draining: no new sessions are taken".into()],
-        Stage::Stopping { .. } => return answer(vec!["stopping".into()]),
+        Stage::Stopping { .. } => return Ok(answer(vec!["stopping".into()])),
     };
     let shards = state.shards().ask_all(|shard| shard.troubles()).await;
     for (n, troubles) in shards.into_iter().enumerate() {
         let troubles = troubles.unwrap_or_else(|| vec!["it does not answer".into()]);
         reasons.extend(troubles.into_iter().map(|trouble| format!("shard {n}: {trouble}")));
     }
-    answer(reasons)
+    Ok(answer(reasons))
 }

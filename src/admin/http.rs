@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Operations, dead, health, life, log_level, metrics, queue, sessions, stats, trace};
+use super::{Operations, Stage, dead, health, life, log_level, metrics, queue, sessions, stats, trace};
 use crate::shard::Shards;
 
 /// Of a fault that axum says in its own words.
@@ -51,6 +51,11 @@ impl AppState {
         done.map_err(|_| {
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the admin interface is being stopped")
         })
+    }
+
+    /// How far the gateway is in its life. While it ends its shards are asked for that, which takes as long as they take.
+    pub(super) async fn stage(&self) -> Result<Stage, ApiError> {
+        self.blocking(|operations| operations.stage()).await
     }
 
     /// Ends when the control plane stops: for answers that have no end of their own.

@@ -32,13 +32,13 @@ pub struct Progress {
     pub stage: Stage,
 }
 
-fn progress(state: &AppState) -> Json<Progress> {
-    let stage = state.operations().stage();
-    Json(Progress { pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into(), stage })
+async fn progress(state: &AppState) -> Result<Json<Progress>, ApiError> {
+    let stage = state.stage().await?;
+    Ok(Json(Progress { pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into(), stage }))
 }
 
-async fn stage(State(state): State<AppState>) -> Json<Progress> {
-    progress(&state)
+async fn stage(State(state): State<AppState>) -> Result<Json<Progress>, ApiError> {
+    progress(&state).await
 }
 
 /// What `POST /v1/drain` takes; everything may be left out.
@@ -61,7 +61,7 @@ async fn drain(
     let some = |text: Option<String>| text.map(|text| duration(&text)).transpose();
     let order = DrainOrder { deliveries: some(deliveries)?, timeout: some(timeout)? };
     state.blocking(move |operations| operations.drain(order)).await?;
-    Ok((StatusCode::ACCEPTED, progress(&state)))
+    Ok((StatusCode::ACCEPTED, progress(&state).await?))
 }
 
 async fn reload(State(state): State<AppState>) -> Result<Json<Reloaded>, ApiError> {

@@ -44,7 +44,7 @@ pub use life::{Drain, Progress, Upgraded};
 pub use log_level::LogLevel;
 pub use server::Admin;
 pub use sessions::{Session, Sessions};
-pub use stats::Stats;
+pub use stats::{Stats, Target as QueueTarget};
 pub use token::{Token, TokenError};
 pub use trace::Line as TraceLine;
 

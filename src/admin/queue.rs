@@ -689,17 +689,19 @@ fn gone(id: MessageId) -> ApiError {
     ApiError::not_found(format!("{id} is not in the queue: it is done, or never was (incoming why {id})"))
 }
 
-/// The message with this id, as its log has it.
+/// The message with this id, as its log has it; `is_whole`: with its content at hand.
 async fn find(state: &AppState, id: MessageId, is_whole: bool) -> Result<Found, ApiError> {
     let logs = logs(state).await?;
     let log = logs.into_iter().find(|log| log.log == id.log).ok_or_else(|| gone(id))?;
+    let shards = state.shards();
     let mut last = None;
     for _ in 0..MOVES_MAX {
-        let asked =
-            state.shards().ask(log.shard, move |shard| shard.queue_rows(id.log, &[id.sequence])).await;
-        let page = asked.flatten().ok_or_else(|| ApiError::silent_shard(log.shard))?;
-        let read = state.blocking(move |_| if is_whole { page.read_whole() } else { page.read().pop() });
-        let found = read.await?.ok_or_else(|| gone(id))?;
+        let asked = shards.ask(log.shard, move |shard| match is_whole {
+            true => shard.queue_content(id.log, id.sequence),
+            false => shard.queue_rows(id.log, &[id.sequence]),
+        });
+        let page = asked.await.flatten().ok_or_else(|| ApiError::silent_shard(log.shard))?;
+        let found = state.blocking(move |_| page.read().pop()).await?.ok_or_else(|| gone(id))?;
         if found.message.is_ok() {
             return Ok(found);
         }

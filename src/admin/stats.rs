@@ -159,7 +159,7 @@ async fn stats(State(state): State<AppState>) -> Result<Json<Stats>, ApiError> {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
         uptime_seconds: process.start_unix.map(since),
-        stage: state.operations().stage(),
+        stage: state.stage().await?,
         load: level(readings.iter().map(|reading| reading.level).max().unwrap_or(0)).into(),
         shards: shards.len(),
         sessions: sessions(&readings),

@@ -713,6 +713,7 @@ mod tests {
             client_name: name.map(Into::into),
             tags: Vec::new(),
             unix_time: 0,
+            provenance: Default::default(),
         };
         let id = MessageId { log: 1, sequence: 1 };
         let all = "NAME ADDR PORT PROTO HELO IDENT SOURCE";
@@ -761,6 +762,7 @@ mod tests {
             client_name: None,
             tags: Vec::new(),
             unix_time: 0,
+            provenance: Default::default(),
         };
         let origin = Some(Origin { id: MessageId { log: 1, sequence: 1 }, arrival: &arrival });
         let offers = Offers::new("mx\nPIPELINING\nXFORWARD PROTO".into());

@@ -174,6 +174,7 @@ pub(crate) mod tests {
             client_name: None,
             tags: Vec::new(),
             unix_time: 1_700_000_000,
+            provenance: Default::default(),
         };
         let parts = [&b"Received: x\r\n"[..], b"\r\nhello\r\n"].map(Bytes::from_static);
         Attempt {

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::notification::{Event, Notification, NotificationRate, Told, wants};
 use super::{Attempt, Intake, NotTaken, Resent};
-use crate::mail::{Arrival, Domain, Envelope, Protocol, Via};
+use crate::mail::{Arrival, Domain, Envelope, Protocol, Provenance, Via};
 
 /// See the module.
 pub struct Notifier {
@@ -72,6 +72,7 @@ impl Notifier {
             client_name: None,
             tags: Vec::new(),
             unix_time: unix.as_secs(),
+            provenance: Provenance::About(message_id),
         };
         let message = Resent { envelope, arrival, size: written.content.len() as u64 };
         let stored = self

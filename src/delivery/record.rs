@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{COMMAND_SIZE_MAX_HIGH, RECIPIENTS_MAX_HIGH};
 use crate::mail::{
     Arrival, Body, ClientCertificate, Domain, Dsn, Envelope, EnvelopeId, ForwardPath, Notify,
-    OriginalRecipient, Protocol, RecipientDsn, Ret, ReversePath, TAGS_MAX, Tag, Tls, TlsVersion, Via,
+    OriginalRecipient, Protocol, Provenance, RecipientDsn, Ret, ReversePath, TAGS_MAX, Tag, Tls, TlsVersion,
+    Via,
 };
 
 /// Why a text is not what it should be: the key, and what is wrong.
@@ -76,6 +77,20 @@ pub struct ArrivalRecord {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     tags: Vec<String>,
     unix_time: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    provenance: Option<ProvenanceRecord>,
+}
+
+/// What the message came out of.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ProvenanceRecord {
+    /// Milliseconds since 1970; from then until the content had arrived; which of the session's contents.
+    Session { connected: u64, waited_millis: u32, number: u16 },
+    /// The dead letter of this message.
+    Resent(String),
+    /// It is a notification about this message.
+    About(String),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -123,6 +138,14 @@ impl From<&Arrival> for ArrivalRecord {
             client_name: arrival.client_name.as_deref().map(String::from),
             tags: arrival.tags.iter().map(|tag| tag.as_str().into()).collect(),
             unix_time: arrival.unix_time,
+            provenance: match arrival.provenance {
+                Provenance::Unknown => None,
+                Provenance::Session { connected, waited_millis, number } => {
+                    Some(ProvenanceRecord::Session { connected, waited_millis, number })
+                }
+                Provenance::Resent(id) => Some(ProvenanceRecord::Resent(id.to_string())),
+                Provenance::About(id) => Some(ProvenanceRecord::About(id.to_string())),
+            },
         }
     }
 }
@@ -253,6 +276,20 @@ impl ArrivalRecord {
             },
             hello: self.hello.into(),
             unix_time: self.unix_time,
+            provenance: self.provenance.map_or(Ok(Provenance::Unknown), ProvenanceRecord::parse)?,
+        })
+    }
+}
+
+impl ProvenanceRecord {
+    fn parse(self) -> Result<Provenance, Malformed> {
+        let id = |text: String| text.parse().map_err(|_| unexpected("arrival.provenance", &text));
+        Ok(match self {
+            ProvenanceRecord::Session { connected, waited_millis, number } => {
+                Provenance::Session { connected, waited_millis, number }
+            }
+            ProvenanceRecord::Resent(text) => Provenance::Resent(id(text)?),
+            ProvenanceRecord::About(text) => Provenance::About(id(text)?),
         })
     }
 }

@@ -27,12 +27,12 @@ use super::succession::{Predecessor, Successor};
 use super::systemd::Notifier;
 use super::transports::Names;
 use super::watch::{self, Watched};
-use super::{Error, Extensions, Reread};
+use super::{BlockedSignals, Error, Extensions, Reread};
 use crate::admin::{self, Admin, DrainOrder, Operations, Reloaded, Stage};
 use crate::config::{Config, Durability, Placement, Queue};
 use crate::delivery::{DeadLetters, Settlement, Targets, Upkeep, Workers, outcome_channel};
 use crate::limits::RING_MEMORY_SIZE;
-use crate::policy::{Lookups, Policies, Said, Verifier};
+use crate::policy::{Policies, Said};
 use crate::shard::{self, Control, DataLock, Ending, Injected, OpenedLog, Plan, Progress, Service, Shards};
 use crate::telemetry::{self, Observer, Reload, reloaded};
 
@@ -98,6 +98,8 @@ pub struct Live {
 struct State {
     generation: Generation,
     names: Names,
+    /// For those who connect.
+    services: Vec<Service>,
     sockets: Sockets,
     workers: Option<Workers>,
     /// Threads that wait for workers of before to end.
@@ -109,10 +111,13 @@ struct State {
     retired: Vec<Retired>,
 }
 
-struct Retired {
-    lookups: Arc<Lookups>,
-    _verifier: Option<Arc<Verifier>>,
-    _policies: Policies,
+/// What was done for those who connected: it has all that their sessions may still use.
+struct Retired(Vec<Service>);
+
+impl Retired {
+    fn is_used(&self) -> bool {
+        self.0.iter().any(|service| Arc::strong_count(&service.session) > 1)
+    }
 }
 
 /// What the gateway's own thread is told.
@@ -137,6 +142,8 @@ impl Live {
     }
 
     fn try_reload(&self) -> Result<Reloaded, String> {
+        // Threads that are started inherit that.
+        let _blocked = BlockedSignals::block();
         let mut state = self.state();
         if self.age() != Age::Ready {
             return Err("the gateway is starting or ending".into());
@@ -198,12 +205,9 @@ impl Live {
         if old.config.delivery.dead_retention != retention {
             self.replace_upkeep(&mut state, retention);
         }
-        state.retired.retain(|retired| Arc::strong_count(&retired.lookups) > 1);
-        state.retired.push(Retired {
-            lookups: old.asked.lookups.clone(),
-            _verifier: old.secrets.verifier(),
-            _policies: old.asked.policies.clone(),
-        });
+        let old_services = std::mem::replace(&mut state.services, services);
+        state.retired.retain(Retired::is_used);
+        state.retired.push(Retired(old_services));
         match is_everywhere {
             true => Ok(Reloaded { changed, needs_restart }),
             false => Err("a shard has not answered: the new configuration is in force where it has, and will be there as soon as it does".into()),
@@ -227,6 +231,7 @@ impl Live {
     }
 
     fn try_upgrade(&self) -> Result<String, String> {
+        let _blocked = BlockedSignals::block();
         let mut state = self.state();
         if self.age() != Age::Ready {
             return Err("the gateway is starting or ending".into());
@@ -269,7 +274,7 @@ impl Live {
 
     /// Goes on after nobody has taken over.
     fn resume(&self, state: &mut State) {
-        let services = state.generation.change(&state.names, self.shards.len()).services;
+        let services = state.services.clone();
         match state.sockets.duplicates() {
             Ok(duplicates) => {
                 let each = duplicates.into_iter().map(|sockets| with_services(sockets, &services));
@@ -547,6 +552,7 @@ impl Running {
             state: Mutex::new(State {
                 generation,
                 names,
+                services: change.services,
                 sockets,
                 workers: Some(workers),
                 retiring: Vec::new(),

@@ -94,12 +94,19 @@ impl Sockets {
 
     /// Sockets for those shards that have none of an address that others of them have: there are more shards than there were.
     pub fn bind_more(&mut self, listeners: &[Listener]) -> Result<(), Error> {
-        for listener in listeners {
-            let failed = |error| Error(explain_bind(listener.address, &error));
+        for listener in listeners.iter().filter(|listener| self.has(listener.address)).collect::<Vec<_>>() {
+            let address = listener.address;
             for shard in &mut self.0 {
-                if shard.iter().all(|bound| bound.address != listener.address) {
-                    let socket = bind(listener.address, Some(listener.backlog)).map_err(failed)?;
-                    shard.push(Bound { address: listener.address, socket });
+                if shard.iter().any(|bound| bound.address == address) {
+                    continue;
+                }
+                match bind(address, Some(listener.backlog)) {
+                    Ok(socket) => shard.push(Bound { address, socket }),
+                    // Whoever has bound the first is another user, as systemd is.
+                    Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+                        tracing::warn!(%address, "a shard takes no connections there: there are fewer sockets than shards");
+                    }
+                    Err(error) => return Err(Error(explain_bind(address, &error))),
                 }
             }
         }

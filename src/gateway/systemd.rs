@@ -39,7 +39,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// What is asked for beyond the time that a drain may take: syncs and the ends of threads.
 const END_RESERVE: Duration = Duration::from_secs(20);
 /// Variables that mean the process that has them, and not one that it starts.
-#[allow(dead_code)] // the upgrade's
 pub const OWN_VARIABLES: [&str; 4] = ["WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// Tells systemd how the gateway is. Cheap to clone; where there is no systemd, it tells nobody.
@@ -89,7 +88,6 @@ impl Notifier {
     }
 
     /// The configuration is being read anew. [`Notifier::ready`] is to follow, however that ends.
-    #[allow(dead_code)] // reload, drain and upgrade
     pub fn reloading(&self) {
         // systemd takes it only with the time (from version 253 on).
         let Ok(now) = NotifyState::monotonic_usec_now() else { return };
@@ -123,7 +121,6 @@ impl Notifier {
 
     /// The process with this number is the service from now on, and tells for itself; this one tells nothing any more. It must have been
     /// started without [`OWN_VARIABLES`], or it would not know of the watchdog.
-    #[allow(dead_code)] // reload, drain and upgrade
     pub fn succeeded_by(&self, pid: u32) {
         self.tell(&[NotifyState::MainPid(pid)]);
         if let Some(told) = &self.told {

@@ -415,6 +415,10 @@ impl fmt::Display for Details {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.message)?;
+        if let Some(OrderGiven { order, by, note, .. }) = &self.order {
+            let (by, note) = (Escaped(by.as_bytes()), Escaped(note.as_bytes()));
+            return write!(f, " [{order}, ordered by {by}: {note}]");
+        }
         if self.done {
             return f.write_str(" done");
         }

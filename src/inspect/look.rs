@@ -136,9 +136,16 @@ mod tests {
             client_name: None,
             tags: Vec::new(),
             unix_time: 1,
+            provenance: Default::default(),
         };
-        let done =
-            RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+        let done = RecipientOutcome {
+            index: 0,
+            is_done: true,
+            is_given_up: false,
+            attempts: 1,
+            next_attempt: 0,
+            reason: "".into(),
+        };
         let mut waiting = Vec::new();
         let mut before = None;
         for n in 0..60 {

@@ -2,7 +2,8 @@
 //!
 //! - `verify`: is it sound, and what is in it?
 //! - `dump`: every record, in the order of the log;
-//! - `export`: the messages that wait, as files.
+//! - `export`: the messages that wait, as files;
+//! - `why`, a command of its own: what happened to one message.
 //!
 //! Promises, of all three:
 //! - nothing under the data folder is made, written or locked: the gateway may run or not;
@@ -21,6 +22,7 @@ mod dump;
 mod export;
 mod look;
 mod verify;
+mod why;
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
@@ -38,6 +40,8 @@ use crate::shard::read_back::{Batch, StoredMessage, Wanted};
 use crate::spool::format::Kind;
 use crate::spool::recovery::{Finding, Recovered};
 use crate::spool::{Entry, Lane, Slot};
+
+pub use why::WhyCommand;
 
 const UNSOUND: u8 = 1;
 const USAGE: u8 = 2;
@@ -114,8 +118,17 @@ impl InspectError {
 
 /// Does what was asked, and says so.
 pub fn run(command: SpoolCommand, config: &Config) -> ExitCode {
+    answer(|out| carry_out(command, config, out))
+}
+
+/// Tells what happened to a message.
+pub fn why_message(command: &WhyCommand, config: &Config) -> ExitCode {
+    answer(|out| why::why(command, config, out))
+}
+
+fn answer(carry_out: impl FnOnce(&mut dyn Write) -> Result<bool, InspectError>) -> ExitCode {
     let mut out = BufWriter::new(io::stdout().lock());
-    let done = carry_out(command, config, &mut out).and_then(|is_sound| {
+    let done = carry_out(&mut out).and_then(|is_sound| {
         out.flush()?;
         Ok(is_sound)
     });

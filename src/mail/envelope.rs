@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::dsn::{Dsn, RecipientDsn};
+use super::id::MessageId;
 use super::path::{ForwardPath, ReversePath};
 use super::tag::Tag;
 use super::tls::Tls;
@@ -120,6 +121,29 @@ pub struct Arrival {
     pub tags: Vec<Tag>,
     /// When its content had arrived, in seconds since 1970 (wall clock).
     pub unix_time: u64,
+    /// What it came out of.
+    pub provenance: Provenance,
+}
+
+/// What a message came out of: for people who ask what happened to it. Times are those of the wall clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Provenance {
+    /// It was not noted.
+    #[default]
+    Unknown,
+    /// A session.
+    Session {
+        /// When it began, in milliseconds since 1970.
+        connected: u64,
+        /// From then until the content had arrived, in milliseconds; 2^32-1: that long or longer.
+        waited_millis: u32,
+        /// Which of the session's contents it was, from 1.
+        number: u16,
+    },
+    /// The dead letter of this message, sent again.
+    Resent(MessageId),
+    /// It tells the sender of this message what became of it.
+    About(MessageId),
 }
 
 impl Arrival {

@@ -25,6 +25,8 @@ pub struct MessageId {
 }
 
 impl MessageId {
+    /// How many digits of the text are the log's.
+    pub const LOG_DIGITS: usize = LOG_DIGITS;
     /// The longest text of an id, in octets.
     pub const TEXT_SIZE_MAX: usize = LOG_DIGITS + SEQUENCE_DIGITS_MAX;
 

@@ -18,7 +18,7 @@ mod tls;
 pub use capabilities::Capabilities;
 pub use date::format_date;
 pub use dsn::{Dsn, EnvelopeId, Notify, OriginalRecipient, RecipientDsn, Ret, is_xtext};
-pub use envelope::{Arrival, Body, Envelope, Protocol, Via};
+pub use envelope::{Arrival, Body, Envelope, Protocol, Provenance, Via};
 pub use id::{MessageId, ParseMessageIdError};
 pub use idn::canonical_domain;
 pub use path::{Domain, ForwardPath, Mailbox, PathError, ReversePath};

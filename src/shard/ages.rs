@@ -4,8 +4,8 @@
 //! sample below its number, and its age is taken from that. There are a few hundred samples at most; of what is long ago there are fewer
 //! than of what is recent, so that an age is wrong by a few parts in a hundred.
 //!
-//! Of messages that an earlier process has accepted nothing is known before they are read: until then they have come when this log was opened, at
-//! the latest.
+//! Of messages that an earlier process has accepted nothing is known before they are read, which those that are deferred are at their next attempt:
+//! until then they count as having come when this log was opened.
 
 use std::collections::BTreeMap;
 
@@ -25,6 +25,11 @@ pub struct Ages {
 }
 
 impl Ages {
+    /// Of a log that is opened now: what it has, has come before.
+    pub fn new(unix_now: u64) -> Self {
+        Ages { samples: BTreeMap::from([(0, unix_now)]) }
+    }
+
     /// Messages from `next` on come at `unix_now` or later. `oldest`: the number of the oldest message that is not done.
     pub fn note(&mut self, next: u64, oldest: Option<u64>, unix_now: u64) {
         let oldest = oldest.unwrap_or(next);
@@ -39,7 +44,9 @@ impl Ages {
             Some((_, latest)) if *latest > unix_now => {
                 self.samples.values_mut().for_each(|time| *time = (*time).min(unix_now));
             }
-            Some((last, latest)) if *last == next || *latest == unix_now => return,
+            // Nobody has come since: whoever comes next comes later than then.
+            Some((last, _)) if *last == next => {}
+            Some((_, latest)) if *latest == unix_now => return,
             _ => {}
         }
         self.insert(next, unix_now);
@@ -99,20 +106,32 @@ mod tests {
         for (next, time) in [(10, 100), (10, 101), (30, 102), (40, 102), (50, 110)] {
             ages.note(next, Some(1), time);
         }
-        for (sequence, time) in [(1, 100), (10, 100), (29, 100), (30, 102), (49, 102), (50, 110), (99, 110)] {
+        for (sequence, time) in [(1, 101), (10, 101), (29, 101), (30, 102), (49, 102), (50, 110), (99, 110)] {
             assert_eq!(ages.time_of(sequence), Some(time), "{sequence}");
         }
     }
 
     #[test]
-    fn what_is_read_of_recovered_messages_is_learned() {
+    fn who_comes_after_a_long_silence_is_not_old() {
         let mut ages = Ages::default();
-        ages.note(1000, Some(5), 10_000);
+        for time in 100..4000 {
+            ages.note(10, None, time);
+        }
+        assert_eq!((ages.time_of(10), ages.samples.len()), (Some(3999), 1));
+        ages.note(11, Some(10), 4000);
+        ages.note(11, Some(10), 9000);
+        assert_eq!([10, 11].map(|sequence| ages.time_of(sequence)), [3999, 9000].map(Some));
+    }
+
+    #[test]
+    fn what_is_read_of_recovered_messages_is_learned() {
+        let mut ages = Ages::new(10_000);
+        (10_000..10_010).for_each(|now| ages.note(1000, Some(5), now));
         assert_eq!(ages.time_of(5), Some(10_000), "as far as is known");
-        ages.learn(5, 4000, 10_000);
-        ages.learn(6, 4001, 10_000);
-        ages.learn(700, 9000, 10_000);
-        for (sequence, time) in [(5, 4000), (6, 4000), (699, 4000), (700, 9000), (1000, 10_000)] {
+        ages.learn(5, 4000, 10_009);
+        ages.learn(6, 4001, 10_009);
+        ages.learn(700, 9000, 10_009);
+        for (sequence, time) in [(5, 4000), (6, 4000), (699, 4000), (700, 9000), (1000, 10_009)] {
             assert_eq!(ages.time_of(sequence), Some(time), "{sequence}");
         }
     }

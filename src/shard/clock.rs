@@ -15,6 +15,11 @@ pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// The wall clock, in milliseconds since 1970: for what people are told.
+pub fn unix_millis() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
 /// The wall clock as text for trace fields. Written once a second, not once a message.
 #[derive(Default)]
 pub struct Dates {

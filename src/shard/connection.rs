@@ -19,7 +19,7 @@ use super::link::{Input, Link};
 use super::meters::{NoTls, Queued};
 use super::{Ending, Service, Shard};
 use crate::limits::{PIECE_SIZE_MIN, SCRATCH_SIZE};
-use crate::mail::{Arrival, Refusal, Status, Tag};
+use crate::mail::{Arrival, Provenance, Refusal, Status, Tag};
 use crate::policy::{Asker, Attempt, Ban};
 use crate::smtp::{Authentication, Credentials, Effect, NotStored, Peer, Session, Submission, TlsMode};
 use crate::spool::{AppendError, Receiving};
@@ -50,9 +50,10 @@ pub fn serve(
             false => link.shard.greeting_delay_millis(peer.ip()),
         },
     };
-    let now = clock::now();
-    let session = Session::new(service.session.clone(), peer, now, &mut replies);
+    let connected = clock::now();
+    let session = Session::new(service.session.clone(), peer, connected, &mut replies);
     let mut served = Served {
+        connected,
         link,
         service,
         admitted,
@@ -64,7 +65,7 @@ pub fn serve(
         taken: 0,
         counted: 0,
         envelope_counted: 0,
-        greets_since: Some(now),
+        greets_since: Some(connected),
     };
     async move {
         // A connection that breaks is the peer's affair; what it had sent is not mail before its end-of-data. It does not save it from
@@ -77,6 +78,8 @@ pub fn serve(
 
 /// A connection and its session.
 pub struct Served {
+    /// When the session began.
+    connected: Instant,
     pub link: Link,
     pub service: Rc<Service>,
     pub admitted: Admitted,
@@ -356,10 +359,18 @@ impl Served {
     async fn store(&mut self, submission: Submission) -> io::Result<()> {
         self.link.send(&mut self.replies).await?;
         let Submission { envelope, tail, content_size } = submission;
-        let (begun, unix_time) = (clock::now(), clock::unix_now());
+        let begun = clock::now();
+        let unix_millis = clock::unix_millis();
+        let unix_time = unix_millis / 1000;
+        let waited = begun.saturating_duration_since(self.connected).as_millis() as u64;
         let arrival = Arrival {
             client_name: self.noted.client_name().map(Box::from),
             tags: self.noted.tags(),
+            provenance: Provenance::Session {
+                connected: unix_millis.saturating_sub(waited),
+                waited_millis: u32::try_from(waited).unwrap_or(u32::MAX),
+                number: self.session.contents_begun(),
+            },
             ..self.session.arrival(unix_time)
         };
         let recipients = envelope.forward_paths.len();
@@ -445,7 +456,10 @@ fn look_on(shard: &Shard, key: usize, session: &mut Session, is_any: bool, is_ne
         return false;
     }
     let is_watched = is_any && shard.taps.join(key, session.peer(), is_new);
-    session.watch(is_watched);
+    match is_watched {
+        true => session.watch(is_new),
+        false => session.unwatch(),
+    }
     is_watched
 }
 

@@ -22,7 +22,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::medium::Place;
 use super::quarantine;
 use crate::spool::format::{BLOCK_SIZE, RECORD_HEADER_SIZE, RECORDS_OFFSET, SegmentHeader};
-use crate::spool::recovery::{self, Depth, Finding, RecoverError, Recovered, Seen};
+use crate::spool::recovery::{self, Depth, Finding, Met, RecoverError, Recovered, Seen, Trail};
 use crate::spool::{ReadSegment, Slot};
 
 const VERSION_FILE: &str = "VERSION";
@@ -393,13 +393,29 @@ pub fn recover(
     see: impl FnMut(Seen),
 ) -> Result<Recovered, DirectoryError> {
     let open = |slot| LogFile::open(directory, slot, access);
-    recovery::recover(slots(directory)?, open, depth, see).map_err(|error| match error {
+    recovery::recover(slots(directory)?, open, depth, see).map_err(|error| unread(directory, error))
+}
+
+/// What the log in this directory says of one message, for who only looks; see [`recovery::follow`].
+pub fn follow(
+    directory: &Path,
+    is_wanted: impl FnOnce(u32) -> bool,
+    sequence: u64,
+    see: impl FnMut(Met<'_>),
+) -> Result<Trail, DirectoryError> {
+    let open = |slot| LogFile::open(directory, slot, Access::Look);
+    recovery::follow(slots(directory)?, open, is_wanted, sequence, see)
+        .map_err(|error| unread(directory, error))
+}
+
+fn unread(directory: &Path, error: RecoverError<io::Error>) -> DirectoryError {
+    match error {
         RecoverError::Read(slot, error) => failed("read", &directory.join(slot.file_name()))(error),
         RecoverError::UnknownVersion(slot, version) => {
             let path = directory.join(slot.file_name()).display().to_string();
             DirectoryError::UnknownSegmentVersion { path, version }
         }
-    })
+    }
 }
 
 /// The segment files in this directory.

@@ -139,7 +139,7 @@ impl Disk {
             spool: RefCell::new(spool),
             handoff,
             meters,
-            ages: RefCell::default(),
+            ages: RefCell::new(Ages::new(times.1)),
             told: Cell::new((0, times.0)),
             waiting: RefCell::default(),
             failing: RefCell::default(),
@@ -598,6 +598,7 @@ impl Disk {
         LogReading {
             lanes: lanes.collect(),
             depth: spool.depth(),
+            held: spool.held_count(),
             counters: spool.counters(),
             live_size,
             segments,

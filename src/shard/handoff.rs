@@ -619,6 +619,7 @@ impl Handoff {
         let outcomes = outstanding(entry, lane).into_iter().map(|recipient| RecipientOutcome {
             index: recipient.index,
             is_done: false,
+            is_given_up: false,
             attempts: recipient.attempts,
             next_attempt: unix_now + UNREADABLE_RETRY,
             reason: "its record in the spool cannot be read".into(),
@@ -694,6 +695,7 @@ fn judge(schedule: &Schedule, left: &[Recipient], report: &Report, unix_now: u64
         RecipientOutcome {
             index: *index,
             is_done,
+            is_given_up: matches!(outcome, Outcome::Rejected { .. }),
             attempts,
             next_attempt: if is_done { 0 } else { unix_now.saturating_add(wait.as_secs().max(1)) },
             reason: outcome.text().into(),
@@ -762,8 +764,14 @@ mod tests {
             assert!((1000 + 16 * 45..=1000 + 16 * 60).contains(&due), "{due}");
             for (n, outcome) in judged.iter().enumerate() {
                 let (index, reason) = (n as u32, format!("busy {n}").into());
-                let expected =
-                    RecipientOutcome { index, is_done: false, attempts: 5, next_attempt: due, reason };
+                let expected = RecipientOutcome {
+                    index,
+                    is_done: false,
+                    is_given_up: false,
+                    attempts: 5,
+                    next_attempt: due,
+                    reason,
+                };
                 assert_eq!(*outcome, expected);
             }
         }
@@ -938,6 +946,7 @@ mod tests {
                     client_name: None,
                     tags: Vec::new(),
                     unix_time: unix_start,
+                    provenance: Default::default(),
                 };
                 let message = Incoming { envelope: &envelope, arrival: &arrival, tail: b"x" };
                 let mut receiving = Receiving::default();

@@ -212,6 +212,7 @@ mod tests {
                 client_name: None,
                 tags: Vec::new(),
                 unix_time: 1,
+                provenance: Default::default(),
             },
             size,
         }

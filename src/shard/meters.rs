@@ -464,6 +464,8 @@ pub struct Times {
 pub struct LogReading {
     /// Messages that are not done.
     pub depth: usize,
+    /// Messages of them that are held.
+    pub held: usize,
     /// What it has done.
     pub counters: Counters,
     /// Octets of records that are needed.

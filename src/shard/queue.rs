@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::disk::Disk;
+use super::handoff::to_read;
 use super::medium::Opener;
 use super::read_back::{Batch, StoredMessage, Wanted};
 use super::{Shard, clock};
@@ -132,22 +133,11 @@ pub(crate) struct Found {
 }
 
 impl Page {
-    /// Reads the rows' records, without their pieces. Blocks.
+    /// Reads the rows' records, and no pieces unless they were asked for. Blocks.
     pub fn read(self) -> Vec<Found> {
         let Some(opener) = self.opener else { return Vec::new() };
-        let messages = self.wanted.into_iter().map(|mut wanted| {
-            wanted.pieces = Vec::new();
-            wanted
-        });
-        let read = Batch { messages: messages.collect(), new_count: 0 }.read(&opener);
+        let read = Batch { messages: self.wanted, new_count: 0 }.read(&opener);
         self.rows.into_iter().zip(read).map(|(row, read)| Found { row, message: read.message }).collect()
-    }
-
-    /// Reads the only row's message, with all of its content at hand. Blocks.
-    pub fn read_whole(self) -> Option<Found> {
-        let opener = self.opener?;
-        let read = Batch { messages: self.wanted, new_count: 0 }.read(&opener).pop()?;
-        Some(Found { row: self.rows.into_iter().next()?, message: read.message })
     }
 }
 
@@ -205,7 +195,9 @@ impl Shard {
         let now = clock::now();
         let mut reasons = Reasons { sought: sought.reason.as_deref(), known: None };
         for (n, (sequence, entry)) in spool.entries_from(from).enumerate() {
-            if page.count >= count_max || n > 0 && n % STEP == 0 && clock::now() >= until {
+            if page.count >= count_max
+                || n > 0 && (want == Want::Rows || n % STEP == 0) && clock::now() >= until
+            {
                 page.next = Some(sequence);
                 break;
             }
@@ -219,7 +211,7 @@ impl Shard {
                 Want::Rows => {
                     page.ids.push(MessageId { log, sequence });
                     page.rows.push(row(&spool, (sequence, entry), now, false));
-                    page.wanted.extend(super::handoff::to_read(&spool, sequence, Lane::UNROUTED));
+                    page.wanted.extend(record_of(&spool, (sequence, entry)));
                 }
             }
         }
@@ -231,20 +223,27 @@ impl Shard {
     pub(crate) fn queue_rows(&self, log: u32, sequences: &[u64]) -> Option<Page> {
         let disk = self.disk_of(log)?;
         let (spool, now) = (disk.spool().borrow(), clock::now());
-        let known =
-            sequences.iter().take(ROWS_MAX).filter_map(|sequence| Some((*sequence, spool.entry(*sequence)?)));
+        let known = sequences.iter().take(ROWS_MAX).filter_map(|n| Some((*n, spool.entry(*n)?)));
         let known: Vec<_> = known.filter(|(_, entry)| entry.is_durable()).collect();
         Some(Page {
             count: known.len(),
             ids: known.iter().map(|(sequence, _)| MessageId { log, sequence: *sequence }).collect(),
             rows: known.iter().map(|known| row(&spool, *known, now, true)).collect(),
-            wanted: known
-                .iter()
-                .filter_map(|(sequence, _)| super::handoff::to_read(&spool, *sequence, Lane::UNROUTED))
-                .collect(),
+            wanted: known.iter().filter_map(|known| record_of(&spool, *known)).collect(),
             next: None,
             opener: Some(disk.opener()),
         })
+    }
+
+    /// The same of one message, with the places of all of its content.
+    pub(crate) fn queue_content(&self, log: u32, sequence: u64) -> Option<Page> {
+        let disk = self.disk_of(log)?;
+        let mut page = self.queue_rows(log, &[sequence])?;
+        page.wanted.clear();
+        if !page.rows.is_empty() {
+            page.wanted.extend(to_read(&disk.spool().borrow(), sequence, Lane::UNROUTED));
+        }
+        Some(page)
     }
 
     /// Orders this of messages of the log, as many as the time allows: see [`Done::taken`]. `target`: of a retry, where, if not
@@ -332,6 +331,12 @@ fn is_sought<P: PageOf>(
             || left.iter().any(|left| left.reason.as_ref().is_some_and(|r| reasons.has(r)))
     };
     parts.any(|part| stands_so(part) && has_reason(part))
+}
+
+/// Where a message's record is; its pieces, of which there may be very many, are not named.
+fn record_of<P: PageOf>(spool: &Spool<P>, (sequence, entry): (u64, &Entry)) -> Option<Wanted> {
+    let (location, segment) = (entry.location, spool.segment(entry.location.epoch)?);
+    Some(Wanted { sequence, lane: Lane::UNROUTED, location, segment, pieces: Vec::new() })
 }
 
 /// Octets of a message's records.

@@ -219,7 +219,14 @@ impl World {
     fn attempt(&mut self, is_done: bool) {
         let Some(sequence) = self.spool.next_of_backlog(Lane::UNROUTED, self.now) else { return };
         self.spool.hand_off(sequence, Lane::UNROUTED);
-        let outcome = RecipientOutcome { index: 0, is_done, attempts: 1, next_attempt: 1, reason: "".into() };
+        let outcome = RecipientOutcome {
+            index: 0,
+            is_done,
+            is_given_up: false,
+            attempts: 1,
+            next_attempt: 1,
+            reason: "".into(),
+        };
         self.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[outcome], (self.now, 0));
         if is_done {
             self.done.insert(sequence);

@@ -70,7 +70,7 @@ struct Queue {
     deferred: BTreeSet<(Tick, u64)>,
     /// It was deferred, but need not wait any longer. The soonest first.
     hastened: BTreeSet<(Tick, u64)>,
-    /// No message with a smaller number is in this lane.
+    /// No message with a smaller number is in this lane, but for those that are held.
     passed: u64,
 }
 
@@ -265,7 +265,7 @@ impl Ledger {
         let mut oldest = queue.passed;
         for (sequence, entry) in self.entries.range(queue.passed, u64::MAX).take(LOOK_COUNT_MAX) {
             oldest = sequence;
-            if entry.part(lane).is_some() {
+            if entry.part(lane).is_some() && !entry.is_held() {
                 break;
             }
         }
@@ -476,6 +476,7 @@ impl Ledger {
         let outcome = |index, is_done, attempts, next_attempt, reason: Option<&str>| RecipientOutcome {
             index,
             is_done,
+            is_given_up: false,
             attempts,
             next_attempt,
             reason: reason.unwrap_or_default().into(),
@@ -835,7 +836,7 @@ mod tests {
     }
 
     fn outcome(index: u32, is_done: bool, next_attempt: u64) -> RecipientOutcome {
-        RecipientOutcome { index, is_done, attempts: 1, next_attempt, reason: "".into() }
+        RecipientOutcome { index, is_done, is_given_up: false, attempts: 1, next_attempt, reason: "".into() }
     }
 
     fn deliver(ledger: &mut Ledger, sequence: u64, now: Instant) -> bool {

@@ -108,6 +108,7 @@ pub fn mail(recipient_count: usize) -> (Envelope, Arrival) {
         client_name: None,
         tags: Vec::new(),
         unix_time: 1,
+        provenance: Default::default(),
     };
     (envelope, arrival)
 }

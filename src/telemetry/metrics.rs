@@ -89,6 +89,8 @@ metrics! {
 
     QUEUE_MESSAGES Gauge "incoming_queue_messages" []
         "Messages that are not done.";
+    QUEUE_HELD Gauge "incoming_queue_held_messages" []
+        "Messages of them that the operator holds; they are not counted with those that wait for a target.";
     QUEUE_MAX Gauge "incoming_queue_messages_max" []
         "Messages that may be in the queue.";
     QUEUE_DEPTH Gauge "incoming_queue_depth" ["target", "state"]

@@ -94,7 +94,8 @@ impl Restart {
             |epoch| self.recovered.segments.iter().find(|s| s.epoch == epoch).map(|s| (s.slot, s.life));
         self.recovered.messages.iter().map(move |(sequence, message)| {
             let left = message.outstanding().iter().map(|(_, outstanding)| outstanding.index).collect();
-            Queued { sequence, parts: parts(message.location, &message.pieces, segment), left }
+            let parts = parts(message.location, &message.pieces, segment);
+            Queued { sequence, parts, left, is_held: message.is_held() }
         })
     }
 }
@@ -107,6 +108,8 @@ pub struct Queued {
     pub parts: Vec<Part>,
     /// Who still wants it.
     pub left: Vec<u32>,
+    /// The operator holds it.
+    pub is_held: bool,
 }
 
 /// Where a record of a message is.

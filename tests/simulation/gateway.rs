@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use incoming::mail::{Arrival, Envelope, Phase};
 use incoming::smtp::SessionConfig;
-use incoming::spool::format::Made;
-use incoming::spool::{Completion, Io, IoFailure, Lane, Page, RecordPlace, Slot, Spool, SpoolConfig};
+use incoming::spool::format::{Made, Order, OrderKind};
+use incoming::spool::{Completion, Io, IoFailure, Lane, Obeyed, Page, RecordPlace, Slot, Spool, SpoolConfig};
 
 use crate::disk::{self, Part, Recovered, Whole};
 use crate::handoff::{Content, Handoff, Job};
@@ -429,6 +429,16 @@ impl Gateway {
         );
         self.out.push_back(Out::Wanted);
         self.feed(clock);
+    }
+
+    /// The operator orders something of a message.
+    pub fn order(&mut self, sequence: u64, kind: OrderKind, clock: &Clock) -> Obeyed {
+        let order = Order { kind, unix_millis: clock.micros / 1000, by: "operator".into(), note: "".into() };
+        let obeyed = self.spool.order(sequence, None, &Arc::new(order), clock.now());
+        self.spool.hurry_orders(clock.now());
+        self.out.push_back(Out::Wanted);
+        self.feed(clock);
+        obeyed
     }
 
     /// One round of a clean end. True when it is over.

@@ -148,6 +148,7 @@ impl Handoff {
             RecipientOutcome {
                 index: *index,
                 is_done: *is_done,
+                is_given_up: false,
                 attempts,
                 next_attempt: if *is_done { 0 } else { unix_now + wait },
                 reason: if *is_done { "".into() } else { "451 4.2.0 later".into() },
@@ -167,6 +168,7 @@ impl Handoff {
         let outcomes = outstanding(spool, sequence).into_iter().map(|recipient| RecipientOutcome {
             index: recipient.index,
             is_done: false,
+            is_given_up: false,
             attempts: recipient.attempts,
             next_attempt: unix_now + UNREADABLE_RETRY,
             reason: "its record in the spool cannot be read".into(),

@@ -1,7 +1,7 @@
 //! What the world outside knows, and what must follow from it: the promises, as checks.
 //!
 //! A message counts from the moment the gateway takes it for durable; from there on it is in the queue of every restart until all its
-//! recipients' outcomes are recorded. Everything else that is found or delivered is a failure of the run.
+//! recipients' outcomes are recorded, or the operator drops it. Everything else that is found or delivered is a failure of the run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,6 +43,14 @@ pub struct Ledger {
     failed: BTreeSet<u64>,
     /// Who has got what.
     delivered: BTreeMap<usize, BTreeSet<u32>>,
+    /// Held at the last restart.
+    held_then: BTreeSet<u64>,
+    /// Orders since: the number, the message, and whether it is held then; `None`: it is dropped.
+    orders: Vec<(u64, u64, Option<bool>)>,
+    /// Orders up to this number were settled.
+    pub settled: u64,
+    /// What the operator has dropped.
+    dropped: BTreeSet<usize>,
     /// Lost to a lying medium, and reported.
     pub excused: BTreeSet<usize>,
     /// The life of the gateway.
@@ -67,6 +75,10 @@ impl Ledger {
             gone: BTreeSet::new(),
             failed: BTreeSet::new(),
             delivered: BTreeMap::new(),
+            held_then: BTreeSet::new(),
+            orders: Vec::new(),
+            settled: 0,
+            dropped: BTreeSet::new(),
             excused: BTreeSet::new(),
             life: 0,
             may_drop_outcomes: false,
@@ -190,6 +202,34 @@ impl Ledger {
         });
     }
 
+    /// The operator's order of this number is in force.
+    pub fn take_order(&mut self, number: u64, sequence: u64, state: Option<bool>) {
+        // Whose a damaged one is may not be known.
+        let Some(message) = self.messages.get_mut(&sequence) else { return };
+        if state.is_none() {
+            message.left_now.clear();
+            self.dropped.insert(message.offer);
+        }
+        self.orders.push((number, sequence, state));
+    }
+
+    /// A message that was found is held or not as it was when the last order for it was settled, or later.
+    fn check_hold(&self, sequence: u64, is_held: bool, end: End) {
+        let first = (0, Some(self.held_then.contains(&sequence)));
+        let ordered = self.orders.iter().filter(|(_, of, _)| *of == sequence);
+        let states: Vec<_> =
+            std::iter::once(first).chain(ordered.map(|(number, _, state)| (*number, *state))).collect();
+        let settled = if end == End::Settled { u64::MAX } else { self.settled };
+        let floor = states.iter().rposition(|(number, _)| *number <= settled).expect("the first is settled");
+        // Where there was no room they went unrecorded.
+        let floor = if self.may_drop_outcomes { 0 } else { floor };
+        let may_be = &states[floor..];
+        assert!(
+            may_be.iter().any(|(_, state)| *state == Some(is_held)),
+            "{sequence} is found, held: {is_held}, and was {may_be:?}"
+        );
+    }
+
     /// A file is about to be used again or removed: whatever happens to it, a power cut now loses nothing. `restart`: what would be
     /// found then.
     pub fn take_given_up(&self, restart: &Restart, medium: &Medium) {
@@ -217,7 +257,7 @@ impl Ledger {
         };
         let damage = restart.reports.iter().find(|report| report.is_of_damage() && !is_known(report));
         assert!(lies || damage.is_none(), "a good medium has no damage: {damage:?}");
-        let mut found = BTreeMap::new();
+        let (mut found, mut held) = (BTreeMap::new(), BTreeSet::new());
         for queued in restart.queue() {
             self.recovered_count += 1;
             let (sequence, parts) = (queued.sequence, queued.parts);
@@ -242,6 +282,10 @@ impl Ledger {
             let stored_as = *self.stored_as.entry(offer).or_insert(sequence);
             assert_eq!(stored_as, sequence, "offer {offer} is in the queue under another number");
             let left: BTreeSet<u32> = queued.left.into_iter().collect();
+            if !lies {
+                self.check_hold(sequence, queued.is_held, end);
+            }
+            held.extend(queued.is_held.then_some(sequence));
             if let Some(known) = known.filter(|_| !lies) {
                 assert!(
                     left.is_superset(&known.left_now),
@@ -282,6 +326,9 @@ impl Ledger {
         let is_there = |offer: &usize| found.values().any(|message| message.offer == *offer);
         self.gone = (0..self.offers.len()).filter(|offer| !is_there(offer)).collect();
         self.messages = found;
+        self.held_then = held;
+        self.orders.clear();
+        self.settled = 0;
         self.failed.clear();
     }
 
@@ -300,7 +347,9 @@ impl Ledger {
         for (number, offer) in self.offers.iter().enumerate() {
             let Told::Stored(id) = offer.told else { continue };
             let delivered = self.delivered.get(&number).map_or(0, |delivered| delivered.len());
-            let is_excused = self.excused.contains(&number) || unreadable.contains(&number);
+            let is_excused = self.excused.contains(&number)
+                || unreadable.contains(&number)
+                || self.dropped.contains(&number);
             assert!(
                 delivered == offer.recipients.len() || is_excused,
                 "{id} was acknowledged and has reached {delivered} of {} recipients",

@@ -3,7 +3,8 @@
 //!
 //! Claims, checked after every life of the gateway and at the end of each run (`ledger.rs`):
 //! - what a client read a 250 for is in the queue of every restart, once, whole and octet for octet behind our trace field, until its
-//!   outcomes are recorded; and in the end everybody in its envelope has it, and nobody else;
+//!   outcomes are recorded; and in the end everybody in its envelope has it, and nobody else, unless the operator has dropped it;
+//! - what the operator holds, releases or drops is so after every restart, once the order was settled;
 //! - a 250 is sent only for what would survive the loss of everything unsynced at that moment, whatever has failed before;
 //! - nothing is delivered or recovered that was not offered whole, or that was refused for good; what was gone does not come back;
 //! - one reply for each command, in order, with a code that fits; failures of ours are 4xx;

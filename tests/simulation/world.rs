@@ -63,6 +63,8 @@ enum Event {
     Report(u64, Vec<(u32, bool)>),
     Space,
     Rot,
+    /// The operator orders something.
+    Order,
 }
 
 /// What a run did, to see that it did something.
@@ -240,12 +242,14 @@ impl World {
             1 => self.crash(&mut gateway, false),
             _ => self.crash(&mut gateway, true),
         };
+        let settled = gateway.spool().orders().settled;
         self.events.clear();
         self.clients.clear();
         self.wires.clear();
         self.attempts.clear();
         (self.report_count, self.is_turn_due, self.deadlines_at, self.expected_clients) = (0, false, None, 0);
         let restart = self.recover();
+        self.ledger.settled = settled;
         self.ledger.take_restart(&restart, end, &self.medium);
         restart
     }
@@ -261,6 +265,15 @@ impl World {
         for _ in 0..if self.troubles.fills { self.random.between(1, 3) } else { 0 } {
             let at = now + self.random.below(100 * MILLISECOND);
             self.at(at, Event::Space);
+        }
+        if self.is_last {
+            // Nobody waits for ever for an operator.
+            self.release_all(gateway);
+        } else {
+            for _ in 0..self.random.below(8) {
+                let at = now + self.random.below(2 * spread);
+                self.at(at, Event::Order);
+            }
         }
         if self.troubles.rots && self.random.one_in(2) {
             let at = now + self.random.below(100 * MILLISECOND);

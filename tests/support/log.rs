@@ -65,8 +65,14 @@ impl Log {
     /// The message is delivered to everybody.
     pub fn deliver(&mut self, sequence: u64) {
         self.spool.hand_off(sequence, Lane::UNROUTED);
-        let done =
-            RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+        let done = RecipientOutcome {
+            index: 0,
+            is_done: true,
+            is_given_up: false,
+            attempts: 1,
+            next_attempt: 0,
+            reason: "".into(),
+        };
         self.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[done], (self.now, 0));
     }
 
@@ -74,7 +80,14 @@ impl Log {
     pub fn defer(&mut self, sequence: u64, attempts: u32, seconds: u64, reason: &str) {
         self.spool.hand_off(sequence, Lane::UNROUTED);
         let reason = reason.into();
-        let outcome = RecipientOutcome { index: 0, is_done: false, attempts, next_attempt: seconds, reason };
+        let outcome = RecipientOutcome {
+            index: 0,
+            is_done: false,
+            is_given_up: false,
+            attempts,
+            next_attempt: seconds,
+            reason,
+        };
         self.spool.handle_outcome(sequence, Lane::UNROUTED, Made::default(), &[outcome], (self.now, 0));
     }
 

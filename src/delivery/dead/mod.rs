@@ -5,6 +5,7 @@
 //! <dir>/<message id>/dead.json      envelope, arrival, and for each recipient given up: attempts, reason, when
 //! <dir>/.resend/<message id>        it is to be sent again
 //! <dir>/.checked                    when retention last looked, by a clock it trusted
+//! <dir>/.sent, .sent.old            what was sent again, and as which message
 //! ```
 //!
 //! A message has one dead letter; recipients given up later are added to it. `resend` puts letters back into the queue,
@@ -31,6 +32,7 @@ mod record;
 mod requests;
 mod resend;
 mod retention;
+mod sent;
 mod upkeep;
 
 use std::ffi::OsStr;
@@ -49,6 +51,7 @@ use crate::mail::MessageId;
 pub use record::{GivenUp, Group, Letter};
 pub use requests::Requests;
 pub use resend::{Intake, NotTaken, RESEND_INTERVAL, Resent};
+pub use sent::{Sent, SentAgain};
 pub use upkeep::Upkeep;
 
 /// What the name of an unfinished dead letter begins with; no message id does.
@@ -134,6 +137,11 @@ impl DeadLetters {
     /// Which of them are to be sent again.
     pub fn requests(&self) -> &Requests {
         &self.requests
+    }
+
+    /// What was sent again.
+    pub fn sent(&self) -> Sent {
+        Sent::of(&self.dir)
     }
 
     /// Writes the dead letter of a message for the recipients that `target` has given up (with the attempts made before the one that

@@ -208,8 +208,8 @@ pub(super) mod tests {
 
     use super::*;
     use crate::mail::{
-        Body, ClientCertificate, Dsn, EnvelopeId, Notify, OriginalRecipient, Protocol, RecipientDsn, Ret,
-        ReversePath, Tag, Tls, TlsVersion, Via,
+        Body, ClientCertificate, Dsn, EnvelopeId, Notify, OriginalRecipient, Protocol, Provenance,
+        RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion, Via,
     };
 
     /// A letter of three recipients, two of them given up.
@@ -262,6 +262,11 @@ pub(super) mod tests {
                 client_name: Some("mail.peer.example".into()),
                 tags: ["list:zen", "seen"].map(|text| Tag::parse(text).unwrap()).to_vec(),
                 unix_time: 1_700_000_000,
+                provenance: Provenance::Session {
+                    connected: 1_699_999_999_123,
+                    waited_millis: 877,
+                    number: 2,
+                },
             },
             recipients: vec![given_up(2, 1_700_000_900), given_up(0, 1_700_000_800)],
         }
@@ -287,11 +292,17 @@ pub(super) mod tests {
                 authenticated: None,
                 client_name: None,
                 tags: Vec::new(),
+                provenance: Provenance::Unknown,
                 ..full.arrival.clone()
             },
             ..full.clone()
         };
-        for letter in [full, null, plain] {
+        let of = MessageId { log: 7, sequence: 8 };
+        let after = [Provenance::Resent(of), Provenance::About(of)].map(|provenance| Letter {
+            arrival: Arrival { provenance, ..full.arrival.clone() },
+            ..full.clone()
+        });
+        for letter in [full, null, plain].into_iter().chain(after) {
             assert_eq!(Letter::parse(letter.id, &letter.text()), Ok(letter));
         }
     }
@@ -314,7 +325,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_not_a_record_is_refused_with_the_key() {
-        let table: [(&str, Value, &str); 28] = [
+        let table: [(&str, Value, &str); 30] = [
             ("/message_id", json!("000000112"), "of another message"),
             ("/message_id", json!(7), "invalid type"),
             ("/size", json!(-1), "invalid value"),
@@ -339,6 +350,8 @@ pub(super) mod tests {
             ("/arrival/hello", json!("x\ny"), "arrival.hello"),
             ("/arrival/hello", json!("x".repeat(65_536)), "arrival.hello"),
             ("/arrival/protocol", json!("UUCP"), "arrival.protocol"),
+            ("/arrival/provenance", json!({"resent": "U"}), "arrival.provenance"),
+            ("/arrival/provenance", json!({"born": 1}), "unknown variant"),
             ("/recipients", json!([]), "recipients"),
             ("/recipients/0/index", json!(3), "number 3"),
             ("/recipients/0/index", json!(1), "number 1"),

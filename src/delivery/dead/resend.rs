@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use tracing::{error, info, warn};
 
-use super::{DeadLetters, Group, ReadError, unix_now};
-use crate::mail::{Arrival, Envelope, MessageId};
+use super::{DeadLetters, Group, ReadError, SentAgain, unix_now};
+use crate::mail::{Arrival, Envelope, MessageId, Provenance};
 
 /// How often requests are looked for.
 pub const RESEND_INTERVAL: Duration = Duration::from_secs(1);
@@ -167,7 +167,11 @@ impl Resender {
         let group = letter.first_group();
         let message = Resent {
             envelope: letter.envelope_of(&group),
-            arrival: Arrival { unix_time: unix_now(), ..letter.arrival.clone() },
+            arrival: Arrival {
+                unix_time: unix_now(),
+                provenance: Provenance::Resent(id),
+                ..letter.arrival.clone()
+            },
             size: letter.size,
         };
         let recipients = group.indices.len();
@@ -179,6 +183,10 @@ impl Resender {
                 },
             )?;
         info!(message_id = %new, dead_letter = %id, recipients, size = letter.size, "a dead letter is sent again");
+        let sent = SentAgain { id, as_id: new, unix_time: unix_now() };
+        if let Err(e) = self.dead.sent().note(sent) {
+            warn!(message_id = %new, dead_letter = %id, "cannot note that a dead letter was sent again: {e}");
+        }
         Ok(Some(group))
     }
 
@@ -293,8 +301,9 @@ mod tests {
         let forward_paths = attempt.envelope.forward_paths.clone();
         assert_eq!(Envelope { forward_paths, via: None, ..message.envelope.clone() }, *attempt.envelope);
         assert!((before..=unix_now()).contains(&message.arrival.unix_time));
-        let unix_time = attempt.arrival.unix_time;
-        assert_eq!(Arrival { unix_time, ..message.arrival.clone() }, *attempt.arrival);
+        assert_eq!(message.arrival.provenance, Provenance::Resent(attempt.id));
+        let Arrival { unix_time, provenance, .. } = *attempt.arrival;
+        assert_eq!(Arrival { unix_time, provenance, ..message.arrival.clone() }, *attempt.arrival);
         assert_eq!(rig.left(), (vec![], vec![]));
     }
 

@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::mail::{Arrival, Envelope, ForwardPath, MessageId, Protocol, Refusal, Tls};
+use crate::mail::{Arrival, Envelope, ForwardPath, MessageId, Protocol, Provenance, Refusal, Tls};
 
 use super::config::{Dialect, Peer, SessionConfig, TlsMode};
 use super::effect::{Effect, NotStored};
@@ -262,16 +262,15 @@ impl Session {
         taken
     }
 
-    /// From here on what the peer says is kept for [`Session::take_heard`], until that is no longer wanted.
-    pub fn watch(&mut self, is_watched: bool) {
-        match is_watched {
-            // What the peer has said before is not known: it may have been AUTH.
-            true if self.ear.is_none() => {
-                self.ear = Some(Box::new(Ear::new(self.state != State::Connected)));
-            }
-            true => {}
-            false => self.ear = None,
-        }
+    /// From here on what the peer says is kept for [`Session::take_heard`]. `is_new`: it has not said anything yet.
+    pub fn watch(&mut self, is_new: bool) {
+        // What the peer has said before is not known: it may have been AUTH.
+        self.ear.get_or_insert_with(|| Box::new(Ear::new(!is_new)));
+    }
+
+    /// It is kept no longer.
+    pub fn unwatch(&mut self) {
+        self.ear = None;
     }
 
     /// Whether somebody looks on.
@@ -536,6 +535,7 @@ impl Session {
             client_name: None,
             tags: Vec::new(),
             unix_time,
+            provenance: Provenance::Unknown,
         }
     }
 
@@ -554,8 +554,7 @@ impl Session {
         self.is_sent_away
     }
 
-    /// Contents begun so far. For tests: `Store` and `Abandon` are held against it.
-    #[doc(hidden)]
+    /// Contents begun so far.
     pub fn contents_begun(&self) -> u16 {
         self.contents_count
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::outcomes::{TargetOutcomes, decode_progress, encode_target_outcomes, target_outcomes_size};
 use super::{Fields, PieceRef, size_field};
 use crate::mail::{
-    Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
-    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion, Via,
+    Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, MessageId, Notify,
+    OriginalRecipient, Protocol, Provenance, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion, Via,
 };
 
 const FIXED_SIZE: usize = 40;
@@ -142,6 +142,11 @@ fn envelope_size(envelope: &Envelope, arrival: &Arrival) -> usize {
     let client_name = arrival.client_name.as_ref().map_or(0, |name| FIELD + name.len());
     let tags = arrival.tags.iter().map(|tag| FIELD + tag.as_str().len()).sum::<usize>();
     let via = envelope.via.as_ref().map_or(0, |via| FIELD + via.name().len());
+    let provenance = match arrival.provenance {
+        Provenance::Unknown => 0,
+        Provenance::Session { .. } => FIELD + 14,
+        Provenance::Resent(_) | Provenance::About(_) => FIELD + 12,
+    };
     paths
         + others.iter().map(|size| FIELD + size).sum::<usize>()
         + dsn
@@ -150,6 +155,7 @@ fn envelope_size(envelope: &Envelope, arrival: &Arrival) -> usize {
         + client_name
         + tags
         + via
+        + provenance
 }
 
 mod tag {
@@ -167,6 +173,9 @@ mod tag {
     pub const TAG: u8 = 12;
     pub const THROUGH: u8 = 13;
     pub const ONLY: u8 = 14;
+    pub const SESSION: u8 = 15;
+    pub const RESENT: u8 = 16;
+    pub const ABOUT: u8 = 17;
 }
 
 mod flag {
@@ -255,6 +264,24 @@ fn encode_envelope(envelope: &Envelope, arrival: &Arrival, out: &mut Vec<u8>) {
         Some(Via::Through(name)) => field(tag::THROUGH, name.as_bytes()),
         Some(Via::Only(name)) => field(tag::ONLY, name.as_bytes()),
     }
+    match arrival.provenance {
+        Provenance::Unknown => {}
+        Provenance::Session { connected, waited_millis, number } => {
+            let octets = [&connected.to_le_bytes()[..], &waited_millis.to_le_bytes(), &number.to_le_bytes()];
+            field(tag::SESSION, &octets.concat());
+        }
+        Provenance::Resent(id) => field(tag::RESENT, &encode_id(id)),
+        Provenance::About(id) => field(tag::ABOUT, &encode_id(id)),
+    }
+}
+
+fn encode_id(id: MessageId) -> Vec<u8> {
+    [&id.log.to_le_bytes()[..], &id.sequence.to_le_bytes()].concat()
+}
+
+fn decode_id(octets: &[u8]) -> Option<MessageId> {
+    let mut fields = Fields(octets);
+    Some(MessageId { log: fields.u32()?, sequence: fields.u64()? })
 }
 
 fn encode_tls(tls: &Tls) -> Vec<u8> {
@@ -307,7 +334,7 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
     let (mut flags, mut peer, mut hello, mut unix_time) = (0, None, "", 0);
     let mut dsn: Option<Box<Dsn>> = None;
     let (mut tls, mut authenticated, mut client_name) = (None, None, None);
-    let (mut tags, mut via) = (Vec::new(), None);
+    let (mut tags, mut via, mut provenance) = (Vec::new(), None, Provenance::Unknown);
     while !fields.0.is_empty() {
         let tag = fields.u8()?;
         let size = fields.u16()?;
@@ -363,6 +390,13 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
             tag::AUTHENTICATED => authenticated = Some(Arc::from(str::from_utf8(octets).ok()?)),
             tag::THROUGH => via = Some(Via::Through(str::from_utf8(octets).ok()?.into())),
             tag::ONLY => via = Some(Via::Only(str::from_utf8(octets).ok()?.into())),
+            tag::SESSION => {
+                let mut fields = Fields(octets);
+                let (connected, waited_millis) = (fields.u64()?, fields.u32()?);
+                provenance = Provenance::Session { connected, waited_millis, number: fields.u16()? };
+            }
+            tag::RESENT => provenance = Provenance::Resent(decode_id(octets)?),
+            tag::ABOUT => provenance = Provenance::About(decode_id(octets)?),
             _ => {}
         }
     }
@@ -399,6 +433,7 @@ pub fn decode_envelope(octets: &[u8]) -> Option<(Envelope, Arrival)> {
         client_name,
         tags,
         unix_time,
+        provenance,
     };
     Some((envelope, arrival))
 }

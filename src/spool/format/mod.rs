@@ -74,13 +74,18 @@
 //!                   name (1; 0: none was asked for), the name; and of a verified client certificate its SHA-256 (32), its name
 //!               10  the user the peer has authenticated itself as  11  the peer's name, confirmed in the DNS  12  tag (repeated)
 //!               13  who gets it, whatever the routes say  14  who of them gets it, if the routes name them
+//!               15  the session: when it began, in milliseconds since 1970 (8), from then until the content had arrived, in
+//!                   milliseconds (4), which of its contents it was (2)
+//!               16  the message whose dead letter was sent again as this one: log (4), sequence (8)
+//!               17  the message whose sender this one tells what became of it: log (4), sequence (8)
 //!
 //! Outcomes       entries: sequence of the message id (8), when the attempt began in milliseconds since 1970 (8; 0: none was made),
 //!                how long it took in milliseconds (4), and what became of recipients at a target:
 //!                      flags (1: bit 0 they are left at other targets too; bit 1, in Outcomes, nobody is left: the message is
 //!                      done; bit 2 an order of the operator is behind the recipients, of whom there are none), size of the
 //!                      target's name (1; 0: none in particular), the name, number of recipients (4), each:
-//!                      index (4), state (1: 1 done, 2 deferred), attempts (4), next attempt in seconds since 1970 (8), reason
+//!                      index (4), state (1: 1 done, 2 deferred, 3 done by giving up), attempts (4), next attempt in seconds since
+//!                      1970 (8), reason
 //!                      or reply: size (2), text
 //!
 //! order          what (1: 1 hold, 2 release, 3 drop, with which the message is done, 4 retry: at the named target, without a name

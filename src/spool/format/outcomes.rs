@@ -10,6 +10,8 @@ pub struct RecipientOutcome {
     pub index: u32,
     /// Needs no further attempt.
     pub is_done: bool,
+    /// It needs none because it was given up: a dead letter has it.
+    pub is_given_up: bool,
     /// Attempts made so far.
     pub attempts: u32,
     /// When to try again, in seconds since 1970; 0 when done.
@@ -43,6 +45,9 @@ pub struct Made {
     pub duration_millis: u32,
 }
 
+const DONE: u8 = 1;
+const DEFERRED: u8 = 2;
+const GIVEN_UP: u8 = 3;
 const HERE_ONLY: u8 = 1;
 const MESSAGE_DONE: u8 = 2;
 const ORDER: u8 = 4;
@@ -119,7 +124,11 @@ pub(super) fn target_outcomes_size(outcomes: &TargetOutcomes) -> usize {
 
 fn encode_recipient(recipient: &RecipientOutcome, out: &mut Vec<u8>) {
     out.extend_from_slice(&recipient.index.to_le_bytes());
-    out.push(if recipient.is_done { 1 } else { 2 });
+    out.push(match recipient {
+        RecipientOutcome { is_given_up: true, .. } => GIVEN_UP,
+        RecipientOutcome { is_done: true, .. } => DONE,
+        _ => DEFERRED,
+    });
     out.extend_from_slice(&recipient.attempts.to_le_bytes());
     out.extend_from_slice(&recipient.next_attempt.to_le_bytes());
     let reason = recipient.reason.floor_char_boundary(REASON_SIZE_MAX);
@@ -183,9 +192,10 @@ fn decode_target(fields: &mut Fields<'_>) -> Option<(u8, TargetOutcomes)> {
 
 fn decode_recipient(fields: &mut Fields<'_>) -> Option<RecipientOutcome> {
     let index = fields.u32()?;
-    let is_done = fields.u8()? == 1;
+    let state = fields.u8()?;
+    let (is_done, is_given_up) = (matches!(state, DONE | GIVEN_UP), state == GIVEN_UP);
     let (attempts, next_attempt) = (fields.u32()?, fields.u64()?);
     let reason_size = fields.u16()?;
     let reason = str::from_utf8(fields.take(reason_size as usize)?).ok()?.into();
-    Some(RecipientOutcome { index, is_done, attempts, next_attempt, reason })
+    Some(RecipientOutcome { index, is_done, is_given_up, attempts, next_attempt, reason })
 }

@@ -2,8 +2,8 @@ use super::*;
 use std::sync::Arc;
 
 use crate::mail::{
-    Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, Notify, OriginalRecipient,
-    Protocol, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion,
+    Arrival, Body, ClientCertificate, Dsn, Envelope, EnvelopeId, ForwardPath, MessageId, Notify,
+    OriginalRecipient, Protocol, Provenance, RecipientDsn, Ret, ReversePath, Tag, Tls, TlsVersion,
 };
 
 fn envelope() -> (Envelope, Arrival) {
@@ -41,6 +41,7 @@ fn envelope() -> (Envelope, Arrival) {
         client_name: Some("mail.peer.example".into()),
         tags: ["list:zen", "seen"].map(|text| Tag::parse(text).unwrap()).to_vec(),
         unix_time: 1_700_000_000,
+        provenance: Provenance::Session { connected: 1_699_999_999_123, waited_millis: 877, number: 2 },
     };
     (envelope, arrival)
 }
@@ -57,7 +58,14 @@ fn what_is_encoded_is_decoded() {
         offset,
         size,
     });
-    let tried = RecipientOutcome { index: 0, is_done: true, attempts: 1, next_attempt: 0, reason: "".into() };
+    let tried = RecipientOutcome {
+        index: 0,
+        is_done: true,
+        is_given_up: false,
+        attempts: 1,
+        next_attempt: 0,
+        reason: "".into(),
+    };
     let tried =
         TargetOutcomes { target: "archive".into(), here_only: true, recipients: vec![tried], order: None };
     let hold = Order { kind: OrderKind::Hold, unix_millis: 1, by: "operator".into(), note: "why".into() };
@@ -90,6 +98,7 @@ fn what_is_encoded_is_decoded() {
     let deferred = RecipientOutcome {
         index: 1,
         is_done: false,
+        is_given_up: false,
         attempts: 3,
         next_attempt: 99,
         reason: "451 busy".into(),
@@ -123,6 +132,30 @@ fn what_is_encoded_is_decoded() {
     };
     let expected = [entry(heads[0], &recipients[0]), entry(heads[1], &recipients[1])];
     assert_eq!(decode_outcomes(&payload).unwrap(), expected);
+}
+
+#[test]
+fn what_a_message_came_out_of_is_kept() {
+    let id = MessageId { log: u32::MAX, sequence: u64::MAX - 1 };
+    let session = Provenance::Session { connected: u64::MAX, waited_millis: u32::MAX, number: u16::MAX };
+    for provenance in [Provenance::Unknown, session, Provenance::Resent(id), Provenance::About(id)] {
+        let (envelope, arrival) = envelope();
+        let arrival = Arrival { provenance, ..arrival };
+        let head = MessageHead {
+            sequence: 5,
+            content_size: 0,
+            pieces: &[],
+            envelope: EnvelopeOctets::Of(&envelope, &arrival),
+            progress: &[],
+            trace_size: 0,
+            tail_size: 0,
+        };
+        let mut payload = Vec::new();
+        head.encode(&mut payload);
+        assert_eq!(payload.len(), head.payload_size());
+        let message = MessagePayload::decode(&payload).unwrap();
+        assert_eq!(decode_envelope(message.envelope), Some((envelope, arrival)));
+    }
 }
 
 #[test]

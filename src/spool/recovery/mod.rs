@@ -25,6 +25,7 @@
 //! Nothing is written here: the next life of the log begins in a new segment, whose Open record names the torn numbers void.
 
 mod scan;
+mod trail;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
@@ -41,6 +42,7 @@ use super::io::{ReadSegment, Slot};
 use super::reasons::Reasons;
 use super::sequence_map::SequenceMap;
 use scan::{Fact, MessageFact, Record, Scan, scan_index, scan_whole};
+pub use trail::{Met, Trail, follow};
 
 /// What is read of every file first: the header blocks and, usually, the whole Open record.
 const HEAD_SIZE: usize = RECORDS_OFFSET as usize + 1024;
@@ -138,6 +140,8 @@ struct Head {
     /// The file is as long as its header says: it can be used again.
     is_whole: bool,
     voids: Vec<Range<u64>>,
+    /// The number of its first record.
+    first: Option<u64>,
 }
 
 impl Head {
@@ -214,7 +218,8 @@ impl Recovery {
         let mut add = |slot, header: SegmentHeader, octets: &[u8], size, segment: &mut S| {
             let voids =
                 read_voids(&header, octets, segment).map_err(|error| RecoverError::Read(slot, error))?;
-            heads.push(Head { slot, header, is_whole: size == u64::from(header.size), voids });
+            let first = trail::first_sequence(octets, header.life);
+            heads.push(Head { slot, header, is_whole: size == u64::from(header.size), voids, first });
             Ok(())
         };
         let mut log = 0;

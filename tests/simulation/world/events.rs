@@ -2,6 +2,9 @@
 
 use std::net::SocketAddr;
 
+use incoming::spool::Obeyed;
+use incoming::spool::format::OrderKind;
+
 use super::{Event, MILLISECOND, SECOND, World, tell, write_line};
 use crate::client::{Act, Client};
 use crate::disk;
@@ -64,6 +67,7 @@ impl World {
             }
             Event::Space => self.change_space(),
             Event::Rot => self.medium.rot(),
+            Event::Order => self.order(gateway),
         }
     }
 
@@ -246,6 +250,38 @@ impl World {
         let time = if self.random.one_in(4) { self.random.below(250 * MILLISECOND) } else { 0 };
         self.after(time, Event::Report(job.sequence, outcomes));
         self.begin_attempts(gateway);
+    }
+
+    /// The operator orders something of some message that no delivery has.
+    fn order(&mut self, gateway: &mut Gateway) {
+        let entries = gateway.spool().entries_from(0).filter(|(_, entry)| !entry.is_handed_off());
+        let waiting: Vec<u64> = entries.map(|(sequence, _)| sequence).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let sequence = waiting[self.random.index(waiting.len())];
+        let kind = match self.random.below(8) {
+            0 => OrderKind::Drop,
+            1 => OrderKind::Retry,
+            2 | 3 => OrderKind::Release,
+            _ => OrderKind::Hold,
+        };
+        self.give_order(gateway, sequence, kind);
+    }
+
+    pub(super) fn release_all(&mut self, gateway: &mut Gateway) {
+        let entries = gateway.spool().entries_from(0).filter(|(_, entry)| entry.is_held());
+        let held: Vec<u64> = entries.map(|(sequence, _)| sequence).collect();
+        held.into_iter().for_each(|sequence| self.give_order(gateway, sequence, OrderKind::Release));
+    }
+
+    fn give_order(&mut self, gateway: &mut Gateway, sequence: u64, kind: OrderKind) {
+        let obeyed = gateway.order(sequence, kind, &self.clock);
+        tell!(self, "the operator orders: {} {sequence}: {obeyed:?}", kind.as_str());
+        if obeyed == Obeyed::Yes && kind != OrderKind::Retry {
+            let state = (kind != OrderKind::Drop).then_some(kind == OrderKind::Hold);
+            self.ledger.take_order(gateway.spool().orders().given, sequence, state);
+        }
     }
 
     fn change_space(&mut self) {

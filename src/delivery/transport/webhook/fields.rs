@@ -82,6 +82,7 @@ mod tests {
             client_name: None,
             tags: Vec::new(),
             unix_time: 1_614_265_330,
+            provenance: Default::default(),
         }
     }
 
