@@ -106,6 +106,7 @@ fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<Ended, 
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error(format!("cannot handle signals: {e}")))?;
     let count = config.cores.shards_count();
     let is_in_memory = config.spool.queue == Queue::Memory;
+    // Before anything is started that could inherit them, too.
     let inherited = match predecessor {
         None => systemd::inherited_listeners().map_err(Error)?,
         Some(_) => Vec::new(),
@@ -167,8 +168,6 @@ fn begin(
     let (lock, generation, sockets, logs, own_logs) = match predecessor {
         None => {
             let lock = shard::lock(&config.data)?;
-            // Before anything is started that could inherit them, too.
-            let mut inherited = systemd::inherited_listeners().map_err(Error)?;
             // Before anything is bound: of a fault here nobody outside shall see anything.
             let mut generation = Generation::new(config, &mut names, &extensions, None)?;
             let mut sockets = Sockets::new(count);

@@ -106,24 +106,46 @@
 //!     └──────┴──────┼──────┴────────┘     client, below policy: the other side of SMTP and LMTP
 //!                 mail              the shared words: paths, envelope, message id
 //! ```
-pub mod admin;
 mod breaker;
-pub mod client;
+mod client;
 pub mod config;
 pub mod delivery;
-pub mod doctor;
-pub mod gateway;
-pub mod inspect;
-pub mod limits;
+mod limits;
 pub mod mail;
 pub mod policy;
-pub mod proxy;
 mod scheduling;
-pub mod scrape;
-pub mod shard;
-pub mod smtp;
-pub mod spool;
+mod scrape;
 pub mod telemetry;
+
+// Not for users. They are public for the program `incoming` (its commands are other crates to this one) or for tests, fuzzing and
+// benchmarks, as is said of each.
+
+/// The commands' end of the admin API.
+#[doc(hidden)]
+pub mod admin;
+/// `incoming doctor`.
+#[doc(hidden)]
+pub mod doctor;
+/// `incoming explain`; what users have of it is named below.
+#[doc(hidden)]
+pub mod gateway;
+/// `incoming spool`.
+#[doc(hidden)]
+pub mod inspect;
+/// Fuzzing.
+#[doc(hidden)]
+pub mod proxy;
+/// Benchmarks and tests of the media.
+#[doc(hidden)]
+pub mod shard;
+/// Dialogues, properties, fuzzing, benchmarks.
+#[doc(hidden)]
+pub mod smtp;
+/// Simulations, power cuts, golden octets, fuzzing, benchmarks.
+#[doc(hidden)]
+pub mod spool;
+/// Tests and benchmarks of handshakes, fuzzing.
+#[doc(hidden)]
 pub mod tls;
 
 pub use admin::{DrainOrder, Reloaded, Stage};

@@ -74,18 +74,15 @@ fn send(address: SocketAddr, to: &str) {
     client.expect("QUIT", 221);
 }
 
-/// The example, as cargo builds it for these tests.
+/// The example, built as these tests are: where all tests are built, cargo has done that already.
 fn example(name: &str) -> PathBuf {
     let folder = env::current_exe().expect("a path");
     let folder = folder.parent().and_then(Path::parent).expect("target/<profile>/deps");
-    let path = folder.join("examples").join(name);
+    let profile = if folder.ends_with("release") { "release" } else { "test" };
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    if folder.ends_with("release") {
-        build.arg("--release");
-    }
-    assert_succeeded(&build.output().expect("cargo runs"));
-    path
+    build.args(["build", "--quiet", "--profile", profile, "--example", name]);
+    assert_succeeded(&build.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo runs"));
+    folder.join("examples").join(name)
 }
 
 /// An example that runs in a folder of its own, and is stopped when this is dropped.
@@ -388,6 +385,19 @@ fn a_configuration_of_the_programs_own_stands_instead_of_a_file() {
     assert_eq!(*gateway.config(), config);
     let gateway = Gateway::builder().config(&config).set("sessions_max", "78").build().unwrap();
     assert_eq!(gateway.config().sessions_max, 78);
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = |socket: &str| {
+        let gateway = small(folder.path()).delivery("later", Later).set("admin.socket", socket);
+        gateway.build().unwrap().start()
+    };
+    let e = start("/nonexistent/admin.sock").unwrap_err().to_string();
+    assert!(e.contains("/nonexistent"), "{e}");
+    // Folder and spool are free again.
+    start(folder.path().join("admin.sock").to_str().unwrap()).unwrap().stop().unwrap();
 }
 
 /// The signals that this process handles, of those that end or change a gateway.
