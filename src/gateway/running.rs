@@ -22,6 +22,7 @@ use signal_hook::iterator::Signals;
 use tracing::level_filters::LevelFilter;
 
 use super::generation::Generation;
+use super::sentinel::guard_thread;
 use super::sockets::Sockets;
 use super::succession::{Predecessor, Successor};
 use super::systemd::Notifier;
@@ -539,7 +540,7 @@ impl Running {
                 .name(&format!("shard-{n}"))
                 .io_memory(RING_MEMORY_SIZE)
                 .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
-                .spawn(move || shard::run(plan))
+                .spawn(move || guard_thread(shard::run(plan)))
                 .map_err(|e| failed("a shard", &e))?;
             shards.push(shard);
         }
@@ -610,15 +611,13 @@ impl Running {
         &self.live
     }
 
-    /// False if a signal came first: nothing has been accepted yet, so there is nothing to finish.
-    pub fn wait_until_ready(&self, signals: &mut Signals) -> Result<bool, Error> {
+    /// False if it is not wanted any more before: nothing has been accepted yet, so there is nothing to finish.
+    pub fn wait_until_ready(&self, mut is_unwanted: impl FnMut() -> bool) -> Result<bool, Error> {
         let mut left = self.shards.len();
         while left > 0 {
             match self.progress.recv_timeout(LOOK_INTERVAL) {
                 Ok(_) => left -= 1,
-                Err(RecvTimeoutError::Timeout) if signals.pending().any(|number| number != SIGHUP) => {
-                    return Ok(false);
-                }
+                Err(RecvTimeoutError::Timeout) if is_unwanted() => return Ok(false),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Error("a shard ended while it started".into()));
@@ -627,6 +626,20 @@ impl Running {
         }
         self.live.set_age(Age::Ready);
         Ok(true)
+    }
+
+    /// Waits for an order to end, and ends everything in order.
+    pub fn serve_orders(self) -> Result<Ended, Error> {
+        let Ok(order) = self.orders.recv() else { return Err(Error("no orders can be had".into())) };
+        self.end(order)
+    }
+
+    /// Ends at once what was started, and will not be served.
+    pub fn abandon(self) {
+        let at_once = DrainOrder { deliveries: None, timeout: Some(Duration::ZERO) };
+        if let Err(e) = self.end(Order::Drain(at_once)) {
+            tracing::error!("{e}");
+        }
     }
 
     /// Waits for a signal or an order to end, and ends everything in order.
@@ -661,8 +674,7 @@ impl Running {
                 }
             })
             .map_err(|e| Error(format!("cannot reload: {e}")))?;
-        let Ok(order) = self.orders.recv() else { return Err(Error("no orders can be had".into())) };
-        self.end(order)
+        self.serve_orders()
     }
 
     fn end(self, order: Order) -> Result<Ended, Error> {
@@ -718,6 +730,8 @@ impl Running {
                 for thread in retiring {
                     let _ = thread.join();
                 }
+                // Who waits for the end may want the data folder then.
+                drop(stopping);
                 drop(stopped);
             })
             .map_err(|e| Error(format!("cannot wait for the delivery workers: {e}")))?;
