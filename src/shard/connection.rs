@@ -53,7 +53,7 @@ pub fn serve(
     let now = clock::now();
     let session = Session::new(service.session.clone(), peer, now, &mut replies);
     let mut served = Served {
-        connected,
+        connected: now,
         link,
         service,
         admitted,
