@@ -18,12 +18,14 @@
 //! A panic anywhere ends the process at once: a half-alive gateway would keep taking connections for a shard that is gone,
 //! and nothing acknowledged is lost by ending. Knows nothing of SMTP and of bytes.
 
+mod builder;
 mod generation;
 mod maps;
 mod policies;
 mod rehearsal;
-pub mod running;
+mod running;
 mod secrets;
+mod sentinel;
 mod sockets;
 mod steering;
 mod succession;
@@ -44,8 +46,9 @@ use crate::delivery::Means;
 use crate::policy::Policy;
 use crate::shard::{self, DirectoryError, OpenedLog};
 use crate::telemetry::{self, Observer};
+pub use builder::{Builder, Gateway, Handle};
 pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
-pub use running::{Ended, Live};
+pub use running::Ended;
 pub(crate) use steering::pinned_cores;
 
 use generation::Generation;
@@ -59,7 +62,7 @@ use transports::Names;
 pub(crate) const LOCKED_MEMORY_MIN: u64 = 512 << 10;
 
 /// Why the gateway could not start or go on: what, where, and what to do about it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Error(String);
 
 impl fmt::Display for Error {
@@ -78,7 +81,7 @@ impl From<DirectoryError> for Error {
 
 /// What the library's user brings along.
 #[derive(Clone, Default)]
-pub struct Extensions {
+pub(crate) struct Extensions {
     /// Transports of the configuration that are made by him, by their names.
     pub deliveries: HashMap<String, Means>,
     /// Policies that are asked behind those of the configuration.
@@ -88,29 +91,83 @@ pub struct Extensions {
 }
 
 /// Where the configuration is read from again.
-pub type Reread = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+type Reread = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 
 /// Runs the gateway until it is told to stop (SIGTERM, SIGINT, an order), and says on standard error when it is ready.
 ///
 /// A process that another has started to succeed it takes that one's place: see [`succession`].
-pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<Ended, Error> {
+fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<Ended, Error> {
     end_on_panic();
     succession::remember_program();
     let failed = |error| Error(format!("cannot succeed the process that started this one: {error}"));
     let mut predecessor = Predecessor::of_this_process().map_err(failed)?;
     let notifier = systemd::Notifier::from_environment();
-    check_ring()?;
-    check_locked_memory()?;
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error(format!("cannot handle signals: {e}")))?;
     let count = config.cores.shards_count();
+    let is_in_memory = config.spool.queue == Queue::Memory;
+    // Before anything is started that could inherit them, too.
+    let inherited = match predecessor {
+        None => systemd::inherited_listeners().map_err(Error)?,
+        Some(_) => Vec::new(),
+    };
+    let (running, own_logs) =
+        begin(config, reread, extensions, notifier.clone(), predecessor.as_mut(), inherited)?;
+    let is_unwanted = || signals.pending().any(|number| number != SIGHUP);
+    if !running.wait_until_ready(is_unwanted)? {
+        return Ok(Ended::default());
+    }
+    eprint!("{}", running.live().config().banner());
+    eprintln!("ready");
+    tracing::info!(shards = count, "ready");
+    notifier.ready(&format!("{count} shards take mail"));
+    if let Some(mut predecessor) = predecessor {
+        predecessor.tell_serving().map_err(failed)?;
+        running.adopt_after(predecessor, own_logs)?;
+    }
+    let _watchdog = systemd::watchdog(&notifier, running.live().shards())
+        .map_err(|e| Error(format!("cannot start what tells the watchdog: {e}")))?;
+    let ended = running.serve(signals)?;
+    tell_end(ended, is_in_memory);
+    Ok(ended)
+}
+
+/// Starts a gateway that knows of no signals and no other processes, and serves when this returns.
+fn start(config: Config, reread: Reread, extensions: Extensions) -> Result<Running, Error> {
+    let count = config.cores.shards_count();
+    let nobody = systemd::Notifier::of_nobody();
+    let (running, _) = begin(config, reread, extensions, nobody, None, Vec::new())?;
+    match running.wait_until_ready(|| false) {
+        Ok(_) => {
+            tracing::info!(shards = count, "ready");
+            Ok(running)
+        }
+        Err(e) => {
+            running.abandon();
+            Err(e)
+        }
+    }
+}
+
+/// Starts everything, with what a `predecessor` or the service manager has left; and says which logs are this process's own, where there
+/// are others.
+fn begin(
+    config: Config,
+    reread: Reread,
+    extensions: Extensions,
+    notifier: systemd::Notifier,
+    predecessor: Option<&mut Predecessor>,
+    mut inherited: Vec<systemd::Inherited>,
+) -> Result<(Running, Option<Vec<usize>>), Error> {
+    check_ring()?;
+    check_locked_memory()?;
+    let count = config.cores.shards_count();
+    let failed = |error| Error(format!("cannot succeed the process that started this one: {error}"));
     let blocked = BlockedSignals::block();
     let mut names = Names::default();
-    let (lock, generation, sockets, logs, own_logs) = match &mut predecessor {
+    let (lock, generation, sockets, logs, own_logs) = match predecessor {
         None => {
             let lock = shard::lock(&config.data)?;
-            // Before anything is started that could inherit them, too.
-            let mut inherited = systemd::inherited_listeners().map_err(Error)?;
             // Before anything is bound: of a fault here nobody outside shall see anything.
             let mut generation = Generation::new(config, &mut names, &extensions, None)?;
             let mut sockets = Sockets::new(count);
@@ -135,27 +192,19 @@ pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<End
             (shard::DataLock::inherited(lock), generation, sockets, logs, numbers)
         }
     };
-    let config = generation.config.clone();
-    steering::steer(&config, &sockets);
-    let parts = Parts { generation, names, sockets, lock, extensions, reread, notifier: notifier.clone() };
+    steering::steer(&generation.config.clone(), &sockets);
+    let parts = Parts { generation, names, sockets, lock, extensions, reread, notifier };
     let running = Running::start(parts, logs)?;
-    running.live().start_admin()?;
+    if let Err(e) = running.live().start_admin() {
+        running.abandon();
+        return Err(e);
+    }
     drop(blocked);
-    if !running.wait_until_ready(&mut signals)? {
-        return Ok(Ended::default());
-    }
-    eprint!("{}", config.banner());
-    eprintln!("ready");
-    tracing::info!(shards = count, "ready");
-    notifier.ready(&format!("{count} shards take mail"));
-    if let Some(mut predecessor) = predecessor {
-        predecessor.tell_serving().map_err(failed)?;
-        running.adopt_after(predecessor, own_logs)?;
-    }
-    let _watchdog = systemd::watchdog(&notifier, running.live().shards())
-        .map_err(|e| Error(format!("cannot start what tells the watchdog: {e}")))?;
-    let is_in_memory = config.spool.queue == Queue::Memory;
-    let ended = running.serve(signals)?;
+    Ok((running, own_logs))
+}
+
+/// Says how it ended.
+fn tell_end(ended: Ended, is_in_memory: bool) {
     if is_in_memory && ended.left > 0 {
         tracing::warn!(
             messages = ended.left,
@@ -163,7 +212,6 @@ pub fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<End
         );
     }
     tracing::info!("stopped");
-    Ok(ended)
 }
 
 /// The logs of a process that is alone.
@@ -192,7 +240,7 @@ fn open_logs_beside(config: &Config) -> Result<(Vec<Vec<OpenedLog>>, Option<Vec<
 }
 
 /// Reads the files that `config` names as a start would, and says what is wrong with them.
-pub fn check_files(config: &Config) -> Result<(), Error> {
+fn check_files(config: &Config) -> Result<(), Error> {
     Secrets::load(config, false, None)?;
     policies::load(config, &[], None).map(drop)
 }

@@ -17,8 +17,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cli::{Cli, Command, Options};
-use incoming::config::{Config, Flags, Sources, System};
-use incoming::{gateway, inspect, telemetry};
+use incoming::config::{Config, Flags, Sources};
+use incoming::{Gateway, inspect, telemetry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const FAULT: u8 = 1;
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     raise_descriptor_limit();
     match command.unwrap_or(Command::Serve) {
         Command::Serve => serve(options),
-        Command::Check => configured(options, check),
+        Command::Check => check(options),
         Command::Dead(command) => configured(options, |config| dead_letters::run(command, &config)),
         Command::Queue(command) => configured(options, |config| queue_commands::run(command, &config)),
         Command::Spool(command) => configured(options, |config| inspect::run(command, &config)),
@@ -46,17 +46,18 @@ fn main() -> ExitCode {
 
 /// Runs what needs a configuration.
 fn configured(options: Options, run: impl FnOnce(Config) -> ExitCode) -> ExitCode {
-    match load(options) {
-        Ok(config) => run(config),
+    built(options, |gateway| run(gateway.config().clone()))
+}
+
+/// Runs what needs a gateway.
+fn built(options: Options, run: impl FnOnce(Gateway) -> ExitCode) -> ExitCode {
+    match Gateway::builder().sources(sources(options)).build() {
+        Ok(gateway) => run(gateway),
         Err(e) => {
             complain(&e);
             ExitCode::from(if e.is_usage() { USAGE } else { FAULT })
         }
     }
-}
-
-fn load(options: Options) -> Result<Config, incoming::config::ConfigError> {
-    Config::load(&sources(options), &System::here())
 }
 
 fn sources(options: Options) -> Sources {
@@ -66,43 +67,36 @@ fn sources(options: Options) -> Sources {
 }
 
 fn serve(options: Options) -> ExitCode {
-    let (sources, system) = (sources(options), System::here());
-    let config = match Config::load(&sources, &system) {
-        Ok(config) => config,
-        Err(e) => {
-            complain(&e);
-            return ExitCode::from(if e.is_usage() { USAGE } else { FAULT });
+    built(options, |gateway| {
+        let log = match telemetry::log::start(gateway.config().log.format, gateway.config().log.level) {
+            Ok(log) => log,
+            Err(e) => {
+                complain(&format_args!("cannot start the log: {e}"));
+                return ExitCode::from(FAULT);
+            }
+        };
+        let ended = gateway.run();
+        if let Err(e) = &ended {
+            tracing::error!("{e}");
         }
-    };
-    let log = match telemetry::log::start(config.log.format, config.log.level) {
-        Ok(log) => log,
-        Err(e) => {
-            complain(&format_args!("cannot start the log: {e}"));
-            return ExitCode::from(FAULT);
+        drop(log);
+        match ended {
+            Ok(ended) if ended.is_forced => ExitCode::from(FORCED),
+            Ok(_) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(FAULT),
         }
-    };
-    let reread = Box::new(move || Config::load(&sources, &system));
-    let ended = gateway::run(config, reread, gateway::Extensions::default());
-    if let Err(e) = &ended {
-        tracing::error!("{e}");
-    }
-    drop(log);
-    match ended {
-        Ok(ended) if ended.is_forced => ExitCode::from(FORCED),
-        Ok(_) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(FAULT),
-    }
+    })
 }
 
 /// The configuration is good, and so is what it refers to.
-fn check(config: Config) -> ExitCode {
-    match gateway::check_files(&config) {
-        Ok(()) => print(&config.to_toml()),
+fn check(options: Options) -> ExitCode {
+    built(options, |gateway| match gateway.check() {
+        Ok(()) => print(&gateway.config().to_toml()),
         Err(e) => {
             complain(&e);
             ExitCode::from(FAULT)
         }
-    }
+    })
 }
 
 fn print(text: &str) -> ExitCode {

@@ -182,7 +182,9 @@ fn the_commands_of_the_handbook_work_in_their_order() {
     let mut command = Command::new("timeout");
     command.args(["300", "bash", "-eu", "-o", "pipefail"]).arg(&path);
     let variables = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("INCOMING_"));
-    variables.for_each(|(name, _)| drop(command.env_remove(name)));
+    variables.for_each(|(name, _)| {
+        command.env_remove(name);
+    });
     let tools = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{}/bin:{tools}", root.path().display())).env("ROOT", root.path());
     command.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());

@@ -336,6 +336,7 @@ impl Connection {
     }
 
     /// Whether the connection is protected.
+    #[cfg(test)]
     pub fn is_tls(&self) -> bool {
         self.wire.is_tls()
     }

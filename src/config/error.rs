@@ -14,6 +14,11 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
+    /// Of what a program said at `place`.
+    pub(crate) fn of_program(place: String, words: String) -> Self {
+        ConfigError { place: Some(place), key: None, words, is_usage: false }
+    }
+
     /// Whether the fault is in what was typed on the command line.
     pub fn is_usage(&self) -> bool {
         self.is_usage

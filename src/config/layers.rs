@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
@@ -15,6 +15,7 @@ use toml::{Table, Value};
 use super::Config;
 use super::error::{ConfigError, Fault};
 use super::file::File;
+use super::transports::TransportKind;
 
 const PREFIX: &str = "INCOMING_";
 const SECTIONS: [&str; 12] = [
@@ -65,6 +66,27 @@ pub struct Flags {
     pub log_level: Option<String>,
 }
 
+/// What a program says that embeds the gateway. It stands over what its sources say, but for the text, which is a file's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Program {
+    /// A configuration, instead of a file.
+    pub text: Option<String>,
+    /// Where to listen; replaces all listeners.
+    pub listen: Vec<String>,
+    /// Keys, as `spool.queue`, and what they are to be, as in the environment.
+    pub settings: Vec<(String, String)>,
+    /// The transports that it brings along. Where the configuration has none, the first is for all recipients.
+    pub transports: Vec<Brought>,
+}
+
+/// A transport that a program brings along.
+#[derive(Clone, Debug)]
+pub(crate) struct Brought {
+    pub name: String,
+    /// Attempts at a time, where nothing is said.
+    pub concurrency: usize,
+}
+
 /// What the machine says where nobody else does.
 #[derive(Clone, Debug)]
 pub struct System {
@@ -91,10 +113,12 @@ impl System {
 }
 
 /// See [`Config::load`].
-pub fn load(sources: &Sources, system: &System) -> Result<Config, ConfigError> {
+pub fn load(sources: &Sources, program: &Program, system: &System) -> Result<Config, ConfigError> {
     let mut layers = Layers::default();
-    if let Some(path) = &sources.file {
-        layers.read_file(path)?;
+    match (&program.text, &sources.file) {
+        (Some(text), _) => layers.read_text("the program's configuration".into(), text.clone())?,
+        (None, Some(path)) => layers.read_file(path)?,
+        (None, None) => {}
     }
     let mut variables: Vec<_> =
         sources.environment.iter().filter_map(|(name, text)| variable(name, text)).collect();
@@ -103,13 +127,34 @@ pub fn load(sources: &Sources, system: &System) -> Result<Config, ConfigError> {
         layers.lay_variable(name, text)?;
     }
     layers.lay_flags(&sources.flags)?;
+    layers.lay_program(program)?;
     let file = File::deserialize(Value::Table(layers.table.clone())).map_err(|e| ConfigError {
         place: None,
         key: None,
         words: e.message().into(),
         is_usage: false,
     })?;
-    file.resolve(system).map_err(|fault| layers.locate(fault))
+    let config = file.resolve(system).map_err(|fault| layers.locate(fault))?;
+    check_embedded(&config, &program.transports).map_err(|fault| layers.locate(fault))?;
+    Ok(config)
+}
+
+/// What the configuration leaves to the program is there, and the other way round.
+fn check_embedded(config: &Config, brought: &[Brought]) -> Result<(), Fault> {
+    for (name, transport) in &config.transports {
+        let is_brought = brought.iter().any(|brought| brought.name == *name);
+        let is_embedded = matches!(transport.kind, TransportKind::Embedded(_));
+        let words = match (is_embedded, is_brought) {
+            (true, false) => {
+                "\"embedded\" is what a program brings along that has the gateway in it, and this one brings none of this name: \
+                 expected another type"
+            }
+            (false, true) => "expected \"embedded\", for the program brings this transport along",
+            _ => continue,
+        };
+        return Err(Fault::new(format!("transport.{name}.type"), words));
+    }
+    Ok(())
 }
 
 /// The name and the text of a variable that is ours; the text is `None` where it is not UTF-8.
@@ -129,15 +174,24 @@ struct Layers {
 }
 
 impl Layers {
-    fn read_file(&mut self, path: &PathBuf) -> Result<(), ConfigError> {
+    fn read_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let name = path.display().to_string();
+        match fs::read_to_string(path) {
+            Ok(text) => self.read_text(name, text),
+            Err(e) => {
+                let words = format!("cannot read it: {e}");
+                Err(ConfigError { place: Some(name), key: None, words, is_usage: false })
+            }
+        }
+    }
+
+    fn read_text(&mut self, name: String, text: String) -> Result<(), ConfigError> {
         let fault = |line: Option<usize>, key: Option<String>, words: String| ConfigError {
             place: Some(line.map_or(name.clone(), |line| format!("{name}:{line}"))),
             key,
             words,
             is_usage: false,
         };
-        let text = fs::read_to_string(path).map_err(|e| fault(None, None, format!("cannot read it: {e}")))?;
         let line_at = |e: &toml::de::Error| e.span().map(|span| line_at(&text, span.start));
         let deserializer = toml::Deserializer::parse(&text)
             .map_err(|e| fault(line_at(&e), None, e.message().trim().into()))?;
@@ -186,6 +240,32 @@ impl Layers {
                 let keys: Vec<_> = keys.iter().map(|key| key.to_string()).collect();
                 self.lay(name, &keys, Value::String(text.clone()), true)?;
             }
+        }
+        Ok(())
+    }
+
+    fn lay_program(&mut self, program: &Program) -> Result<(), ConfigError> {
+        if !program.listen.is_empty() {
+            self.lay_listeners("listen", program.listen.iter().map(String::as_str), false)?;
+        }
+        for (key, text) in &program.settings {
+            let keys: Vec<_> = parts(key).into_iter().map(String::from).collect();
+            self.lay(&format!("set {key}"), &keys, Value::String(text.clone()), false)?;
+        }
+        let brought = |name: &String| program.transports.iter().any(|brought| brought.name == *name);
+        let transports = self.table.entry("transport").or_insert_with(|| Value::Table(Table::new()));
+        let transports = transports.as_table_mut().expect("what was laid is a file's");
+        let has_own = transports.keys().any(|name| !brought(name));
+        for Brought { name, concurrency } in &program.transports {
+            let settings = transports.entry(name).or_insert_with(|| Value::Table(Table::new()));
+            let settings = settings.as_table_mut().expect("what was laid is a file's");
+            settings.entry("type").or_insert_with(|| "embedded".into());
+            settings.entry("concurrency").or_insert(Value::Integer(*concurrency as i64));
+        }
+        if let (Some(first), false) = (program.transports.first(), has_own) {
+            let delivery = self.table.entry("delivery").or_insert_with(|| Value::Table(Table::new()));
+            let delivery = delivery.as_table_mut().expect("what was laid is a file's");
+            delivery.entry("transport").or_insert_with(|| first.name.clone().into());
         }
         Ok(())
     }

@@ -39,6 +39,7 @@ pub use crate::telemetry::log::{Format as LogFormat, Level as LogLevel};
 pub use admin::{Admin, Monitor};
 pub use dns::{Dns, DnsServer};
 pub use error::ConfigError;
+pub(crate) use layers::{Brought, Program};
 pub use layers::{Flags, Sources, System};
 pub use routes::{Route, TransportName};
 pub use sections::{
@@ -173,7 +174,16 @@ pub struct DomainSettings {
 impl Config {
     /// The configuration that `sources` give on `system`.
     pub fn load(sources: &Sources, system: &System) -> Result<Config, ConfigError> {
-        layers::load(sources, system)
+        layers::load(sources, &Program::default(), system)
+    }
+
+    /// The same for a `program` that has something to say itself.
+    pub(crate) fn load_for(
+        program: &Program,
+        sources: &Sources,
+        system: &System,
+    ) -> Result<Config, ConfigError> {
+        layers::load(sources, program, system)
     }
 
     /// The whole configuration as TOML, every default included. Loading it gives the same configuration.
@@ -225,6 +235,7 @@ impl Config {
             TransportKind::Discard(_) => "nowhere: what is delivered is discarded".to_string(),
             TransportKind::Lmtp(lmtp) => format!("LMTP at {}", lmtp.address.0),
             TransportKind::Smtp(smtp) => format!("SMTP at {}", smtp.summary()),
+            TransportKind::Embedded(_) => format!("{} of this program", self.delivery.transport),
             TransportKind::Webhook(webhook) => format!("the endpoint at {}", webhook.url.0.host()),
         };
         let more = match self.routes.len() {

@@ -4,6 +4,7 @@
 //! settings.
 
 mod discard;
+mod embedded;
 mod lmtp;
 mod maildir;
 mod next_hop;
@@ -23,6 +24,7 @@ use super::value::{count, duration, write_duration};
 use crate::delivery::Limits;
 
 pub use discard::Discard;
+pub use embedded::Embedded;
 pub use lmtp::Lmtp;
 pub use maildir::Maildir;
 pub use next_hop::{Offer, Session};
@@ -135,6 +137,8 @@ kinds! {
     Pipe "pipe" 8,
     /// Posts messages to an application.
     Webhook "webhook" 32,
+    /// Is brought along by the program that has the gateway in it.
+    Embedded "embedded" 32,
 }
 
 /// The transport that `table` describes; `data` is the data directory.

@@ -24,11 +24,13 @@
 
 mod attempt;
 mod content;
+#[doc(hidden)]
 pub mod dead;
 pub(crate) mod folder;
 mod header;
 mod job;
 mod meters;
+#[doc(hidden)]
 pub mod notification;
 mod notifier;
 mod outcome;
@@ -37,7 +39,7 @@ pub(crate) mod record;
 mod routing;
 mod schedule;
 mod target;
-pub mod transport;
+pub(crate) mod transport;
 mod worker;
 
 use std::pin::Pin;
@@ -46,17 +48,27 @@ use crate::mail::Capabilities;
 
 pub use attempt::{Attempt, Recipient};
 pub use content::{Chunks, Content, ContentReader, CopyError, StoredContent};
-pub use dead::{DeadLetters, Intake, NotTaken, Resent, Upkeep};
 pub use header::{Address, HeaderField, HeaderFields, HeaderReader};
-pub use job::{Job, Reply};
-pub use meters::TargetReading;
-pub use notifier::Notifier;
-pub use outcome::{Fault, Outcome, Report};
-pub use queue::{JobReceiver, JobSender, OutcomeReceiver, OutcomeSender, job_channel, outcome_channel};
-pub use routing::{RecipientPattern, Route, Routed, Routes};
+pub use outcome::{Fault, Outcome};
+// What a configuration is made of.
+pub use routing::RecipientPattern;
 pub use schedule::Schedule;
-pub use target::{Limits, Means, Target, TargetId, Targets};
-pub use worker::{Settlement, Workers};
+pub use target::Limits;
+
+// For the commands and tests.
+#[doc(hidden)]
+pub use dead::DeadLetters;
+
+pub(crate) use dead::{Intake, NotTaken, Resent, Upkeep};
+pub(crate) use job::Job;
+pub(crate) use notifier::Notifier;
+pub(crate) use outcome::Report;
+pub(crate) use queue::{
+    JobReceiver, JobSender, OutcomeReceiver, OutcomeSender, job_channel, outcome_channel,
+};
+pub(crate) use routing::{Route, Routed, Routes};
+pub(crate) use target::{Means, Target, TargetId, Targets};
+pub(crate) use worker::{Settlement, Workers};
 
 /// An attempt that is being made: one outcome for each recipient, in their order.
 pub type Delivering<'a> = Pin<Box<dyn Future<Output = Vec<Outcome>> + Send + 'a>>;

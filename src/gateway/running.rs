@@ -19,8 +19,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin, PoolPlacement};
 use signal_hook::consts::SIGHUP;
 use signal_hook::iterator::Signals;
+use tracing::level_filters::LevelFilter;
 
 use super::generation::Generation;
+use super::sentinel::guard_thread;
 use super::sockets::Sockets;
 use super::succession::{Predecessor, Successor};
 use super::systemd::Notifier;
@@ -68,9 +70,18 @@ enum Age {
     Stopping,
 }
 
-/// What a reload cannot change: the shards and the data.
-const FIXED: [&str; 7] =
-    ["data", "shards", "cores", "spool.queue", "spool.durability", "spool.segment_size", "log.format"];
+/// Keys and sections that a reload cannot change: the shards and the data, and where operators reach the gateway.
+const FIXED: [&str; 9] = [
+    "data",
+    "shards",
+    "cores",
+    "spool.queue",
+    "spool.durability",
+    "spool.segment_size",
+    "log.format",
+    "admin",
+    "monitor",
+];
 
 /// A running gateway, for other threads.
 pub struct Live {
@@ -181,6 +192,10 @@ impl Live {
         self.in_force.store(next.config.clone());
         self.targets.store(Arc::new(next.targets.clone()));
         self.policies.store(Arc::new(next.asked.policies.clone()));
+        if before.log.level != next.config.log.level {
+            // There is no log to be changed in a process that has started none.
+            let _ = telemetry::log::set_filter(&LevelFilter::from(next.config.log.level).to_string());
+        }
         let _ = state.watch.send(next.take_watched());
         let retention = next.config.delivery.dead_retention;
         let old = std::mem::replace(&mut state.generation, next);
@@ -328,6 +343,12 @@ impl Live {
     }
 }
 
+fn is_fixed(key: &str) -> bool {
+    FIXED
+        .iter()
+        .any(|fixed| key.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
 /// What cannot change is in `config` as it was `before`; the keys that do change, and those that would.
 fn settle(config: &mut Config, before: &Config) -> (Vec<String>, Vec<String>) {
     // Where the system was to choose a port it has chosen.
@@ -343,14 +364,15 @@ fn settle(config: &mut Config, before: &Config) -> (Vec<String>, Vec<String>) {
             listener.address = known.address;
         }
     }
-    let (changed, needs_restart) =
-        differences(config, before).into_iter().partition(|key| !FIXED.contains(&&**key));
+    let (changed, needs_restart) = differences(config, before).into_iter().partition(|key| !is_fixed(key));
     config.data = before.data.clone();
     config.cores = before.cores.clone();
     config.spool.queue = before.spool.queue;
     config.spool.durability = before.spool.durability;
     config.spool.segment_size = before.spool.segment_size;
     config.log.format = before.log.format;
+    config.admin = before.admin.clone();
+    config.monitor = before.monitor.clone();
     (changed, needs_restart)
 }
 
@@ -518,7 +540,7 @@ impl Running {
                 .name(&format!("shard-{n}"))
                 .io_memory(RING_MEMORY_SIZE)
                 .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
-                .spawn(move || shard::run(plan))
+                .spawn(move || guard_thread(shard::run(plan)))
                 .map_err(|e| failed("a shard", &e))?;
             shards.push(shard);
         }
@@ -589,15 +611,13 @@ impl Running {
         &self.live
     }
 
-    /// False if a signal came first: nothing has been accepted yet, so there is nothing to finish.
-    pub fn wait_until_ready(&self, signals: &mut Signals) -> Result<bool, Error> {
+    /// False if it is not wanted any more before: nothing has been accepted yet, so there is nothing to finish.
+    pub fn wait_until_ready(&self, mut is_unwanted: impl FnMut() -> bool) -> Result<bool, Error> {
         let mut left = self.shards.len();
         while left > 0 {
             match self.progress.recv_timeout(LOOK_INTERVAL) {
                 Ok(_) => left -= 1,
-                Err(RecvTimeoutError::Timeout) if signals.pending().any(|number| number != SIGHUP) => {
-                    return Ok(false);
-                }
+                Err(RecvTimeoutError::Timeout) if is_unwanted() => return Ok(false),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Error("a shard ended while it started".into()));
@@ -606,6 +626,20 @@ impl Running {
         }
         self.live.set_age(Age::Ready);
         Ok(true)
+    }
+
+    /// Waits for an order to end, and ends everything in order.
+    pub fn serve_orders(self) -> Result<Ended, Error> {
+        let Ok(order) = self.orders.recv() else { return Err(Error("no orders can be had".into())) };
+        self.end(order)
+    }
+
+    /// Ends at once what was started, and will not be served.
+    pub fn abandon(self) {
+        let at_once = DrainOrder { deliveries: None, timeout: Some(Duration::ZERO) };
+        if let Err(e) = self.end(Order::Drain(at_once)) {
+            tracing::error!("{e}");
+        }
     }
 
     /// Waits for a signal or an order to end, and ends everything in order.
@@ -640,8 +674,7 @@ impl Running {
                 }
             })
             .map_err(|e| Error(format!("cannot reload: {e}")))?;
-        let Ok(order) = self.orders.recv() else { return Err(Error("no orders can be had".into())) };
-        self.end(order)
+        self.serve_orders()
     }
 
     fn end(self, order: Order) -> Result<Ended, Error> {
@@ -697,6 +730,8 @@ impl Running {
                 for thread in retiring {
                     let _ = thread.join();
                 }
+                // Who waits for the end may want the data folder then.
+                drop(stopping);
                 drop(stopped);
             })
             .map_err(|e| Error(format!("cannot wait for the delivery workers: {e}")))?;

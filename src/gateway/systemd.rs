@@ -56,6 +56,11 @@ struct Told {
 }
 
 impl Notifier {
+    /// Tells nobody.
+    pub fn of_nobody() -> Self {
+        Notifier { told: None }
+    }
+
     /// Tells whom `NOTIFY_SOCKET` names.
     pub fn from_environment() -> Self {
         Self::new(std::env::var_os("NOTIFY_SOCKET"))

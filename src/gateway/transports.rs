@@ -83,6 +83,7 @@ fn make(config: &Config, name: &str, transport: &Transport) -> Result<Means, Str
         TransportKind::Lmtp(lmtp) => Means::Async(Arc::new(next_hops::lmtp(config, lmtp)?)),
         TransportKind::Smtp(smtp) => Means::Async(Arc::new(next_hops::smtp(config, smtp)?)),
         TransportKind::Pipe(settings) => Means::Blocking(Arc::new(pipe(config, settings)?)),
+        TransportKind::Embedded(_) => return Err("the program does not bring it along".into()),
         TransportKind::Webhook(webhook) => Means::Async(Arc::new(Webhook::new(name, webhook.settings())?)),
     })
 }

@@ -46,35 +46,42 @@ mod verifier;
 
 pub use crate::mail::{Phase, Phases};
 
-pub use admission::{Admission, Bounds};
-pub use bans::{Ban, Bans, Terms};
-pub use credentials::{CREDENTIALS_SIZE_MAX, Credentials, CredentialsError, USER_SIZE_MAX, check_user};
-pub use dnsbl::{Dnsbl, List, Subject, Thresholds};
-pub use domains::{DomainRules, Domains};
 pub use facts::Facts;
-pub use greetings::Greetings;
-pub use greylist::{Greylist, GreylistSettings};
-pub use hello::{Hello, HelloRules};
-pub use list::{Notes, OnError, Policies, Report, Round, Rule, Said, Step};
-pub use lookups::Lookups;
-pub use networks::Networks;
-pub use overload::{Level, Marks, Overload, Resource};
-pub use places::{Full, Place, Places};
-pub use policy_service::{Address as ServiceAddress, PolicyService, ServiceSettings};
-pub use prefix::Prefix;
-pub use rate_limit::{Counted, Limit, NotKnownThen, Per, RateLimit};
-pub use recipients::{
-    AskingSource, Callout, HttpLookup, HttpService, Inquiry, Listing, MapFault, Maps, Memory, Recipients,
-    Source, UrlTemplate,
-};
-pub use recipients_limit::RecipientsLimit;
-pub use resolver::Resolver;
-pub use reverse_dns::{Required, ReverseDns};
-pub use size_limit::SizeLimit;
+// What a policy remembers for all shards.
 pub use table::{Kept, Table};
-pub use tls_required::TlsRequired;
 pub use verdict::{Answer, Found, Later, Unavailable, Verdict};
-pub use verifier::{Asker, Attempt, Busy, Verifier};
+// What a configuration is made of.
+pub use domains::DomainRules;
+
+// For the commands and tests.
+#[doc(hidden)]
+pub use credentials::{Credentials, CredentialsError, check_user};
+#[doc(hidden)]
+pub use greylist::{Greylist, GreylistSettings};
+
+pub(crate) use admission::{Admission, Bounds};
+pub(crate) use bans::{Ban, Terms};
+pub(crate) use dnsbl::{Dnsbl, List, Subject, Thresholds};
+pub(crate) use domains::Domains;
+pub(crate) use greetings::Greetings;
+pub(crate) use hello::{Hello, HelloRules};
+pub(crate) use list::{Notes, OnError, Policies, Report, Round, Rule, Said, Step};
+pub(crate) use lookups::Lookups;
+pub(crate) use networks::Networks;
+pub(crate) use overload::{Level, Marks, Overload, Resource};
+pub(crate) use places::{Place, Places};
+pub(crate) use policy_service::{Address as ServiceAddress, PolicyService, ServiceSettings};
+pub(crate) use prefix::Prefix;
+pub(crate) use rate_limit::{Counted, Limit, Per, RateLimit};
+pub(crate) use recipients::{
+    Callout, HttpLookup, HttpService, Inquiry, MapFault, Maps, Memory, Recipients, Source, UrlTemplate,
+};
+pub(crate) use recipients_limit::RecipientsLimit;
+pub(crate) use resolver::Resolver;
+pub(crate) use reverse_dns::{Required, ReverseDns};
+pub(crate) use size_limit::SizeLimit;
+pub(crate) use tls_required::TlsRequired;
+pub(crate) use verifier::{Asker, Attempt, Verifier};
 
 /// A rule of the operator's, or of whoever embeds the gateway.
 ///

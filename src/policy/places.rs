@@ -74,11 +74,13 @@ impl Places {
     }
 
     /// Addresses and networks that have places.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.stripes.iter().map(|stripe| lock(stripe).len()).sum()
     }
 
     /// Whether nobody has one.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

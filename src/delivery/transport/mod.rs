@@ -11,5 +11,5 @@ pub use discard::Discard;
 pub use maildir::Maildir;
 pub use next_hop::NextHop;
 pub use pipe::{CommandTemplate, LineEnds, Pipe, PipeSettings, User};
-pub use template::{PathTemplate, TooLong};
+pub use template::PathTemplate;
 pub use webhook::Webhook;

@@ -131,6 +131,7 @@ impl Maps {
     }
 
     /// Of no file.
+    #[cfg(test)]
     pub fn of_domains(domains: &[Domain]) -> Maps {
         Maps::load(&[], domains, None).expect("no file, no fault")
     }

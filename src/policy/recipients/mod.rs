@@ -23,7 +23,7 @@ use crate::mail::{Domain, ForwardPath, Mailbox, Refusal, Status};
 
 pub use callout::Callout;
 pub use http_lookup::{HttpLookup, HttpService, UrlTemplate};
-pub use inquiry::{Asking as AskingSource, Inquiry, Memory, Source};
+pub use inquiry::{Inquiry, Memory, Source};
 pub use map::{Listing, MapFault, Maps};
 
 /// Accepts recipients in our domains, or in any; of the domains that maps are about, the addresses that are listed. `postmaster` without a

@@ -1,0 +1,38 @@
+//! No shard ends alone: where its thread ends before its work, the process does.
+//!
+//! For gateways in other people's programs, whose panic hook is theirs: it is looked at when the thread is over, whatever was unwound
+//! until then. Where a panic ends the process anyway there is nothing to look at.
+
+use std::cell::Cell;
+
+use crate::telemetry;
+
+/// Its end is its thread's.
+#[derive(Default)]
+struct Sentinel {
+    is_awaited: Cell<bool>,
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        if self.is_awaited.get() {
+            tracing::error!(
+                "a shard has ended by a panic: the process ends, and nothing acknowledged is lost"
+            );
+            telemetry::log::write_out();
+            std::process::abort();
+        }
+    }
+}
+
+thread_local! {
+    static SENTINEL: Sentinel = Sentinel::default();
+}
+
+/// Does `work`, which the thread is for.
+pub async fn guard_thread<T>(work: impl Future<Output = T>) -> T {
+    SENTINEL.with(|sentinel| sentinel.is_awaited.set(true));
+    let done = work.await;
+    SENTINEL.with(|sentinel| sentinel.is_awaited.set(false));
+    done
+}
