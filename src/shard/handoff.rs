@@ -83,6 +83,8 @@ pub struct Outward {
     pub cache_size: usize,
     /// Of all targets that there are or have been, by their ids; also of those that only some log knows.
     pub names: Vec<Arc<str>>,
+    /// Targets that are other than they were: what was deferred for them is tried at once.
+    pub changed: Vec<TargetId>,
 }
 
 /// The shard's end of the ways to the workers and back.
@@ -133,7 +135,7 @@ impl Handoff {
         outward: Outward,
         spools: impl IntoIterator<Item = &'a RefCell<Spool<P>>>,
     ) {
-        let before = self.outward.replace(Rc::new(outward));
+        self.outward.replace(Rc::new(outward));
         let outward = self.outward();
         let lanes = outward.names.len() + 1;
         self.used.borrow_mut().resize(lanes, 0);
@@ -146,10 +148,7 @@ impl Handoff {
                 assert!(spool.lane(name) == lane_of(TargetId(id)), "a target has the same lane in every log");
             }
             spool.begin_routing();
-            // Whether they are down is not known of the new ones.
-            before.targets.iter().filter(|target| target.is_down()).for_each(|target| {
-                spool.hasten(lane_of(target.id()));
-            });
+            outward.changed.iter().for_each(|id| spool.hasten(lane_of(*id)));
         }
     }
 
@@ -816,7 +815,14 @@ mod tests {
 
     fn outward(targets: Targets, cache_size: usize) -> Outward {
         let names = targets.iter().map(|target| target.name().clone()).collect();
-        Outward { targets, routes: routes(), schedule: Schedule::default(), cache_size, names }
+        Outward {
+            targets,
+            routes: routes(),
+            schedule: Schedule::default(),
+            cache_size,
+            names,
+            changed: Vec::new(),
+        }
     }
 
     /// What is taken when `waited` messages were there at the start and `new` ones have come since, none of them kept in memory: their
