@@ -863,6 +863,53 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_has_a_part_of_is_put_off_whether_it_was_due_or_hastened() {
+        const PAGE_SIZE: usize = 64 << 10;
+        let config = SpoolConfig { segment_size: 1 << 20, sync: true, page_size: PAGE_SIZE, pages_max: 4 };
+        for is_due in [true, false] {
+            let (mut disk, now) = (MemoryDisk::default(), Instant::now());
+            let (outcomes, _reports) = outcome_channel(1, Arc::new(|| ()));
+            let target = |n: u16| {
+                let means = Means::Async(Arc::new(Discard));
+                Target::new(TargetId(n), &format!("t{n}"), means, Limits::default(), 4)
+            };
+            let both = outward(Targets::new(vec![target(0), target(1)]), 0);
+            let handoff = Handoff::new(both.clone(), outcomes);
+            let mut recovered = disk.recover(Depth::Quick);
+            recovered.name_lanes(handoff.lane_names());
+            let make_page = Box::new(|| vec![0; PAGE_SIZE]);
+            let mut spool = Spool::new(config, recovered, make_page, Box::new(|| 1), (now, 0));
+            disk.settle(&mut spool, now);
+            let (envelope, arrival) = mail(2);
+            let message = Incoming { envelope: &envelope, arrival: &arrival, tail: b"x" };
+            spool.append_message(&mut Receiving::default(), message, |_| Vec::new()).unwrap();
+            disk.settle(&mut spool, now);
+            let (sequence, _) = spool.poll_stored().expect("it is stored");
+            spool.route(sequence, &Wanted::Each(vec![(0, Lane(1)), (1, Lane(2))]), now);
+            // One target has its part; the other has failed, or not been tried.
+            spool.hand_off(sequence, Lane(1));
+            if !is_due {
+                spool.hand_off(sequence, Lane(2));
+                let left = outstanding(spool.entry(sequence).unwrap(), Lane(2));
+                let report = Report {
+                    target: TargetId(1),
+                    ..report(id(sequence), vec![(1, Outcome::deferred("busy"))])
+                };
+                let judged = judge(&Schedule::default(), &left, &report, 0);
+                spool.handle_outcome(sequence, Lane(2), Made::default(), &judged, (now, 0));
+            }
+            let spool = RefCell::new(spool);
+            handoff.replace(Outward { changed: vec![TargetId(1)], ..both }, [&spool]);
+            let mut spool = spool.into_inner();
+            assert!(handoff.take_backlog(&mut spool).messages.is_empty(), "due: {is_due}");
+            // The part comes back: both are decided anew.
+            spool.take_back(sequence, Lane(1));
+            let batch = handoff.take_backlog(&mut spool);
+            assert_eq!(batch.messages.len(), 1, "due: {is_due}");
+        }
+    }
+
+    #[test]
     fn lanes_that_are_stuck_leave_memory_to_the_others() {
         const MEMORY: usize = 1 << 20;
         for (stuck, left_at_least) in [(1, MEMORY / 6), (2, MEMORY / 10), (9, MEMORY / 50)] {
