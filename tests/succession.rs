@@ -214,7 +214,12 @@ fn a_successor_that_cannot_serve_leaves_the_old_process_serving() {
             good.clone() + "\n[[listener]]\naddress = \"192.0.2.1:25\"\n[accept]\nany = true\n",
             "before it served",
         ),
-        (good.replace("/data\"", "/elsewhere\""), "before it served"),
+        // Where it would put its mail nobody has a lock.
+        (
+            good.replace("/data\"", "/elsewhere\"")
+                + &format!("\n[admin]\nsocket = {:?}\n", setup.data().join("admin.sock")),
+            "before it served",
+        ),
     ] {
         fs::write(&config, bad).unwrap();
         let Err(told) = Heir::take_over(&setup) else { panic!("it is succeeded") };
