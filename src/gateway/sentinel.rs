@@ -1,11 +1,12 @@
-//! No shard ends alone: where its thread ends before its work, the process does.
+//! No shard ends alone: where its thread ends before its work, the process does. Nor does what happens go unobserved: where an observer
+//! panics, on whatever thread, the process ends too.
 //!
 //! For gateways in other people's programs, whose panic hook is theirs: it is looked at when the thread is over, whatever was unwound
 //! until then. Where a panic ends the process anyway there is nothing to look at.
 
 use std::cell::Cell;
 
-use crate::telemetry;
+use crate::telemetry::{self, Event, Observer};
 
 /// Its end is its thread's.
 #[derive(Default)]
