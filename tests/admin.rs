@@ -503,6 +503,12 @@ fn readiness_says_that_there_is_no_room_and_that_there_is_again() {
         .take(100)
         .any(|reply| reply.expect("a reply").code == 452);
     assert!(is_refused, "64 MiB are full");
+    // What is large may find no room where something small still does.
+    let small = &content[..18 + (16 << 12)];
+    wait::until("nothing fits any more", || {
+        let _ = client.transact("a@client.test", &["b@mx.test"], small);
+        !command(&setup, &["health"]).status.success()
+    });
     let words = complained(&setup, &["health"]);
     assert!(words.contains("shard 0: no room in the spool"), "{words}");
     assert_eq!(said(&setup, &["health", "--live"]), "alive\n");

@@ -186,7 +186,7 @@ impl Lab {
         self.lives += 1;
         self.spool = open(&mut self.disk, self.lives, self.now, self.unix);
         if self.spool.entry(self.sequence).is_some() {
-            assert!(!self.spool.entry(self.sequence).unwrap().is_routed());
+            assert!(!self.spool.is_routed(self.sequence));
             self.route(targets);
         }
     }

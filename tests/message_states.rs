@@ -288,7 +288,7 @@ fn settled_orders_survive_a_cut_at_every_io() {
         (0, Hold),
         (4, Drop),
     ];
-    for cut in 0.. {
+    for cut in 0_u32.. {
         let mut log = Log::new();
         let messages: Vec<u64> = (0..5).map(|_| log.stored()).collect();
         // What a delivery has when it is dropped does not come back either.

@@ -177,7 +177,9 @@ fn prometheus_knows_what_was_sent() {
     }
     for (version, count) in [(&rustls::version::TLS12, 2), (&rustls::version::TLS13, 3)] {
         let tls = authority.client_of(&[version]);
-        let mut client = Client::try_greet_tls(server.addresses()[1], &tls).expect("TLS");
+        let mut client = Client::connect_tls(server.addresses()[1], &tls).expect("TLS");
+        assert_eq!(client.reply().expect("a greeting").code, 220);
+        client.expect("EHLO client.test", 250);
         for number in 0..count {
             let content = ledger::content(100 + number);
             size += content.len();

@@ -30,7 +30,8 @@ impl Heir {
         if !status.success() {
             return Err(words.into_owned());
         }
-        let pid = words.split("process ").nth(1).and_then(|rest| rest.split_whitespace().next());
+        let line = words.lines().find_map(|line| line.strip_prefix("process "));
+        let pid = line.and_then(|rest| rest.split_whitespace().next());
         Ok(Heir { pid: pid.and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("no pid in {words}")) })
     }
 
@@ -202,8 +203,12 @@ fn a_successor_that_cannot_serve_leaves_the_old_process_serving() {
     let config = setup.home().join("incoming.toml");
     let good = fs::read_to_string(&config).unwrap();
     for (bad, words) in [
-        // It does not even read its configuration.
-        (good.replace("shards = 1", "shards = \"many\""), "before it had checked its configuration"),
+        // It does not find what its configuration names.
+        (
+            good.replace("address = \"127.0.0.1:0\"", "address = \"127.0.0.1:0\"\ntls = \"optional\"")
+                + "\n[tls]\ncertificates = [{ chain = \"/nowhere/chain.pem\", key = \"/nowhere/key.pem\" }]\n",
+            "before it had checked its configuration",
+        ),
         // It finds out later.
         (good.clone() + "\n[[listener]]\naddress = \"192.0.2.1:25\"\n", "before it served"),
     ] {

@@ -111,7 +111,7 @@ fn a_message_is_told_from_its_session_to_its_delivery() {
             "<r0@mx.test> deferred, 1 attempt so far, again at",
             "Now, ",
             "<r0@mx.test> at store: attempt ",
-            "given up when an attempt fails after",
+            "given up when an attempt fails later than",
         ],
     );
 

@@ -19,6 +19,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin, PoolPlacement};
 use signal_hook::consts::SIGHUP;
 use signal_hook::iterator::Signals;
+use tracing::level_filters::LevelFilter;
 
 use super::generation::Generation;
 use super::sentinel::guard_thread;
@@ -69,9 +70,18 @@ enum Age {
     Stopping,
 }
 
-/// What a reload cannot change: the shards and the data.
-const FIXED: [&str; 7] =
-    ["data", "shards", "cores", "spool.queue", "spool.durability", "spool.segment_size", "log.format"];
+/// Keys and sections that a reload cannot change: the shards and the data, and where operators reach the gateway.
+const FIXED: [&str; 9] = [
+    "data",
+    "shards",
+    "cores",
+    "spool.queue",
+    "spool.durability",
+    "spool.segment_size",
+    "log.format",
+    "admin",
+    "monitor",
+];
 
 /// A running gateway, for other threads.
 pub struct Live {
@@ -182,6 +192,10 @@ impl Live {
         self.in_force.store(next.config.clone());
         self.targets.store(Arc::new(next.targets.clone()));
         self.policies.store(Arc::new(next.asked.policies.clone()));
+        if before.log.level != next.config.log.level {
+            // There is no log to be changed in a process that has started none.
+            let _ = telemetry::log::set_filter(&LevelFilter::from(next.config.log.level).to_string());
+        }
         let _ = state.watch.send(next.take_watched());
         let retention = next.config.delivery.dead_retention;
         let old = std::mem::replace(&mut state.generation, next);
@@ -329,6 +343,12 @@ impl Live {
     }
 }
 
+fn is_fixed(key: &str) -> bool {
+    FIXED
+        .iter()
+        .any(|fixed| key.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
 /// What cannot change is in `config` as it was `before`; the keys that do change, and those that would.
 fn settle(config: &mut Config, before: &Config) -> (Vec<String>, Vec<String>) {
     // Where the system was to choose a port it has chosen.
@@ -344,14 +364,15 @@ fn settle(config: &mut Config, before: &Config) -> (Vec<String>, Vec<String>) {
             listener.address = known.address;
         }
     }
-    let (changed, needs_restart) =
-        differences(config, before).into_iter().partition(|key| !FIXED.contains(&&**key));
+    let (changed, needs_restart) = differences(config, before).into_iter().partition(|key| !is_fixed(key));
     config.data = before.data.clone();
     config.cores = before.cores.clone();
     config.spool.queue = before.spool.queue;
     config.spool.durability = before.spool.durability;
     config.spool.segment_size = before.spool.segment_size;
     config.log.format = before.log.format;
+    config.admin = before.admin.clone();
+    config.monitor = before.monitor.clone();
     (changed, needs_restart)
 }
 

@@ -148,12 +148,23 @@ pub struct Predecessor {
     stream: UnixStream,
 }
 
+/// This thread takes signals again. The process was started by a thread that takes none, and such a thing is inherited.
+fn take_signals() {
+    // SAFETY: the set is owned by this frame and filled before it is read.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
 impl Predecessor {
     /// Whom this process is to succeed, if anybody.
     pub fn of_this_process() -> io::Result<Option<Self>> {
         if std::env::var_os(VARIABLE).is_none() {
             return Ok(None);
         }
+        take_signals();
         let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         // It is to know at once when we end, and what we start is not to keep it from that.
         let nothing = File::open("/dev/null")?;

@@ -2,8 +2,9 @@
 //!
 //! - `verify`: is it sound, and what is in it?
 //! - `dump`: every record, in the order of the log;
-//! - `export`: the messages that wait, as files;
-//! - `why`, a command of its own: what happened to one message.
+//! - `export`: the messages that wait, as files.
+//!
+//! And `incoming why ID`, which follows one message: see [`why_message`].
 //!
 //! Promises, of all three:
 //! - nothing under the data folder is made, written or locked: the gateway may run or not;

@@ -50,10 +50,10 @@ pub fn serve(
             false => link.shard.greeting_delay_millis(peer.ip()),
         },
     };
-    let connected = clock::now();
-    let session = Session::new(service.session.clone(), peer, connected, &mut replies);
+    let now = clock::now();
+    let session = Session::new(service.session.clone(), peer, now, &mut replies);
     let mut served = Served {
-        connected,
+        connected: now,
         link,
         service,
         admitted,
@@ -65,7 +65,7 @@ pub fn serve(
         taken: 0,
         counted: 0,
         envelope_counted: 0,
-        greets_since: Some(connected),
+        greets_since: Some(now),
     };
     async move {
         // A connection that breaks is the peer's affair; what it had sent is not mail before its end-of-data. It does not save it from
@@ -359,8 +359,7 @@ impl Served {
     async fn store(&mut self, submission: Submission) -> io::Result<()> {
         self.link.send(&mut self.replies).await?;
         let Submission { envelope, tail, content_size } = submission;
-        let begun = clock::now();
-        let unix_millis = clock::unix_millis();
+        let (begun, unix_millis) = (clock::now(), clock::unix_millis());
         let unix_time = unix_millis / 1000;
         let waited = begun.saturating_duration_since(self.connected).as_millis() as u64;
         let arrival = Arrival {

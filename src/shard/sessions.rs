@@ -216,8 +216,11 @@ impl Taps {
                 true => is_wanted |= laid.watched.insert(key),
                 false => {
                     laid.left_out += 1;
-                    let left_out = Sight::LeftOut(laid.left_out);
-                    laid.send(SystemTime::now(), key, peer, left_out);
+                    // Each of them comes again with everything it says: that is told ever more rarely.
+                    if laid.left_out.is_power_of_two() {
+                        let left_out = Sight::LeftOut(laid.left_out);
+                        laid.send(SystemTime::now(), key, peer, left_out);
+                    }
                 }
             }
         }

@@ -12,6 +12,8 @@ use super::command::{self, Verb};
 pub const LINE_SIZE_MAX: usize = 512;
 /// Lines kept until they are taken: a pipelining peer's of one receive, and no more.
 const HEARD_MAX: usize = 1024;
+/// The longest name of a mechanism (RFC 4422 §3.1).
+const MECHANISM_SIZE_MAX: usize = 20;
 /// The longest word that is taken for a misspelt command.
 const WORD_SIZE_MAX: usize = 8;
 
@@ -91,11 +93,12 @@ impl Ear {
         if is_response {
             return 0;
         }
+        // Spoilt, it is no command, and yet what it looks like.
+        self.knows_auth |= line.get(..4).is_some_and(|word| word.eq_ignore_ascii_case(b"AUTH"));
         match command::parse(line) {
-            Ok((Verb::Auth, arguments)) => {
+            Ok((Verb::Auth, _)) => {
                 self.knows_auth = true;
-                let before = line.len() - arguments.len();
-                before + arguments.iter().position(|c| *c == b' ').unwrap_or(arguments.len())
+                mechanism_end(line)
             }
             Ok((verb, _)) if verb != Verb::Foreign => line.len(),
             _ if self.knows_auth => 0,
@@ -106,6 +109,16 @@ impl Ear {
             }
         }
     }
+}
+
+/// Where the name of the mechanism ends in a line with AUTH; of what is no such name (RFC 4422 §3.1) nothing is shown.
+fn mechanism_end(line: &[u8]) -> usize {
+    let verb = line.iter().position(|c| *c == b' ').unwrap_or(line.len());
+    let begins = verb + line[verb..].iter().take_while(|c| **c == b' ').count();
+    let name = line[begins..].split(|c| *c == b' ').next().unwrap_or_default();
+    let is_name = name.len() <= MECHANISM_SIZE_MAX
+        && name.iter().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'));
+    if is_name { begins + name.len() } else { begins }
 }
 
 #[cfg(test)]
@@ -134,6 +147,10 @@ mod tests {
             ("NOOP", false, "NOOP", 0),
             ("auth  plain AHVzZXIAc2VjcmV0", false, "auth  plain", 17),
             ("AUTH PLAIN ", false, "AUTH PLAIN", 1),
+            ("AUTH PLAIN AHVzZXIAc2VjcmV0   ", false, "AUTH PLAIN", 20),
+            ("AUTH", false, "AUTH", 0),
+            ("AUTH AHVzZXIAc2VjcmV0AHVzZXI=", false, "AUTH ", 24),
+            ("AUTH\tPLAIN\tAHVzZXIAc2VjcmV0", false, "", 27),
             ("dXNlcg==", true, "", 8),
             ("*", true, "", 1),
             ("QUIT", true, "", 4),

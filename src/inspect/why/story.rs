@@ -338,6 +338,11 @@ impl Story {
                 let target = trail.standing.lanes.get(usize::from(part.lane.0));
                 let target = target.map_or("", |name| name);
                 for (index, attempts, reason) in left {
+                    // The log does not name a target before its first attempt, only that there is another. Once two are known, each
+                    // may have meant the other.
+                    if target.is_empty() && last.keys().filter(|(of, _)| *of == index).count() > 1 {
+                        continue;
+                    }
                     let how = How::Waiting {
                         next_attempt: part.due().map(|due| due / 1000),
                         attempt: attempts.saturating_add(1),

@@ -187,13 +187,13 @@ impl Shown<'_> {
         write!(f, "  <{to}>{at}: ")?;
         match &standing.how {
             How::Delivered { unix_millis, reply } => {
-                write!(f, "delivered {}", self.moment(unix_millis / 1000))?;
+                write!(f, "delivered at {}", self.moment(unix_millis / 1000))?;
                 if reply.is_empty() { writeln!(f) } else { writeln!(f, ": {}", escaped(reply)) }
             }
             How::Waiting { .. } => self.write_waiting(f, &standing.how),
             How::GivenUp { unix_millis, attempts, reason, letter } => {
                 let (when, attempts) = (self.moment(unix_millis / 1000), attempts_made(*attempts));
-                writeln!(f, "given up {when} after {attempts}: {}", escaped(reason))?;
+                writeln!(f, "given up at {when} after {attempts}: {}", escaped(reason))?;
                 writeln!(f, "      {}", self.letter(letter))
             }
             How::Dropped => writeln!(f, "dropped"),
@@ -209,13 +209,13 @@ impl Shown<'_> {
         let due = next_attempt.filter(|next| next.saturating_mul(1000) > self.now);
         match (held, due, self.story.gateway_runs) {
             (true, ..) => write!(f, "held: attempt {attempt} is made when it is released")?,
-            (_, Some(next), _) => write!(f, "attempt {attempt} is made {}", self.moment(next))?,
+            (_, Some(next), _) => write!(f, "attempt {attempt} is made at {}", self.moment(next))?,
             (_, None, Some(false)) => write!(f, "attempt {attempt} is made when a gateway is started")?,
             (_, None, _) => {
                 write!(f, "attempt {attempt} is due: it is being made, or waits for a place at the target")?;
             }
         }
-        write!(f, "; given up when an attempt fails after {}", self.moment(*gives_up_after))?;
+        write!(f, "; given up when an attempt fails later than {}", self.moment(*gives_up_after))?;
         if let Some(last) = last_attempt {
             write!(f, ", or when attempt {last} fails")?;
         }
@@ -255,7 +255,7 @@ impl Shown<'_> {
             Some(ahead) => format!("in {}", time(Duration::from_secs(ahead))),
             None => format!("{} ago", time(Duration::from_secs(now - unix_time))),
         };
-        format!("at {} ({far})", date(unix_time))
+        format!("{} ({far})", date(unix_time))
     }
 }
 
