@@ -3,8 +3,8 @@
 //! One thread for each shard, some for deliveries, and this one, which waits for signals and orders. Signals are blocked in
 //! shards and workers: a ring must not be interrupted.
 //!
-//! What is made of the configuration is a [`Generation`](generation::Generation), which another replaces when the configuration is read
-//! anew: see [`running`].
+//! What is made of the configuration is a `Generation`, which another replaces when the configuration is read
+//! anew: see `running`.
 //!
 //! The end, in this order:
 //! 1. shards stop accepting; sessions finish their transactions, within `drain_timeout`; then what is queued is delivered, if that was asked
