@@ -194,7 +194,7 @@ impl Context<'_> {
                 };
                 let known = |greylist: &&Arc<Greylist>| greylist.name() == name;
                 if let Some(before) = self.before.and_then(|before| before.greylists.iter().find(known)) {
-                    if *before.settings() == settings {
+                    if *before.settings() == settings && !before.is_finished() {
                         self.greylists.borrow_mut().push(before.clone());
                         return Ok(before.clone());
                     }

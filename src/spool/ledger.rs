@@ -725,19 +725,22 @@ impl Ledger {
         }
     }
 
-    /// The message waits for its time in the lane, for so long at least.
+    /// The message, which is to be tried in the lane, waits for its time there again.
     pub fn put_off(&mut self, sequence: u64, lane: Lane, until: Instant) {
         let until = self.tick(until);
         let Some(part) = self.entries.get_mut(sequence).and_then(|entry| entry.part_mut(lane)) else {
             return;
         };
-        if part.state == State::Backlog {
+        let queue = &mut self.queues[usize::from(lane.0)];
+        // What is held is in none of them.
+        let is_offered = match part.state {
+            State::Backlog => queue.backlog.remove(&sequence),
+            State::Deferred(due) => queue.hastened.remove(&(due, sequence)),
+            State::Appended | State::HandedOff | State::Done => false,
+        };
+        if is_offered {
             part.state = State::Deferred(until);
-            let queue = self.queue(lane);
-            // What is held is in none of them.
-            if queue.backlog.remove(&sequence) {
-                queue.deferred.insert((until, sequence));
-            }
+            queue.deferred.insert((until, sequence));
         }
     }
 

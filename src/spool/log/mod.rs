@@ -663,7 +663,7 @@ impl<P: Page> Spool<P> {
         self.ledger.begin_routing();
     }
 
-    /// The durable message waits in this lane for so long at least, if no delivery has it.
+    /// The message of this lane's backlog, which may have been hastened, waits there until then.
     pub fn put_off(&mut self, sequence: u64, lane: Lane, until: Instant) {
         self.ledger.put_off(sequence, lane, until);
     }
