@@ -166,6 +166,7 @@ fn begin(
 ) -> Result<(Running, Option<Vec<usize>>), Error> {
     check_ring()?;
     check_locked_memory()?;
+    check_processors()?;
     let count = config.cores.shards_count();
     let failed = |error| Error(format!("cannot succeed the process that started this one: {error}"));
     let blocked = BlockedSignals::block();
@@ -326,6 +327,17 @@ fn check_locked_memory() -> Result<(), Error> {
              `ulimit -l 8192` or LimitMEMLOCK=8M of the unit"
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Where shards run is looked up there, by a library that would end the process in the midst of the start.
+fn check_processors() -> Result<(), Error> {
+    const FOLDER: &str = "/sys/devices/system/cpu";
+    match std::fs::read_to_string(format!("{FOLDER}/online")) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(Error(format!(
+            "{FOLDER}: cannot be read: {e}; shards are placed by what it says: mount /sys (`mount -t sysfs sysfs /sys`), read-only is enough"
+        ))),
     }
 }
 

@@ -596,9 +596,10 @@ impl<P: Page> Spool<P> {
         sequence < self.first_sequence
     }
 
-    /// The number of the oldest message that waits in this lane and that no delivery has; or one below it, while many wait.
-    pub fn oldest_in(&mut self, lane: Lane) -> Option<u64> {
-        self.ledger.oldest_in(lane)
+    /// The number of the oldest message that waits in this lane and that no delivery has; or one below it, while many wait: no more than
+    /// `looks` messages are looked at, which are taken from it.
+    pub fn oldest_in(&mut self, lane: Lane, looks: &mut usize) -> Option<u64> {
+        self.ledger.oldest_in(lane, looks)
     }
 
     /// The lane of the target with this name.
