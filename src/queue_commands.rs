@@ -58,8 +58,15 @@ pub enum QueueCommand {
     Hold(Chosen),
     /// Lets held messages be delivered again.
     Release(Chosen),
-    /// Removes messages for good: they are not delivered to whoever is left, no dead letter is kept and nobody is notified.
-    Drop(Chosen),
+    /// Removes messages for good: they are not delivered to whoever is left, no dead letter is kept and nobody is notified. With --target
+    /// those are left alone of which something is left at another target too.
+    Drop {
+        #[command(flatten)]
+        chosen: Chosen,
+        /// With --target: also messages of which something is left at another target; they are dropped there too.
+        #[arg(long, requires = "target")]
+        everywhere: bool,
+    },
 }
 
 /// Which messages: all that is said must hold.
@@ -154,10 +161,12 @@ pub fn run(command: QueueCommand, config: &Config) -> ExitCode {
         }
         QueueCommand::Show { id, json } => show(config, id, json, &mut out),
         QueueCommand::Cat { id } => cat(config, id, &mut out),
-        QueueCommand::Retry(chosen) => order(config, Action::Retry, chosen, &mut out),
-        QueueCommand::Hold(chosen) => order(config, Action::Hold, chosen, &mut out),
-        QueueCommand::Release(chosen) => order(config, Action::Release, chosen, &mut out),
-        QueueCommand::Drop(chosen) => order(config, Action::Drop, chosen, &mut out),
+        QueueCommand::Retry(chosen) => order(config, (Action::Retry, false), chosen, &mut out),
+        QueueCommand::Hold(chosen) => order(config, (Action::Hold, false), chosen, &mut out),
+        QueueCommand::Release(chosen) => order(config, (Action::Release, false), chosen, &mut out),
+        QueueCommand::Drop { chosen, everywhere } => {
+            order(config, (Action::Drop, everywhere), chosen, &mut out)
+        }
     };
     let done = match done {
         Ok(is_whole) => out.flush().map(|()| is_whole).map_err(Fault::from),
@@ -207,7 +216,7 @@ fn list(
     out: &mut impl Write,
 ) -> Outcome {
     if is_count {
-        let count = count(config, &filter)?;
+        let (count, _) = count(config, &filter)?;
         match is_json {
             true => writeln!(out, "{}", serde_json::json!({ "count": count }))?,
             false => writeln!(out, "{count}")?,
@@ -218,7 +227,7 @@ fn list(
     let mut cursor = None;
     let mut is_first = true;
     loop {
-        let asked = List { filter: filter.clone(), limit: left.min(PAGE), count: false, cursor };
+        let asked = List { filter: filter.clone(), limit: left.min(PAGE), count: false, cursor, until: None };
         let Listed { messages, next, .. } = client::post(config, "/v1/queue/list", &asked)?;
         for message in &messages {
             if is_json {
@@ -252,16 +261,18 @@ fn list(
     }
 }
 
-fn count(config: &Config, filter: &Filter) -> Result<usize, Fault> {
-    let mut asked = List { filter: filter.clone(), limit: 0, count: true, cursor: None };
+/// How many there are, and what they are bounded by: what comes later is not among them.
+fn count(config: &Config, filter: &Filter) -> Result<(usize, Vec<String>), Fault> {
+    let mut asked = List { filter: filter.clone(), limit: 0, count: true, cursor: None, until: None };
     let mut sum = 0;
     loop {
-        let Listed { count, next, .. } = client::post(config, "/v1/queue/list", &asked)?;
+        let Listed { count, next, until, .. } = client::post(config, "/v1/queue/list", &asked)?;
         sum += count;
-        asked.cursor = next;
-        if asked.cursor.is_none() {
-            return Ok(sum);
+        if next.is_none() {
+            return Ok((sum, asked.until.unwrap_or(until)));
         }
+        asked.cursor = next;
+        asked.until.get_or_insert(until);
     }
 }
 
@@ -379,7 +390,12 @@ fn cat(config: &Config, id: MessageId, out: &mut impl Write) -> Outcome {
     Ok(true)
 }
 
-fn order(config: &Config, action: Action, chosen: Chosen, out: &mut impl Write) -> Outcome {
+fn order(
+    config: &Config,
+    (action, everywhere): (Action, bool),
+    chosen: Chosen,
+    out: &mut impl Write,
+) -> Outcome {
     let Chosen { ids, filters, all, yes, because, json } = chosen;
     let filter = filters.filter();
     let word = action.as_str();
@@ -395,8 +411,14 @@ fn order(config: &Config, action: Action, chosen: Chosen, out: &mut impl Write) 
         );
         return Err(Fault::Said(words));
     }
-    if ids.is_empty() && !yes && !is_meant(config, word, &filter)? {
-        return Ok(false);
+    let mut until = None;
+    if ids.is_empty() {
+        // What comes after that was not meant.
+        let (count, bounds) = count(config, &filter)?;
+        if !yes && !is_meant((action, everywhere), count, &filter)? {
+            return Ok(false);
+        }
+        until = Some(bounds);
     }
     let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let mut sum = Ordered::default();
@@ -406,12 +428,23 @@ fn order(config: &Config, action: Action, chosen: Chosen, out: &mut impl Write) 
         ids: chunks.next().unwrap_or_default().to_vec(),
         filter,
         all,
+        until,
+        everywhere,
         cursor: None,
         by: None,
         note: because,
     };
     loop {
-        sum.add(client::post(config, "/v1/queue/order", &given)?);
+        match client::post(config, "/v1/queue/order", &given) {
+            Ok(done) => sum.add(done),
+            Err(fault) if sum == Ordered::default() => return Err(Fault::Said(fault)),
+            // What was done before is told with it.
+            Err(fault) => sum.fault = Some(fault),
+        }
+        if sum.fault.is_some() {
+            sum.next = None;
+            break;
+        }
         given.cursor = sum.next.take();
         if given.cursor.is_some() {
             continue;
@@ -421,7 +454,7 @@ fn order(config: &Config, action: Action, chosen: Chosen, out: &mut impl Write) 
             None => break,
         }
     }
-    let Ordered { changed, unchanged, unknown, unrecorded, .. } = sum;
+    let Ordered { changed, unchanged, unknown, unrecorded, elsewhere, .. } = sum;
     if json {
         serde_json::to_writer(&mut *out, &sum).map_err(io::Error::from)?;
         writeln!(out)?;
@@ -436,27 +469,45 @@ fn order(config: &Config, action: Action, chosen: Chosen, out: &mut impl Write) 
         let others = [
             (unchanged, "nothing to change"),
             (unknown, "not in the queue"),
+            (elsewhere, "left alone, for something is left at another target (--everywhere drops them too)"),
             (unrecorded, "not recorded, for the disk is full or does not answer: a restart may forget it"),
         ];
         for (count, what) in others.iter().filter(|(count, _)| *count > 0) {
             writeln!(out, "{what}: {count}")?;
         }
     }
-    Ok(unrecorded == 0 && (ids.is_empty() || unknown == 0))
+    if let Some(fault) = &sum.fault {
+        out.flush()?;
+        complain(&format!("not all of it was done: {fault}"));
+    }
+    Ok(sum.fault.is_none() && unrecorded == 0 && (ids.is_empty() || unknown == 0))
 }
 
 /// Whether so many messages are meant.
-fn is_meant(config: &Config, word: &str, filter: &Filter) -> Result<bool, Fault> {
-    let count = count(config, filter)?;
+fn is_meant((action, everywhere): (Action, bool), count: usize, filter: &Filter) -> Result<bool, Fault> {
+    let word = action.as_str();
     if !io::stdin().is_terminal() {
         let words =
             format!("queue {word}: {count} messages fit: add --yes if they are meant, or name their ids");
         return Err(Fault::Said(words));
     }
-    write!(io::stderr(), "{word} {count} messages? [y/N] ")?;
+    let of_which = scope((action, everywhere), filter);
+    write!(io::stderr(), "{word} {count} messages{of_which}? [y/N] ")?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Where an order by filters is in force, which is not where the filter may make believe.
+fn scope((action, everywhere): (Action, bool), filter: &Filter) -> &'static str {
+    match (action, &filter.target) {
+        (_, None) => "",
+        (Action::Retry, Some(_)) => " at this target",
+        (Action::Drop, Some(_)) if !everywhere => {
+            ", but for those of which something is left at another target too (--everywhere)"
+        }
+        _ => " at all targets",
+    }
 }
 
 fn name(target: &Target) -> String {
@@ -507,5 +558,21 @@ mod tests {
             (90_000, "1d1h"),
         ];
         table.into_iter().for_each(|(seconds, expected)| assert_eq!(span(seconds), expected));
+    }
+
+    #[test]
+    fn who_names_a_target_is_told_where_the_order_is_in_force() {
+        let there = Filter { target: Some("a".into()), ..Filter::default() };
+        let table = [
+            ((Action::Retry, false), "this target"),
+            ((Action::Hold, false), "all targets"),
+            ((Action::Release, false), "all targets"),
+            ((Action::Drop, false), "but for those"),
+            ((Action::Drop, true), "all targets"),
+        ];
+        for (order, part) in table {
+            assert!(scope(order, &there).contains(part), "{order:?}");
+            assert_eq!(scope(order, &Filter::default()), "");
+        }
     }
 }

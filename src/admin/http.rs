@@ -121,6 +121,11 @@ impl ApiError {
         ApiError::new(StatusCode::NOT_FOUND, words)
     }
 
+    /// What it says.
+    pub fn words(&self) -> &str {
+        &self.words
+    }
+
     /// A shard has ended or does not answer.
     pub fn silent_shard(n: usize) -> Self {
         let words = format!("shard {n} does not answer: it has ended, or is stuck");

@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,7 +28,7 @@ use tokio::sync::oneshot;
 use super::http::{ApiError, AppState, duration};
 use crate::delivery::StoredContent;
 use crate::mail::MessageId;
-use crate::shard::queue::{Done, Found, Page, RowPart, Sought, Standing as Stands, Want};
+use crate::shard::queue::{Done, Found, LogFacts, Meant, Page, RowPart, Sought, Standing as Stands, Want};
 use crate::spool::format::{ORDER_BY_SIZE_MAX, ORDER_NOTE_SIZE_MAX, Order, OrderKind};
 
 /// A call goes no further after this long: whoever asked asks on.
@@ -156,6 +157,9 @@ pub struct List {
     /// Where the answer before has stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Only what was there then: [`Listed::until`] of an answer before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Vec<String>>,
 }
 
 /// Its answer.
@@ -168,6 +172,9 @@ pub struct Listed {
     /// There may be more: the cursor to go on with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+    /// What comes later than this answer: of each log the id from which on its messages do.
+    #[serde(default)]
+    pub until: Vec<String>,
 }
 
 /// A message of the queue.
@@ -310,6 +317,12 @@ pub struct GiveOrder {
     /// With all that there are.
     #[serde(default)]
     pub all: bool,
+    /// Only with what was there then: [`Listed::until`] of a list. Without it, with what comes meanwhile too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Vec<String>>,
+    /// A drop with a target in the filter: also of messages of which something is left at another target. They are dropped there too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub everywhere: bool,
     /// Where the answer before has stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
@@ -332,6 +345,12 @@ pub struct Ordered {
     pub unknown: usize,
     /// For how many it is in force, but not recorded: a restart may forget it. The disk is full or does not answer.
     pub unrecorded: usize,
+    /// How many were left alone, for something of them is left at another target.
+    #[serde(default)]
+    pub elsewhere: usize,
+    /// Why it was not done wholly: the counts are of what was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
     /// There may be more: the cursor to go on with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
@@ -344,6 +363,8 @@ impl Ordered {
         self.unchanged += other.unchanged;
         self.unknown += other.unknown;
         self.unrecorded += other.unrecorded;
+        self.elsewhere += other.elsewhere;
+        self.fault = other.fault.or(self.fault.take());
         self.next = other.next;
     }
 }
@@ -355,6 +376,7 @@ struct Log {
     log: u32,
     depth: usize,
     held: usize,
+    next: u64,
 }
 
 /// The shards' logs, in the order in which they are gone through.
@@ -363,9 +385,36 @@ async fn logs(state: &AppState) -> Result<Vec<Log>, ApiError> {
     let mut logs = Vec::new();
     for (shard, answer) in answers.into_iter().enumerate() {
         let answer = answer.ok_or_else(|| ApiError::silent_shard(shard))?;
-        logs.extend(answer.into_iter().map(|(log, depth, held)| Log { shard, log, depth, held }));
+        logs.extend(answer.into_iter().map(|LogFacts { log, depth, held, next }| Log {
+            shard,
+            log,
+            depth,
+            held,
+            next,
+        }));
     }
     Ok(logs)
+}
+
+/// What messages come from now on: in each log from this number on.
+fn bounds(logs: &[Log]) -> Vec<String> {
+    logs.iter().map(|log| MessageId { log: log.log, sequence: log.next }.to_string()).collect()
+}
+
+/// As far as a walk goes in each log. What is not bounded is walked through to its end; a log that is not in the bounds was not there then.
+struct Bounds(Option<Vec<MessageId>>);
+
+impl Bounds {
+    fn parse(until: Option<&[String]>) -> Result<Self, ApiError> {
+        let ids = until.map(|until| until.iter().map(|id| id.parse()).collect::<Result<_, _>>());
+        let ids = ids.transpose().map_err(|_| ApiError::bad_request("until: not one that was given"))?;
+        Ok(Bounds(ids))
+    }
+
+    fn of(&self, log: u32) -> u64 {
+        let Some(ids) = &self.0 else { return u64::MAX };
+        ids.iter().find(|id| id.log == log).map_or(0, |id| id.sequence)
+    }
 }
 
 /// Where a walk through the queue is: in the log of this place, at this number.
@@ -528,7 +577,7 @@ fn unix_now() -> u64 {
 async fn page(
     state: &AppState,
     log: Log,
-    from: u64,
+    range: Range<u64>,
     search: &Search,
     want: Want,
     count: usize,
@@ -536,7 +585,7 @@ async fn page(
     let sought = search.sought.clone();
     let asked = state
         .shards()
-        .ask(log.shard, move |shard| shard.queue_page(log.log, from, &sought, want, count))
+        .ask(log.shard, move |shard| shard.queue_page(log.log, range, &sought, want, count))
         .await;
     asked.flatten().ok_or_else(|| ApiError::silent_shard(log.shard))
 }
@@ -563,11 +612,13 @@ async fn read(state: &AppState, log: Log, page: Page) -> Result<Vec<Found>, ApiE
 }
 
 async fn list(State(state): State<AppState>, body: Option<Json<List>>) -> Result<Json<Listed>, ApiError> {
-    let Json(List { filter, limit, count, cursor }) = body.unwrap_or_default();
+    let Json(List { filter, limit, count, cursor, until }) = body.unwrap_or_default();
+    let until_of = Bounds::parse(until.as_deref())?;
     let search = Search::parse(&filter)?;
     let limit = if limit == 0 { LIMIT_DEFAULT } else { limit.min(LIMIT_MAX) };
     let logs = logs(&state).await?;
-    let mut listed = Listed::default();
+    let is_bounded = until.is_some();
+    let mut listed = Listed { until: until.unwrap_or_else(|| bounds(&logs)), ..Listed::default() };
     // What is known without a look at any message.
     let known = match &filter {
         filter if filter.is_empty() => Some(logs.iter().map(|log| log.depth).sum()),
@@ -576,7 +627,7 @@ async fn list(State(state): State<AppState>, body: Option<Json<List>>) -> Result
         }
         _ => None,
     };
-    if let Some(known) = known.filter(|known| (count || *known == 0) && cursor.is_none()) {
+    if let Some(known) = known.filter(|known| (count && !is_bounded || *known == 0) && cursor.is_none()) {
         listed.count = known;
         return Ok(Json(listed));
     }
@@ -590,7 +641,8 @@ async fn list(State(state): State<AppState>, body: Option<Json<List>>) -> Result
             break;
         }
         let wanted = if search.needs_records() { PAGE_MAX } else { limit - listed.messages.len() };
-        let page = page(&state, log, place.from, &search, want, wanted.min(PAGE_MAX)).await?;
+        let page =
+            page(&state, log, place.from..until_of.of(log.log), &search, want, wanted.min(PAGE_MAX)).await?;
         let mut next = page.next;
         if !is_read {
             listed.count += page.count;
@@ -746,7 +798,7 @@ async fn content(State(state): State<AppState>, Path(id): Path<String>) -> Resul
 struct Orders<'a> {
     state: &'a AppState,
     order: Arc<Order>,
-    target: Option<Arc<str>>,
+    meant: Meant,
     done: Ordered,
     /// For how many messages something was changed, and who tells that no restart forgets it.
     unsettled: VecDeque<(usize, oneshot::Receiver<u64>)>,
@@ -756,17 +808,17 @@ impl Orders<'_> {
     async fn give(&mut self, log: Log, mut sequences: Vec<u64>) -> Result<(), ApiError> {
         while !sequences.is_empty() {
             let rest = sequences.split_off(sequences.len().min(PAGE_MAX));
-            let (order, target) = (self.order.clone(), self.target.clone());
+            let (order, meant) = (self.order.clone(), self.meant.clone());
             let (settled, settles) = oneshot::channel();
             let shards = self.state.shards();
             let asked = shards.ask(log.shard, move |shard| {
-                let done = shard.queue_order((log.log, &sequences), target.as_deref(), &order, settled);
+                let done = shard.queue_order((log.log, &sequences), &meant, &order, settled);
                 (done, sequences)
             });
             let (done, mut left) = asked.await.ok_or_else(|| ApiError::silent_shard(log.shard))?;
-            let Done { taken, changed, unchanged, unknown } =
+            let Done { taken, changed, unchanged, unknown, elsewhere } =
                 done.ok_or_else(|| ApiError::silent_shard(log.shard))?;
-            self.done.add(Ordered { changed, unchanged, unknown, ..Ordered::default() });
+            self.done.add(Ordered { changed, unchanged, unknown, elsewhere, ..Ordered::default() });
             self.unsettled.push_back((changed, settles));
             if self.unsettled.len() > UNSETTLED_MAX {
                 self.settle_first().await;
@@ -774,6 +826,50 @@ impl Orders<'_> {
             left.drain(..taken);
             left.extend(rest);
             sequences = left;
+        }
+        Ok(())
+    }
+
+    async fn give_named(&mut self, logs: &[Log], ids: &[MessageId]) -> Result<(), ApiError> {
+        self.done.unknown += ids.iter().filter(|id| logs.iter().all(|log| log.log != id.log)).count();
+        for log in logs {
+            let of_log = ids.iter().filter(|id| id.log == log.log);
+            self.give(*log, of_log.map(|id| id.sequence).collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// From this place on.
+    async fn give_sought(
+        &mut self,
+        logs: &[Log],
+        search: &Search,
+        until: &Bounds,
+        mut place: Cursor,
+    ) -> Result<(), ApiError> {
+        let began = Instant::now();
+        let want = if search.needs_records() { Want::Rows } else { Want::Ids };
+        while let Some(log) = logs.get(place.at).copied() {
+            if began.elapsed() >= CALL_TIME {
+                self.done.next = place.text(logs);
+                break;
+            }
+            let range = place.from..until.of(log.log);
+            let page = page(self.state, log, range, search, want, PAGE_MAX).await?;
+            let mut next = page.next;
+            let sequences = match search.needs_records() {
+                false => page.ids.iter().map(|id| id.sequence).collect(),
+                true => {
+                    let found = read(self.state, log, page).await?;
+                    if search.is_past(&found) {
+                        next = None;
+                    }
+                    let met = found.iter().filter(|found| search.is_met(found));
+                    met.map(|found| found.row.id.sequence).collect()
+                }
+            };
+            self.give(log, sequences).await?;
+            place.pass(next);
         }
         Ok(())
     }
@@ -799,7 +895,7 @@ async fn order(
     State(state): State<AppState>,
     Json(given): Json<GiveOrder>,
 ) -> Result<Json<Ordered>, ApiError> {
-    let GiveOrder { order: action, ids, filter, all, cursor, by, note } = given;
+    let GiveOrder { order: action, ids, filter, all, until, everywhere, cursor, by, note } = given;
     let by = by.unwrap_or_else(|| "operator".into());
     for (key, text, max) in [("by", &by, ORDER_BY_SIZE_MAX), ("note", &note, ORDER_NOTE_SIZE_MAX)] {
         if text.len() > max {
@@ -824,46 +920,33 @@ async fn order(
     let search = Search::parse(&filter)?;
     let unix_millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let order = Order { kind: action.kind(), unix_millis, by: by.as_str().into(), note: note.into() };
-    let target = search.sought.target.clone().filter(|_| action == Action::Retry);
+    let until_of = Bounds::parse(until.as_deref())?;
+    let meant = match ids.is_empty() {
+        true => Meant::Sought {
+            sought: search.sought.clone(),
+            is_only_there: action == Action::Drop && !everywhere,
+        },
+        false => Meant::Named(search.sought.target.clone()),
+    };
     let ids = ids.iter().map(|id| message_id(id)).collect::<Result<Vec<_>, _>>()?;
     let logs = logs(&state).await?;
     let mut orders = Orders {
         state: &state,
         order: Arc::new(order),
-        target,
+        meant,
         done: Ordered::default(),
         unsettled: VecDeque::new(),
     };
-    if !ids.is_empty() {
-        for log in &logs {
-            let sequences: Vec<u64> =
-                ids.iter().filter(|id| id.log == log.log).map(|id| id.sequence).collect();
-            orders.give(*log, sequences).await?;
+    let place = Cursor::parse(cursor.as_deref(), &logs)?;
+    let given = match ids.is_empty() {
+        true => orders.give_sought(&logs, &search, &until_of, place).await,
+        false => orders.give_named(&logs, &ids).await,
+    };
+    if let Err(error) = given {
+        if orders.done == Ordered::default() {
+            return Err(error);
         }
-        orders.done.unknown += ids.iter().filter(|id| logs.iter().all(|log| log.log != id.log)).count();
-    }
-    let mut place = Cursor::parse(cursor.as_deref(), &logs)?;
-    let began = Instant::now();
-    let want = if search.needs_records() { Want::Rows } else { Want::Ids };
-    while let Some(log) = logs.get(place.at).copied().filter(|_| ids.is_empty()) {
-        if began.elapsed() >= CALL_TIME {
-            orders.done.next = place.text(&logs);
-            break;
-        }
-        let page = page(&state, log, place.from, &search, want, PAGE_MAX).await?;
-        let mut next = page.next;
-        let sequences = match search.needs_records() {
-            false => page.ids.iter().map(|id| id.sequence).collect(),
-            true => {
-                let found = read(&state, log, page).await?;
-                if search.is_past(&found) {
-                    next = None;
-                }
-                found.iter().filter(|found| search.is_met(found)).map(|found| found.row.id.sequence).collect()
-            }
-        };
-        orders.give(log, sequences).await?;
-        place.pass(next);
+        orders.done.fault = Some(error.words().into());
     }
     let next = orders.done.next.take();
     let done = Ordered { next, ..orders.settle().await };

@@ -202,7 +202,8 @@ impl Live {
         self.policies.store(Arc::new(next.asked.policies.clone()));
         if before.log.level != next.config.log.level {
             // There is no log to be changed in a process that has started none.
-            let _ = telemetry::log::set_filter(&LevelFilter::from(next.config.log.level).to_string());
+            let _ =
+                telemetry::log::set_permanent_filter(&LevelFilter::from(next.config.log.level).to_string());
         }
         let _ = state.watch.send(next.take_watched());
         let retention = next.config.delivery.dead_retention;

@@ -153,7 +153,8 @@ impl Shards {
     }
 
     /// Has shard `n` do something between two turns of its tasks, and gives what that returns; `None`: the shard has ended, or has not
-    /// answered within five seconds (it is done nonetheless, should it come to it). It must take microseconds: everything else of the shard waits meanwhile.
+    /// answered within five seconds. What nobody waits for any more when its turn comes is not done. It must take microseconds:
+    /// everything else of the shard waits meanwhile.
     ///
     /// # Panics
     /// Outside of a tokio runtime with a clock.
@@ -165,8 +166,10 @@ impl Shards {
     ) -> Option<R> {
         let (answer, answered) = oneshot::channel();
         let is_ordered = self.0[n].order(Box::new(move |shard| {
-            // Nobody may wait for it any more.
-            let _ = answer.send(what(shard));
+            // Who has been told that it was not done is to be right.
+            if !answer.is_closed() {
+                let _ = answer.send(what(shard));
+            }
         }));
         if !is_ordered {
             return None;

@@ -9,6 +9,7 @@
 //! Knows nothing of HTTP, JSON or what people call things.
 
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use super::medium::Opener;
 use super::read_back::{Batch, StoredMessage, Wanted};
 use super::{Shard, clock};
 use crate::mail::MessageId;
-use crate::spool::format::{Order, RECORD_HEADER_SIZE};
+use crate::spool::format::{Order, OrderKind, RECORD_HEADER_SIZE};
 use crate::spool::{Entry, Lane, Obeyed, Orders, Outstanding, Page as PageOf, Part, Spool};
 
 /// How long a shard is held to look at its queue, or to change something there.
@@ -152,23 +153,54 @@ pub(crate) struct Done {
     pub unchanged: usize,
     /// How many are not in the queue.
     pub unknown: usize,
+    /// How many were left alone, for something of them is left at another target.
+    pub elsewhere: usize,
+}
+
+/// A log of a shard, as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LogFacts {
+    /// Its number.
+    pub log: u32,
+    /// How many messages are in it that are not done.
+    pub depth: usize,
+    /// How many of them are held.
+    pub held: usize,
+    /// Messages that come from now on have this number or a higher one.
+    pub next: u64,
+}
+
+/// For which of the messages that are named an order is.
+#[derive(Clone, Debug)]
+pub(crate) enum Meant {
+    /// For all. Of a retry: what is left of them at this target, if one is said.
+    Named(Option<Arc<str>>),
+    /// For those that are still as they were sought.
+    Sought {
+        /// So.
+        sought: Sought,
+        /// Only where nothing is left at another target than the one that is sought.
+        is_only_there: bool,
+    },
 }
 
 impl Shard {
-    /// The logs of this shard, and how many messages are in each that are not done, and that are held.
-    pub(crate) fn queue_logs(&self) -> Vec<(u32, usize, usize)> {
+    /// The logs of this shard.
+    pub(crate) fn queue_logs(&self) -> Vec<LogFacts> {
         let of = |disk: &Rc<Disk>| {
             let spool = disk.spool().borrow();
-            (spool.log(), spool.depth(), spool.held_count())
+            let (next, _) = spool.numbers();
+            LogFacts { log: spool.log(), depth: spool.depth(), held: spool.held_count(), next }
         };
         self.disks.borrow().iter().map(of).collect()
     }
 
-    /// Messages of the log that are sought, from this number on, in the order in which they came. `None`: the log is not this shard's.
+    /// Messages of the log that are sought, with a number in the range, in the order in which they came. `None`: the log is not this
+    /// shard's.
     pub(crate) fn queue_page(
         &self,
         log: u32,
-        from: u64,
+        range: Range<u64>,
         sought: &Sought,
         want: Want,
         count_max: usize,
@@ -194,7 +226,8 @@ impl Shard {
         let count_max = if want == Want::Count { usize::MAX } else { count_max.min(ROWS_MAX) };
         let now = clock::now();
         let mut reasons = Reasons { sought: sought.reason.as_deref(), known: None };
-        for (n, (sequence, entry)) in spool.entries_from(from).enumerate() {
+        let entries = spool.entries_from(range.start).take_while(|(sequence, _)| range.contains(sequence));
+        for (n, (sequence, entry)) in entries.enumerate() {
             if page.count >= count_max
                 || n > 0 && (want == Want::Rows || n % STEP == 0) && clock::now() >= until
             {
@@ -246,12 +279,12 @@ impl Shard {
         Some(page)
     }
 
-    /// Orders this of messages of the log, as many as the time allows: see [`Done::taken`]. `target`: of a retry, where, if not
-    /// everywhere. `settled` is told when no restart forgets it, and then how many orders could not be recorded meanwhile.
+    /// Orders this of messages of the log, as many as the time allows: see [`Done::taken`]. Those that were sought and are not so any
+    /// more are left out. `settled` is told when no restart forgets it, and then how many orders could not be recorded meanwhile.
     pub(crate) fn queue_order(
         &self,
         (log, sequences): (u32, &[u64]),
-        target: Option<&str>,
+        meant: &Meant,
         order: &Arc<Order>,
         settled: oneshot::Sender<u64>,
     ) -> Option<Done> {
@@ -259,17 +292,35 @@ impl Shard {
         Some(disk.order(settled, |spool| {
             let (now, mut done) = (clock::now(), Done::default());
             let until = now + LOOK_TIME;
-            let lane = target.map(|target| spool.known_lane(target));
+            let (target, sought) = match meant {
+                Meant::Named(target) => (target, None),
+                Meant::Sought { sought, .. } => (&sought.target, Some(sought)),
+            };
+            let lane = target.as_deref().map(|target| spool.known_lane(target));
             if lane == Some(None) {
                 // No message waits there.
-                return Done { taken: sequences.len(), unchanged: sequences.len(), ..done };
+                let unchanged = if sought.is_none() { sequences.len() } else { 0 };
+                return Done { taken: sequences.len(), unchanged, ..done };
             }
+            let lane = lane.flatten();
+            let is_only_there = matches!(meant, Meant::Sought { is_only_there: true, .. });
+            let mut reasons =
+                Reasons { sought: sought.and_then(|sought| sought.reason.as_deref()), known: None };
             for sequence in sequences {
                 if done.taken > 0 && done.taken.is_multiple_of(STEP) && clock::now() >= until {
                     break;
                 }
                 done.taken += 1;
-                match spool.order(*sequence, lane.flatten(), order, now) {
+                if let Some((sought, entry)) = sought.zip(spool.entry(*sequence)) {
+                    if !is_sought(spool, (*sequence, entry), lane, sought, &mut reasons) {
+                        continue;
+                    }
+                    if is_only_there && is_left_elsewhere(entry, lane) {
+                        done.elsewhere += 1;
+                        continue;
+                    }
+                }
+                match spool.order(*sequence, lane.filter(|_| order.kind == OrderKind::Retry), order, now) {
                     Obeyed::Yes => done.changed += 1,
                     Obeyed::Nothing => done.unchanged += 1,
                     Obeyed::Unknown => done.unknown += 1,
@@ -331,6 +382,11 @@ fn is_sought<P: PageOf>(
             || left.iter().any(|left| left.reason.as_ref().is_some_and(|r| reasons.has(r)))
     };
     parts.any(|part| stands_so(part) && has_reason(part))
+}
+
+/// Whether something is left of a message at another target than this one.
+fn is_left_elsewhere(entry: &Entry, lane: Option<Lane>) -> bool {
+    lane.is_some_and(|lane| entry.parts().iter().any(|part| !part.is_done() && part.lane != lane))
 }
 
 /// Where a message's record is; its pieces, of which there may be very many, are not named.

@@ -28,6 +28,8 @@ use crate::smtp::{HEARD_LINE_SIZE_MAX, Heard, Session, Standing};
 const PAGE_SIZE: usize = 32;
 /// Places that it looks at to find them: most of them are free where there have been many sessions.
 const PLACES_MAX: usize = 4096;
+/// Sessions of which a tap remembers that they were left out: more are not counted.
+const LEFT_OUT_MAX: usize = 16_384;
 /// Taps at a time.
 const TAPS_MAX: usize = 4;
 
@@ -179,6 +181,8 @@ pub(crate) struct Tap {
 struct Laid {
     tap: Tap,
     watched: HashSet<usize>,
+    /// Sessions that match, and for which there is no room; as many as are remembered.
+    left: HashSet<usize>,
     left_out: u64,
     missed: u64,
 }
@@ -205,30 +209,34 @@ impl Taps {
 
     /// Looks at a session from here on, if anybody wants to. True: somebody does.
     pub fn join(&self, key: usize, peer: SocketAddr, is_new: bool) -> bool {
+        let mut is_watched = false;
         if let Some((known, _)) = self.watched.borrow_mut().get_mut(&key) {
             // Somebody may have said meanwhile for whom it speaks.
             *known = peer;
-            return true;
+            is_watched = true;
         }
-        let mut is_wanted = false;
-        for laid in self.laid.borrow_mut().iter_mut().filter(|laid| is_in(&laid.tap.networks, peer.ip())) {
-            match laid.watched.len() < laid.tap.sessions_max {
-                true => is_wanted |= laid.watched.insert(key),
-                false => {
-                    laid.left_out += 1;
-                    // Each of them comes again with everything it says: that is told ever more rarely.
-                    if laid.left_out.is_power_of_two() {
-                        let left_out = Sight::LeftOut(laid.left_out);
-                        laid.send(SystemTime::now(), key, peer, left_out);
-                    }
+        let at = SystemTime::now();
+        for laid in self.laid.borrow_mut().iter_mut() {
+            // Others may look at it already: everybody who looks on is asked.
+            if laid.watched.contains(&key) || !is_in(&laid.tap.networks, peer.ip()) {
+                continue;
+            }
+            if laid.watched.len() < laid.tap.sessions_max {
+                laid.left.remove(&key);
+                laid.watched.insert(key);
+                self.watched.borrow_mut().entry(key).or_insert((peer, 0));
+                is_watched = true;
+                laid.send(at, key, peer, if is_new { Sight::Begun } else { Sight::Joined });
+            } else if laid.left.len() < LEFT_OUT_MAX && laid.left.insert(key) {
+                laid.left_out += 1;
+                // That is told ever more rarely: it takes room of what is looked at.
+                if laid.left_out.is_power_of_two() {
+                    let left_out = Sight::LeftOut(laid.left_out);
+                    laid.send(at, key, peer, left_out);
                 }
             }
         }
-        if is_wanted {
-            self.watched.borrow_mut().insert(key, (peer, 0));
-            self.tell(key, if is_new { Sight::Begun } else { Sight::Joined });
-        }
-        is_wanted
+        is_watched
     }
 
     /// The peer has said so.
@@ -266,10 +274,11 @@ impl Taps {
         if self.is_watched(key) {
             self.tell(key, Sight::Ended);
             self.watched.borrow_mut().remove(&key);
-            self.laid.borrow_mut().iter_mut().for_each(|laid| {
-                laid.watched.remove(&key);
-            });
         }
+        self.laid.borrow_mut().iter_mut().for_each(|laid| {
+            laid.watched.remove(&key);
+            laid.left.remove(&key);
+        });
     }
 
     /// Tells everybody who looks at this session; before it, the content that it has sent.
@@ -382,7 +391,7 @@ impl Shard {
         if laid.len() >= TAPS_MAX {
             return false;
         }
-        laid.push(Laid { tap, watched: HashSet::new(), left_out: 0, missed: 0 });
+        laid.push(Laid { tap, watched: HashSet::new(), left: HashSet::new(), left_out: 0, missed: 0 });
         self.taps.is_any.set(true);
         true
     }
@@ -429,4 +438,55 @@ fn octets(descriptor: RawFd) -> Option<(u64, u64)> {
         libc::getsockopt(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &mut size)
     };
     (done == 0).then_some((info.tcpi_bytes_received, info.tcpi_bytes_acked))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    fn lay(taps: &Taps, id: u64, sessions_max: usize) -> Receiver<Seen> {
+        let (sender, seen) = channel(100);
+        let tap = Tap { id, shard: 0, networks: vec!["192.0.2.0/24".parse().unwrap()], sessions_max, sender };
+        let laid = Laid { tap, watched: HashSet::new(), left: HashSet::new(), left_out: 0, missed: 0 };
+        taps.laid.borrow_mut().push(laid);
+        taps.is_any.set(true);
+        seen
+    }
+
+    fn sights(seen: &mut Receiver<Seen>) -> Vec<(usize, String)> {
+        std::iter::from_fn(|| seen.try_recv().ok())
+            .map(|seen| (seen.key, format!("{:?}", seen.what)))
+            .collect()
+    }
+
+    #[test]
+    fn everybody_who_looks_on_sees_what_others_look_at_already() {
+        let (taps, peer) = (Taps::default(), "192.0.2.1:25".parse().unwrap());
+        let mut first = lay(&taps, 1, 10);
+        assert!(taps.join(7, peer, true));
+        let mut second = lay(&taps, 2, 10);
+        assert!(taps.join(7, peer, false) && taps.join(7, peer, false));
+        taps.end(7);
+        assert_eq!(sights(&mut first), [(7, "Begun".into()), (7, "Ended".into())]);
+        assert_eq!(sights(&mut second), [(7, "Joined".into()), (7, "Ended".into())]);
+    }
+
+    #[test]
+    fn sessions_left_out_are_counted_once_and_told_of_ever_more_rarely() {
+        let (taps, peer) = (Taps::default(), "192.0.2.1:25".parse().unwrap());
+        let mut seen = lay(&taps, 1, 1);
+        assert!(taps.join(0, peer, true));
+        for _ in 0..20 {
+            // Whatever they say.
+            assert!((1..=5).all(|key| !taps.join(key, peer, false)));
+        }
+        assert!(!taps.join(9, "198.51.100.1:25".parse().unwrap(), true), "of another network");
+        let expected = [(0, "Begun"), (1, "LeftOut(1)"), (2, "LeftOut(2)"), (4, "LeftOut(4)")];
+        assert_eq!(sights(&mut seen), expected.map(|(key, what)| (key, what.to_string())));
+        // Where one has ended there is room for another.
+        taps.end(0);
+        assert!(taps.join(3, peer, false));
+    }
 }

@@ -1,7 +1,8 @@
 //! What a session has heard, for somebody who looks on: who watches must not learn anybody's password.
 //!
 //! Whether something is a secret is known where it is taken for what it is, and decided here:
-//! - a response in an AUTH exchange is shown by its size, and so is what follows the mechanism's name in AUTH;
+//! - a response in an AUTH exchange is shown by its size, and so is what follows the mechanism's name in AUTH. A name is shown
+//!   only if it is one of a known mechanism: who leaves it out says the response in its place;
 //! - once a peer has said AUTH, a line that is no command is shown by its size too: it may be the response to an AUTH that was refused;
 //! - of any other line that is no command the first word is shown, if it looks like one, and the size of the rest (`AUHT PLAIN …`);
 //! - content is shown by its size.
@@ -12,8 +13,29 @@ use super::command::{self, Verb};
 pub const LINE_SIZE_MAX: usize = 512;
 /// Lines kept until they are taken: a pipelining peer's of one receive, and no more.
 const HEARD_MAX: usize = 1024;
-/// The longest name of a mechanism (RFC 4422 §3.1).
-const MECHANISM_SIZE_MAX: usize = 20;
+/// Mechanisms whose names are shown. What is none of them may be a response.
+const MECHANISMS: [&[u8]; 20] = [
+    b"PLAIN",
+    b"LOGIN",
+    b"CRAM-MD5",
+    b"DIGEST-MD5",
+    b"NTLM",
+    b"GSSAPI",
+    b"GS2-KRB5",
+    b"EXTERNAL",
+    b"ANONYMOUS",
+    b"XOAUTH2",
+    b"OAUTHBEARER",
+    b"SCRAM-SHA-1",
+    b"SCRAM-SHA-1-PLUS",
+    b"SCRAM-SHA-224",
+    b"SCRAM-SHA-256",
+    b"SCRAM-SHA-256-PLUS",
+    b"SCRAM-SHA-384",
+    b"SCRAM-SHA-512",
+    b"SCRAM-SHA-512-PLUS",
+    b"SCRAM-SHA3-512",
+];
 /// The longest word that is taken for a misspelt command.
 const WORD_SIZE_MAX: usize = 8;
 
@@ -111,14 +133,13 @@ impl Ear {
     }
 }
 
-/// Where the name of the mechanism ends in a line with AUTH; of what is no such name (RFC 4422 §3.1) nothing is shown.
+/// Where the name of the mechanism ends in a line with AUTH; of what is no known name nothing is shown.
 fn mechanism_end(line: &[u8]) -> usize {
     let verb = line.iter().position(|c| *c == b' ').unwrap_or(line.len());
     let begins = verb + line[verb..].iter().take_while(|c| **c == b' ').count();
     let name = line[begins..].split(|c| *c == b' ').next().unwrap_or_default();
-    let is_name = name.len() <= MECHANISM_SIZE_MAX
-        && name.iter().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'));
-    if is_name { begins + name.len() } else { begins }
+    let is_known = MECHANISMS.iter().any(|known| known.eq_ignore_ascii_case(name));
+    if is_known { begins + name.len() } else { begins }
 }
 
 #[cfg(test)]
@@ -150,6 +171,10 @@ mod tests {
             ("AUTH PLAIN AHVzZXIAc2VjcmV0   ", false, "AUTH PLAIN", 20),
             ("AUTH", false, "AUTH", 0),
             ("AUTH AHVzZXIAc2VjcmV0AHVzZXI=", false, "AUTH ", 24),
+            ("AUTH AHVzZXIAc2VjcmV0", false, "AUTH ", 16),
+            ("AUTH secret", false, "AUTH ", 6),
+            ("AUTH PLAIN=AHVzZXIA", false, "AUTH ", 14),
+            ("AUTH scram-sha-256 biwsbj11c2Vy", false, "AUTH scram-sha-256", 13),
             ("AUTH\tPLAIN\tAHVzZXIAc2VjcmV0", false, "", 27),
             ("dXNlcg==", true, "", 8),
             ("*", true, "", 1),
@@ -165,6 +190,15 @@ mod tests {
                 assert_eq!(shown(&mut ear, "secret", false), ("secret".into(), 0));
             }
             assert_eq!(shown(&mut ear, line, is_response), (expected.into(), hidden), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_spoilt_auth_is_one_as_far_as_what_follows_it_goes() {
+        for spoilt in ["AUTH\tPLAIN", "AUTH PLAIN\tAHVzZXIA", "AUTHPLAIN", "auth=x"] {
+            let mut ear = Ear::default();
+            shown(&mut ear, spoilt, false);
+            assert_eq!(shown(&mut ear, "secret", false), ("".into(), 6), "{spoilt}");
         }
     }
 

@@ -99,7 +99,7 @@ pub fn start(format: Format, level: Level) -> io::Result<Guard> {
             Box::new(move |filter| handle.reload(filter).map_err(|e| e.to_string()))
         }
     };
-    let _ = CHOICE.set(Choice { put, text: Mutex::new(text) });
+    let _ = CHOICE.set(Choice::new(put, text));
     install_panic_hook(format, lines.clone());
     Guard::start(lines)
 }
@@ -107,7 +107,31 @@ pub fn start(format: Format, level: Level) -> io::Result<Guard> {
 /// What is logged, while the process runs.
 struct Choice {
     put: Put,
-    text: Mutex<String>,
+    levels: Mutex<Levels>,
+    /// The levels have changed.
+    changed: Condvar,
+}
+
+/// What is logged: the one in force is the temporary one, if there is one.
+#[derive(Debug, PartialEq, Eq)]
+struct Levels {
+    permanent: String,
+    /// Until then.
+    temporary: Option<(String, Instant)>,
+    /// A thread waits for the end of the temporary one.
+    is_awaited: bool,
+}
+
+impl Levels {
+    fn in_force(&self) -> &str {
+        self.temporary.as_ref().map_or(&self.permanent, |(text, _)| text)
+    }
+
+    /// How long the temporary one is still in force; nothing: it is over, or there is none.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let (_, until) = self.temporary.as_ref()?;
+        until.checked_duration_since(now).filter(|left| !left.is_zero())
+    }
 }
 
 /// Puts another filter in force.
@@ -117,13 +141,32 @@ static CHOICE: OnceLock<Choice> = OnceLock::new();
 
 /// What is logged now: a level, or a filter as [`set_filter`] takes it. Nothing where no log was started.
 pub fn filter() -> Option<String> {
-    let choice = CHOICE.get()?;
-    Some(choice.text.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    Some(CHOICE.get()?.levels().in_force().into())
 }
 
 /// From here on, until the process ends, this is logged: a level, or levels by where events come from, as
-/// `info,incoming::shard=debug`. Gives what it was before. A filter that is none changes nothing.
+/// `info,incoming::shard=debug`. Gives what it was before. A filter that is none changes nothing. What was wanted for a while is over.
 pub fn set_filter(text: &str) -> Result<String, String> {
+    CHOICE.get().ok_or(NO_LOG)?.set(text, |levels, text| {
+        levels.temporary = None;
+        levels.permanent = text;
+    })
+}
+
+/// What is logged once nothing is wanted for a while: as [`set_filter`], but what is, stays until its end.
+pub fn set_permanent_filter(text: &str) -> Result<String, String> {
+    CHOICE.get().ok_or(NO_LOG)?.set(text, |levels, text| levels.permanent = text)
+}
+
+/// For so long this is logged, then what was set by [`set_filter`] last. What was wanted for a while before is over.
+pub fn set_filter_for(text: &str, time: Duration) -> Result<String, String> {
+    CHOICE.get().ok_or(NO_LOG)?.set_for(text, time)
+}
+
+const NO_LOG: &str = "there is no log in this process";
+
+/// A filter, and its text as it is shown.
+fn parse(text: &str) -> Result<(EnvFilter, String), String> {
     let text = text.trim();
     let expected = "expected error, warn, info, debug, trace or off, or a list such as \"info,incoming::delivery=debug\"";
     let filter = EnvFilter::builder()
@@ -135,10 +178,67 @@ pub fn set_filter(text: &str) -> Result<String, String> {
     if text.is_empty() || text.split(',').any(is_word) {
         return Err(format!("{expected}, not {text:?}"));
     }
-    let choice = CHOICE.get().ok_or("there is no log in this process")?;
-    let mut before = choice.text.lock().unwrap_or_else(PoisonError::into_inner);
-    (choice.put)(filter)?;
-    Ok(std::mem::replace(&mut *before, text.to_lowercase()))
+    Ok((filter, text.to_lowercase()))
+}
+
+impl Choice {
+    fn new(put: Put, permanent: String) -> Self {
+        let levels = Levels { permanent, temporary: None, is_awaited: false };
+        Choice { put, levels: Mutex::new(levels), changed: Condvar::new() }
+    }
+
+    fn levels(&self) -> MutexGuard<'_, Levels> {
+        self.levels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is wanted, and puts in force what is then. Gives what was in force before.
+    fn set(&self, text: &str, change: impl FnOnce(&mut Levels, String)) -> Result<String, String> {
+        let (_, text) = parse(text)?;
+        let mut levels = self.levels();
+        let before = levels.in_force().to_string();
+        change(&mut levels, text);
+        self.enforce(&levels)?;
+        drop(levels);
+        self.changed.notify_all();
+        Ok(before)
+    }
+
+    fn enforce(&self, levels: &Levels) -> Result<(), String> {
+        let (filter, _) = parse(levels.in_force())?;
+        (self.put)(filter)
+    }
+
+    fn set_for(&'static self, text: &str, time: Duration) -> Result<String, String> {
+        let until = Instant::now().checked_add(time).ok_or("expected a shorter time")?;
+        let before = self.set(text, |levels, text| levels.temporary = Some((text, until)))?;
+        let mut levels = self.levels();
+        if !levels.is_awaited {
+            // One thread, whoever wants what: it ends when there is nothing to wait for.
+            let thread = thread::Builder::new().name("log-level".into()).spawn(|| self.await_end());
+            if let Err(e) = thread {
+                levels.temporary = None;
+                self.enforce(&levels)?;
+                return Err(format!("cannot wait for the end: {e}"));
+            }
+            levels.is_awaited = true;
+        }
+        Ok(before)
+    }
+
+    /// Waits until nothing is wanted for a while any more.
+    fn await_end(&self) {
+        let mut levels = self.levels();
+        while let Some(left) = levels.left(Instant::now()) {
+            levels = self.changed.wait_timeout(levels, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        levels.is_awaited = false;
+        let is_over = levels.temporary.take().is_some() && self.enforce(&levels).is_ok();
+        let filter = levels.permanent.clone();
+        drop(levels);
+        if is_over {
+            tracing::warn!(filter, "what is logged is as before");
+        }
+    }
 }
 
 /// Writes out every line logged so far. For those who end the process without dropping the [`Guard`].
@@ -366,6 +466,38 @@ fn panic_as_json(info: &PanicHookInfo<'_>) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wanted_for_a_while_never_stays() {
+        let put = Arc::new(Mutex::new(0));
+        let counted = put.clone();
+        let count = move |_| {
+            *counted.lock().unwrap() += 1;
+            Ok(())
+        };
+        let choice: &'static Choice = Box::leak(Box::new(Choice::new(Box::new(count), "info".into())));
+        let permanent = |text: &str| choice.set(text, |levels, text| levels.permanent = text);
+        let long = Duration::from_secs(3600);
+        let now = || choice.levels().in_force().to_string();
+        assert_eq!(choice.set_for("debug", long), Ok("info".into()));
+        assert_eq!(choice.set_for("trace", long), Ok("debug".into()));
+        assert_eq!(choice.levels().permanent, "info");
+        // As by a reload: it is in force when the time is over.
+        assert_eq!((permanent("warn"), now()), (Ok("trace".into()), "trace".into()));
+        assert!(choice.set_for("loud", long).is_err() && choice.set_for("info", Duration::MAX).is_err());
+        assert_eq!(now(), "trace");
+        assert_eq!(choice.set_for("debug", Duration::from_millis(1)), Ok("trace".into()));
+        let until = Instant::now() + Duration::from_secs(30);
+        while now() != "warn" || choice.levels().is_awaited {
+            assert!(Instant::now() < until, "{}", now());
+            thread::yield_now();
+        }
+        assert_eq!(*put.lock().unwrap(), 5);
+        // And again, with a thread of its own.
+        assert_eq!(choice.set_for("debug", long), Ok("warn".into()));
+        choice.set("error", |levels, text| (levels.permanent, levels.temporary) = (text, None)).unwrap();
+        assert_eq!(now(), "error");
+    }
 
     #[derive(Clone, Default)]
     struct Output(Arc<Mutex<(Vec<u8>, usize)>>);
