@@ -366,7 +366,7 @@ mod tests {
             (names(std::slice::from_ref(&public), &[]), &[Level::Ok]),
             (names(&[public], &[refused]), &[Level::Warning, Level::Warning]),
             (
-                names(&[near.clone()], &[Answer::Listed, Answer::NotListed]),
+                names(std::slice::from_ref(&near), &[Answer::Listed, Answer::NotListed]),
                 &[Level::Ok, Level::Ok, Level::Warning],
             ),
             (names(&[near], &[Answer::None("no answer".into())]), &[Level::Ok, Level::Warning]),

@@ -347,7 +347,8 @@ mod tests {
             |has_irqbalance| Network { is_local: false, cards: Ok(vec![card(2, "0-1", "")]), has_irqbalance };
         let local = Network { is_local: true, cards: Ok(Vec::new()), has_irqbalance: false };
         let hidden = Network { cards: Err(Unseen::because("virtual")), ..network(false) };
-        let table: [(Network, Shards, &[(&str, Level)]); 6] = [
+        type Row<'a> = (Network, Shards, &'a [(&'a str, Level)]);
+        let table: [Row; 6] = [
             (local, shards(Some("0-1"), false), &[("network card", Level::Ok)]),
             (network(true), shards(Some("0-1"), false), &[("network card", Level::Ok)]),
             (

@@ -335,7 +335,8 @@ mod tests {
     fn what_is_told_is_one_variable_a_line() {
         let (_folder, supervisor, notifier) = supervised();
         let pid = std::process::id();
-        let tell: [(fn(&Notifier), String); 6] = [
+        type Told = (fn(&Notifier), String);
+        let tell: [Told; 6] = [
             (|n| n.ready("2 shards\nREADY=0"), format!("READY=1\nMAINPID={pid}\nSTATUS=2 shards READY=0\n")),
             (|n| n.status("a\r\nb"), "STATUS=a  b\n".into()),
             (|n| n.extend(Duration::from_millis(1500)), "EXTEND_TIMEOUT_USEC=1500000\n".into()),
