@@ -3,8 +3,8 @@
 //! One thread for each shard, some for deliveries, and this one, which waits for signals and orders. Signals are blocked in
 //! shards and workers: a ring must not be interrupted.
 //!
-//! What is made of the configuration is a [`Generation`](generation::Generation), which another replaces when the configuration is read
-//! anew: see [`running`].
+//! What is made of the configuration is a `Generation`, which another replaces when the configuration is read
+//! anew: see `running`.
 //!
 //! The end, in this order:
 //! 1. shards stop accepting; sessions finish their transactions, within `drain_timeout`; then what is queued is delivered, if that was asked
@@ -122,7 +122,12 @@ fn run(config: Config, reread: Reread, extensions: Extensions) -> Result<Ended, 
     tracing::info!(shards = count, "ready");
     notifier.ready(&format!("{count} shards take mail"));
     if let Some(mut predecessor) = predecessor {
-        predecessor.tell_serving().map_err(failed)?;
+        // Nothing is accepted before: were it told in vain, that process would go on, and not know of it. If it has ended meanwhile there
+        // is nobody else.
+        if let Err(error) = predecessor.tell_serving() {
+            tracing::warn!(%error, "the process before this one has ended");
+        }
+        running.listen()?;
         running.adopt_after(predecessor, own_logs)?;
     }
     let _watchdog = systemd::watchdog(&notifier, running.live().shards())
@@ -161,10 +166,12 @@ fn begin(
 ) -> Result<(Running, Option<Vec<usize>>), Error> {
     check_ring()?;
     check_locked_memory()?;
+    check_processors()?;
     let count = config.cores.shards_count();
     let failed = |error| Error(format!("cannot succeed the process that started this one: {error}"));
     let blocked = BlockedSignals::block();
     let mut names = Names::default();
+    let is_successor = predecessor.is_some();
     let (lock, generation, sockets, logs, own_logs) = match predecessor {
         None => {
             let lock = shard::lock(&config.data)?;
@@ -181,6 +188,13 @@ fn begin(
         Some(predecessor) => {
             check_files(&config)?;
             let (lock, inherited) = predecessor.take_over().map_err(failed)?;
+            let lock = shard::DataLock::inherited(lock);
+            if !lock.is_of(&config.data)
+                || (config.spool.queue == Queue::Memory) != predecessor.is_in_memory()
+            {
+                let words = "data or spool.queue are other than they were: restart the gateway instead";
+                return Err(Error(words.into()));
+            }
             let mut generation = Generation::new(config, &mut names, &extensions, None)?;
             let mut sockets = Sockets::of_others(inherited, count).map_err(failed)?;
             sockets.name_ports(generation.listeners_mut());
@@ -189,11 +203,11 @@ fn begin(
             let new = sockets.bind_missing(generation.listeners_mut())?;
             sockets.add(new);
             let (logs, numbers) = open_logs_beside(&generation.config)?;
-            (shard::DataLock::inherited(lock), generation, sockets, logs, numbers)
+            (lock, generation, sockets, logs, numbers)
         }
     };
     steering::steer(&generation.config.clone(), &sockets);
-    let parts = Parts { generation, names, sockets, lock, extensions, reread, notifier };
+    let parts = Parts { generation, names, sockets, lock, extensions, reread, notifier, is_successor };
     let running = Running::start(parts, logs)?;
     if let Err(e) = running.live().start_admin() {
         running.abandon();
@@ -214,8 +228,11 @@ fn tell_end(ended: Ended, is_in_memory: bool) {
     tracing::info!("stopped");
 }
 
+/// For each shard its own log, then those it adopts.
+type LogsOfShards = Vec<Vec<OpenedLog>>;
+
 /// The logs of a process that is alone.
-fn open_logs(config: &Config) -> Result<Vec<Vec<OpenedLog>>, Error> {
+fn open_logs(config: &Config) -> Result<LogsOfShards, Error> {
     let count = config.cores.shards_count();
     match config.spool.queue {
         Queue::Disk => {
@@ -227,7 +244,7 @@ fn open_logs(config: &Config) -> Result<Vec<Vec<OpenedLog>>, Error> {
 }
 
 /// The logs of a process that succeeds another; and their numbers, if they are on disk.
-fn open_logs_beside(config: &Config) -> Result<(Vec<Vec<OpenedLog>>, Option<Vec<usize>>), Error> {
+fn open_logs_beside(config: &Config) -> Result<(LogsOfShards, Option<Vec<usize>>), Error> {
     let count = config.cores.shards_count();
     match config.spool.queue {
         Queue::Disk => {
@@ -242,6 +259,7 @@ fn open_logs_beside(config: &Config) -> Result<(Vec<Vec<OpenedLog>>, Option<Vec<
 /// Reads the files that `config` names as a start would, and says what is wrong with them.
 fn check_files(config: &Config) -> Result<(), Error> {
     Secrets::load(config, false, None)?;
+    crate::admin::Settings::of(config).map_err(|e| Error(e.to_string()))?;
     policies::load(config, &[], None).map(drop)
 }
 
@@ -309,6 +327,17 @@ fn check_locked_memory() -> Result<(), Error> {
              `ulimit -l 8192` or LimitMEMLOCK=8M of the unit"
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Where shards run is looked up there, by a library that would end the process in the midst of the start.
+fn check_processors() -> Result<(), Error> {
+    const FOLDER: &str = "/sys/devices/system/cpu";
+    match std::fs::read_to_string(format!("{FOLDER}/online")) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(Error(format!(
+            "{FOLDER}: cannot be read: {e}; shards are placed by what it says: mount /sys (`mount -t sysfs sysfs /sys`), read-only is enough"
+        ))),
     }
 }
 

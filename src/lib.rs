@@ -120,31 +120,31 @@ pub mod telemetry;
 // Not for users. They are public for the program `incoming` (its commands are other crates to this one) or for tests, fuzzing and
 // benchmarks, as is said of each.
 
-/// The commands' end of the admin API.
+// The commands' end of the admin API.
 #[doc(hidden)]
 pub mod admin;
-/// `incoming doctor`.
+// `incoming doctor`.
 #[doc(hidden)]
 pub mod doctor;
-/// `incoming explain`; what users have of it is named below.
+// `incoming explain`; what users have of it is named below.
 #[doc(hidden)]
 pub mod gateway;
-/// `incoming spool`.
+// `incoming spool`.
 #[doc(hidden)]
 pub mod inspect;
-/// Fuzzing.
+// Fuzzing.
 #[doc(hidden)]
 pub mod proxy;
-/// Benchmarks and tests of the media.
+// Benchmarks and tests of the media.
 #[doc(hidden)]
 pub mod shard;
-/// Dialogues, properties, fuzzing, benchmarks.
+// Dialogues, properties, fuzzing, benchmarks.
 #[doc(hidden)]
 pub mod smtp;
-/// Simulations, power cuts, golden octets, fuzzing, benchmarks.
+// Simulations, power cuts, golden octets, fuzzing, benchmarks.
 #[doc(hidden)]
 pub mod spool;
-/// Tests and benchmarks of handshakes, fuzzing.
+// Tests and benchmarks of handshakes, fuzzing.
 #[doc(hidden)]
 pub mod tls;
 

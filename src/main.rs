@@ -27,7 +27,7 @@ const FORCED: u8 = 3;
 
 fn main() -> ExitCode {
     let Cli { command, options } = Cli::parse();
-    raise_descriptor_limit();
+    raise_limits();
     match command.unwrap_or(Command::Serve) {
         Command::Serve => serve(options),
         Command::Check => check(options),
@@ -110,9 +110,11 @@ fn complain(fault: &dyn std::fmt::Display) {
     let _ = writeln!(io::stderr(), "incoming: {fault}");
 }
 
-/// Sessions are descriptors, and the soft limit is for programs that use `select`. Where it cannot be raised, `sessions_max` is
-/// derived from what there is.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+/// Sessions are descriptors, and the soft limit is for programs that use `select`; rings lock memory. Where they cannot be raised,
+/// `sessions_max` is derived from what there is, and the start says what is missing.
+fn raise_limits() {
+    for resource in [Resource::Nofile, Resource::Memlock] {
+        let limit = getrlimit(resource);
+        let _ = setrlimit(resource, Rlimit { current: limit.maximum, ..limit });
+    }
 }

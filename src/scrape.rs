@@ -1,12 +1,16 @@
 //! What is exposed: gathered from shards, targets, policies and the process when somebody asks for it, and written as text.
 //!
 //! A shard that does not answer in time is said to be down, and counted with what it said last: a counter never goes back because of it.
+//! What the file system is asked is asked on another thread: where it takes its time, what it said last is given.
+//!
+//! However many ask, shards are asked once a second at most: who comes meanwhile is given what was written then.
 //!
 //! Knows nothing of who asks, and over what.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -43,6 +47,66 @@ pub struct Scraper {
     /// What each shard said last.
     last: Mutex<Vec<Option<ShardReading>>>,
     dead: Arc<Mutex<Option<CountedDead>>>,
+    dead_count: Arc<Background<Option<u64>>>,
+    machine: Arc<Background<Machine>>,
+    /// What was written of late, and when. Whoever asks while it is being written waits for it.
+    kept: tokio::sync::Mutex<Vec<(Format, Instant, String)>>,
+}
+
+/// How long what was written is good for who asks.
+const KEPT: Duration = Duration::from_secs(1);
+/// How long the kernel is waited for, and a disk that has to be asked.
+const MACHINE_PATIENCE: Duration = Duration::from_secs(3);
+/// How long dead letters may be counted before what they were last is given, or nothing. There may be millions.
+const DEAD_PATIENCE: Duration = Duration::from_millis(300);
+
+/// What the kernel says.
+#[derive(Clone, Copy, Default)]
+struct Machine {
+    process: Process,
+    /// What is free of the spool's file system, and its size, octets.
+    room: Option<(u64, u64)>,
+}
+
+impl Machine {
+    /// Looks; `data` is on the spool's file system.
+    fn look(data: &Path) -> Self {
+        let room = rustix::fs::statvfs(data).ok();
+        let room = room.map(|room| (room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize));
+        Machine { process: Process::read(), room }
+    }
+}
+
+/// Something that is looked up on a thread that may block: one look at a time, and what the last one has found.
+struct Background<T> {
+    is_under_way: AtomicBool,
+    found: Mutex<Option<T>>,
+}
+
+impl<T> Default for Background<T> {
+    fn default() -> Self {
+        Background { is_under_way: AtomicBool::new(false), found: Mutex::new(None) }
+    }
+}
+
+impl<T: Clone + Send + 'static> Background<T> {
+    /// What is found within `patience`; otherwise, or where a look is under way already, what was found last.
+    async fn look(
+        self: &Arc<Self>,
+        patience: Duration,
+        look: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        if !self.is_under_way.swap(true, Ordering::AcqRel) {
+            let this = self.clone();
+            let looking = tokio::task::spawn_blocking(move || {
+                let found = look();
+                *lock(&this.found) = Some(found);
+                this.is_under_way.store(false, Ordering::Release);
+            });
+            let _ = tokio::time::timeout(patience, looking).await;
+        }
+        lock(&self.found).clone()
+    }
 }
 
 /// How many dead letters there were, when the folder was as this says.
@@ -62,17 +126,28 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Scraper {
-    /// Everything there is to say now, in `format`. Shards spend some tens of microseconds on it, and are waited for five seconds at most.
+    /// Everything there is to say, as it was a second ago at most, in `format`. Shards spend some tens of microseconds on it, and are waited
+    /// for five seconds at most.
     ///
     /// # Panics
     /// Outside of a tokio runtime with a clock.
     pub async fn exposition(&self, sources: Sources, format: Format) -> String {
+        let mut kept = self.kept.lock().await;
+        kept.retain(|(_, written, _)| written.elapsed() < KEPT);
+        if let Some((_, _, text)) = kept.iter().find(|(of, ..)| *of == format) {
+            return text.clone();
+        }
         let answers = sources.shards.ask_all(|shard| shard.read_meters()).await;
         let shards = self.remember(answers);
         let (folder, known) = (sources.config.dead_dir(), self.dead.clone());
-        let dead = tokio::task::spawn_blocking(move || count_dead(&folder, &known)).await.ok().flatten();
-        let gathered = Gathered { shards, dead, sources, now: unix_now() };
-        gathered.write(format)
+        let dead = self.dead_count.look(DEAD_PATIENCE, move || count_dead(&folder, &known));
+        let data = sources.config.data.clone();
+        let machine = self.machine.look(MACHINE_PATIENCE, move || Machine::look(&data));
+        let (dead, machine) = futures_lite::future::zip(dead, machine).await;
+        let (dead, machine) = (dead.flatten(), machine.unwrap_or_default());
+        let text = Gathered { shards, dead, machine, sources, now: unix_now() }.write(format);
+        kept.push((format, Instant::now(), text.clone()));
+        text
     }
 
     /// For each shard whether it has answered, and what it said last, if ever.
@@ -119,6 +194,7 @@ fn unix_now() -> u64 {
 struct Gathered {
     shards: Vec<(bool, Option<ShardReading>)>,
     dead: Option<u64>,
+    machine: Machine,
     sources: Sources,
     now: u64,
 }
@@ -133,7 +209,7 @@ impl Gathered {
         self.write_spool(&mut text);
         self.write_deliveries(&mut text);
         self.write_files(&mut text);
-        write_process(&mut text);
+        self.write_process(&mut text);
         text.finish()
     }
 
@@ -314,11 +390,7 @@ impl Gathered {
             samples.add(["used"], self.log_sum(|log| log.segments as u64));
             samples.add(["free"], self.log_sum(|log| log.free_segments as u64));
         });
-        let room = rustix::fs::statvfs(&self.sources.config.data).ok();
-        let (free, size) = (
-            room.as_ref().map(|room| room.f_bavail * room.f_frsize),
-            room.as_ref().map(|room| room.f_blocks * room.f_frsize),
-        );
+        let (free, size) = self.machine.room.unzip();
         text.family(&m::SPOOL_FREE, |samples| known(samples, free));
         text.family(&m::SPOOL_SIZE, |samples| known(samples, size));
         let times = [
@@ -411,16 +483,16 @@ impl Gathered {
         text.one(&m::LOG_STALLS, stalls);
         text.one(&m::LOG_LOST, lost);
     }
-}
 
-fn write_process(text: &mut Exposition) {
-    let process = Process::read();
-    text.family(&m::CPU, |samples| known(samples, process.cpu_seconds));
-    text.family(&m::RESIDENT, |samples| known(samples, process.resident_bytes));
-    text.family(&m::OPEN_FDS, |samples| known(samples, process.open_fds));
-    text.family(&m::MAX_FDS, |samples| known(samples, process.max_fds));
-    text.family(&m::THREADS, |samples| known(samples, process.threads));
-    text.family(&m::START_TIME, |samples| known(samples, process.start_unix));
+    fn write_process(&self, text: &mut Exposition) {
+        let Machine { process, .. } = &self.machine;
+        text.family(&m::CPU, |samples| known(samples, process.cpu_seconds));
+        text.family(&m::RESIDENT, |samples| known(samples, process.resident_bytes));
+        text.family(&m::OPEN_FDS, |samples| known(samples, process.open_fds));
+        text.family(&m::MAX_FDS, |samples| known(samples, process.max_fds));
+        text.family(&m::THREADS, |samples| known(samples, process.threads));
+        text.family(&m::START_TIME, |samples| known(samples, process.start_unix));
+    }
 }
 
 /// The sample, if its value is known.
@@ -483,7 +555,8 @@ mod tests {
             config: Arc::new(config),
         };
         let shards = scraper.remember(answers);
-        Gathered { shards, dead: Some(0), sources, now: 0 }.write(Format::OpenMetrics)
+        let machine = Machine::look(folder.path());
+        Gathered { shards, dead: Some(0), machine, sources, now: 0 }.write(Format::OpenMetrics)
     }
 
     #[test]
@@ -519,5 +592,29 @@ mod tests {
             lock(&known).as_mut().unwrap().counted.1 = Duration::ZERO;
         }
         assert_eq!(count_dead(folder.path(), &known), Some(3));
+    }
+
+    #[test]
+    fn what_takes_its_time_holds_nobody_up_and_is_looked_up_once_at_a_time() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let background = Arc::new(Background::default());
+        runtime.block_on(async {
+            assert_eq!(background.look(Duration::from_secs(60), || 1).await, Some(1));
+            let slow = move || {
+                wait.recv().unwrap();
+                2
+            };
+            assert_eq!(background.look(Duration::ZERO, slow).await, Some(1));
+            assert_eq!(
+                background.look(Duration::from_secs(60), || unreachable!("one at a time")).await,
+                Some(1)
+            );
+            go.send(()).unwrap();
+            while background.is_under_way.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            assert_eq!(background.look(Duration::from_secs(60), || 3).await, Some(3));
+        });
     }
 }

@@ -418,7 +418,7 @@ fn a_start_takes_no_signal_from_the_program() {
     handle.stop().unwrap();
 }
 
-/// Panics on the thread that tells it of this.
+/// Panics where it is told of the event of this name; as a policy, where it is asked.
 struct Panics(String);
 
 impl Observer for Panics {
@@ -427,20 +427,41 @@ impl Observer for Panics {
     }
 }
 
+impl Policy for Panics {
+    fn name(&self) -> &str {
+        "panics"
+    }
+
+    fn phases(&self) -> Phases {
+        Phases::of(Phase::Mail)
+    }
+
+    fn check(&self, _: Phase, _: &Facts<'_>) -> Answer {
+        panic!("{}", self.0)
+    }
+}
+
 #[test]
-fn a_shard_that_panics_takes_the_process_with_it_without_a_hook() {
-    if let Ok(event) = env::var(PANIC_VARIABLE) {
+fn a_panic_of_a_policy_or_an_observer_ends_the_process_without_a_hook() {
+    if let Ok(place) = env::var(PANIC_VARIABLE) {
         let folder = tempfile::tempdir().unwrap();
-        let gateway = small(folder.path()).observer(Panics(event)).delivery("later", Later);
+        let gateway = small(folder.path()).delivery("later", Later);
+        let gateway = match place.as_str() {
+            "policy" => gateway.policy(Panics(place)),
+            _ => gateway.observer(Panics(place)),
+        };
         let handle = gateway.build().unwrap().start().unwrap();
         let mut client = Client::connect(handle.addresses()[0]).unwrap();
         let _ = client.reply();
+        let _ = client.transact("me@client.test", &["r@mx.test"], b"Subject: hello\r\n\r\nhello\r\n");
         let _ = handle.wait();
         return;
     }
-    let mut child = Command::new(env::current_exe().unwrap());
-    let name = "a_shard_that_panics_takes_the_process_with_it_without_a_hook";
-    let output = child.args(["--exact", name]).env(PANIC_VARIABLE, "session.connect").output().unwrap();
-    use std::os::unix::process::ExitStatusExt;
-    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{output:?}");
+    for place in ["policy", "session.connect", "delivery.result"] {
+        let mut child = Command::new(env::current_exe().unwrap());
+        let name = "a_panic_of_a_policy_or_an_observer_ends_the_process_without_a_hook";
+        let output = child.args(["--exact", name]).env(PANIC_VARIABLE, place).output().unwrap();
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{place}: {output:?}");
+    }
 }

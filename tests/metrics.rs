@@ -313,6 +313,7 @@ fn family(sample: &str) -> Option<&'static metrics::Metric> {
 fn no_peer_adds_a_sample() {
     let mut watched = Watched::new();
     let mut server = exercised(&mut watched);
+    let sessions = watched.sample("incoming_sessions_total");
     let before: BTreeSet<String> = watched.samples().into_keys().collect();
     for n in 2..40 {
         let source = Ipv4Addr::new(127, 0, 0, n);
@@ -323,6 +324,7 @@ fn no_peer_adds_a_sample() {
         client.expect("MAIL FROM:<>", 250);
         client.expect(&format!("RCPT TO:<b@elsewhere{n}.test>"), 550);
     }
+    wait::until("all were counted", || watched.sample("incoming_sessions_total") == sessions + 38.0);
     let after: BTreeSet<String> = watched.samples().into_keys().collect();
     assert_eq!(after.difference(&before).collect::<Vec<_>>(), Vec::<&String>::new());
     assert!(server.stop().success());

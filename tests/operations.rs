@@ -117,6 +117,23 @@ fn too_little_locked_memory_is_a_start_error() {
 }
 
 #[test]
+fn the_soft_limit_of_locked_memory_is_raised_to_the_hard_one() {
+    let mut setup = Setup::new();
+    setup.under(&["prlimit", "--memlock=0:8388608"]);
+    assert!(setup.start().stop().success());
+}
+
+#[test]
+fn a_process_without_sysfs_is_a_start_error() {
+    let mut setup = Setup::new();
+    let hide = "mount -t tmpfs none /sys && exec \"$@\"";
+    setup.under(&["unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh"]);
+    let refused = refused(&setup);
+    assert_eq!(refused.status.and_then(|status| status.code()), Some(1), "{refused}");
+    assert_names(&refused.log, &["/sys/devices/system/cpu"], &["mount"]);
+}
+
+#[test]
 fn a_process_without_io_uring_is_a_start_error() {
     let mut setup = Setup::new();
     let launcher = tools::test_file("faults/without-io-uring");

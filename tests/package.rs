@@ -348,6 +348,27 @@ fn the_service_lives_as_its_units_say() {
     wait::until("it is active again", || booted.shown("ActiveState") == "active");
     assert_eq!(booted.shown("MainPID"), first, "a reload is no restart");
 
+    // The package again: the new program takes over from the running one, which is no restart; with a bad configuration nothing happens.
+    let life = booted.shown("InvocationID");
+    booted.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
+    let second = booted.shown("MainPID");
+    assert_ne!(second, first);
+    assert_eq!((booted.shown("ActiveState"), booted.shown("InvocationID")), ("active".into(), life));
+    let file = booted.system.path("/etc/incoming/incoming.toml");
+    let good = fs::read_to_string(&file).expect("a configuration");
+    fs::write(&file, format!("colour = \"blue\"\n{good}")).expect("it is written");
+    let output = booted.output(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
+    let said = tools::said(&output);
+    assert!(output.status.success() && said.contains("colour") && said.contains("goes on running"), "{said}");
+    assert_eq!(booted.shown("MainPID"), second);
+    fs::write(&file, good).expect("it is written");
+
+    // Drained by order it stays down.
+    booted.run(&["incoming", "drain", "--config", "/etc/incoming/incoming.toml"]);
+    wait::until("it is down", || booted.shown("ActiveState") == "inactive");
+    booted.run(&["systemctl", "start", "incoming"]);
+    let first = booted.shown("MainPID");
+
     // One that is killed is started again, with what it had accepted.
     booted.run(&["systemctl", "kill", "--signal=KILL", "incoming"]);
     wait::until("another runs", || {

@@ -197,11 +197,13 @@ fn a_stopped_spool_is_verified_dumped_and_exported_and_nothing_of_it_changes() {
     assert!(record["next_attempt"].take().as_u64() > record["arrival"]["unix_time"].take().as_u64());
     assert!(record["arrival"]["peer"].take().as_str().expect("a text").starts_with("127.0.0.1:"));
     assert!(!record["recipients"][0]["reason"].take().as_str().expect("a text").is_empty());
+    let session = record["arrival"]["provenance"]["session"].take();
+    assert!(session["connected"].as_u64() > Some(1_700_000_000_000) && session["number"] == 9, "{session}");
     let expected = serde_json::json!({
         "message_id": id,
         "size": record["size"],
         "envelope": { "reverse_path": "b@e.org", "forward_paths": BOTH, "body": "7BIT", "smtputf8": false },
-        "arrival": { "peer": null, "hello": "client.test", "protocol": "ESMTP", "unix_time": null },
+        "arrival": { "peer": null, "hello": "client.test", "protocol": "ESMTP", "unix_time": null, "provenance": { "session": null } },
         "next_attempt": null,
         "recipients": [
             { "index": 1, "forward_path": BOTH[1], "target": "store", "attempts": 1, "reason": null }

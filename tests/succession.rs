@@ -210,7 +210,16 @@ fn a_successor_that_cannot_serve_leaves_the_old_process_serving() {
             "before it had checked its configuration",
         ),
         // It finds out later.
-        (good.clone() + "\n[[listener]]\naddress = \"192.0.2.1:25\"\n", "before it served"),
+        (
+            good.clone() + "\n[[listener]]\naddress = \"192.0.2.1:25\"\n[accept]\nany = true\n",
+            "before it served",
+        ),
+        // Where it would put its mail nobody has a lock.
+        (
+            good.replace("/data\"", "/elsewhere\"")
+                + &format!("\n[admin]\nsocket = {:?}\n", setup.data().join("admin.sock")),
+            "before it served",
+        ),
     ] {
         fs::write(&config, bad).unwrap();
         let Err(told) = Heir::take_over(&setup) else { panic!("it is succeeded") };
@@ -223,7 +232,7 @@ fn a_successor_that_cannot_serve_leaves_the_old_process_serving() {
     fs::write(&config, good).unwrap();
     let heir = Heir::take_over(&setup).expect("it is succeeded");
     Client::greet(address).deliver("a@client.test", &["b@mx.test"], &ledger::content(3));
-    wait::until("all are delivered", || maildir::count(setup.maildir()) == 11);
+    wait::until("all are delivered", || maildir::count(setup.maildir()) == 16);
     drop(client);
     heir.stop();
 }

@@ -315,6 +315,13 @@ fn calls(name: &str) -> BTreeSet<String> {
 }
 
 #[test]
+fn what_was_ordered_to_end_stays_down() {
+    assert_eq!(unit("Restart"), ["on-failure"]);
+    // Where somebody had to be cut off.
+    assert_eq!(unit("SuccessExitStatus"), ["3"]);
+}
+
+#[test]
 fn the_unit_permits_whatever_the_gateway_asks_of_the_kernel() {
     let mut permitted = BTreeSet::new();
     for list in unit("SystemCallFilter") {
@@ -325,6 +332,7 @@ fn the_unit_permits_whatever_the_gateway_asks_of_the_kernel() {
         }
     }
     assert!(permitted.contains("io_uring_enter") && !permitted.contains("setuid"), "{permitted:?}");
+    assert!(permitted.contains("chown") && !permitted.contains("chroot"), "admin.group: {permitted:?}");
     let families = unit("RestrictAddressFamilies").join(" ");
 
     let mut setup = Setup::new();

@@ -5,9 +5,9 @@
 //! may only look ([`Settings`]).
 //!
 //! Promises:
-//! - whatever its clients do, mail goes on: connections, requests and their time are bounded ([`server`]), and a shard is only ever asked
+//! - whatever its clients do, mail goes on: connections, requests and their time are bounded (`server`), and a shard is only ever asked
 //!   for what takes it microseconds;
-//! - the path of the socket is never without somebody who listens while two processes change places ([`socket`]).
+//! - the path of the socket is never without somebody who listens while two processes change places (`socket`).
 //!
 //! Knows the gateway by what it can be asked ([`Operations`]), and nothing of how it is built.
 

@@ -42,6 +42,7 @@ use super::http::{ApiError, AppState, api, monitor, plain_errors_as_json};
 use super::socket::{self, Bound};
 use super::token::Token;
 use super::{Operations, Settings};
+use crate::scheduling::yield_to_shards;
 use crate::telemetry::Escaped;
 
 /// Connections of one listener at a time.
@@ -142,6 +143,7 @@ impl Admin {
             .enable_time()
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_name("admin-blocking")
+            .on_thread_start(yield_to_shards)
             .build()?;
         for (what, address) in [("admin interface", addresses.0), ("monitor", addresses.1)] {
             if let Some(address) = address {
@@ -151,6 +153,7 @@ impl Admin {
         let (stop, stopped) = watch::channel(false);
         let (closing, closed) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("admin".into()).spawn(move || {
+            yield_to_shards();
             runtime.block_on(serve(bound, operations, stopped, closing));
             // What blocks for longer than that is not waited for.
             runtime.shutdown_background();

@@ -291,7 +291,7 @@ impl Spool {
         self.memory_queue_size / shards as u64
     }
 
-    /// The size of a segment on `shards` shards, octets: in memory small enough for [`MEMORY_SEGMENTS_MIN`] in a shard's share.
+    /// The size of a segment on `shards` shards, octets: in memory small enough for `MEMORY_SEGMENTS_MIN` in a shard's share.
     pub fn segment_size_on(&self, shards: usize) -> u64 {
         match self.queue {
             Queue::Disk => self.segment_size,

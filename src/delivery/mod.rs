@@ -1,8 +1,8 @@
 //! After durability: targets, routes, jobs, workers, retries, dead letters, transports.
 //!
-//! A [`Job`] is a durable message with recipients that still want it from one [`Target`]. Whoever holds the queue finds the targets with
-//! [`Routes`] and offers jobs through their [`JobSender`]s, which never wait; [`Workers`] make one attempt per job with a [`Delivery`]
-//! and report an [`Outcome`] for each recipient through the job's [`OutcomeSender`]. When to try again is the queue's to do, by
+//! A `Job` is a durable message with recipients that still want it from one `Target`. Whoever holds the queue finds the targets with
+//! `Routes` and offers jobs through their `JobSender`s, which never wait; `Workers` make one attempt per job with a [`Delivery`]
+//! and report an [`Outcome`] for each recipient through the job's `OutcomeSender`. When to try again is the queue's to do, by
 //! [`Schedule`].
 //!
 //! ```text

@@ -26,7 +26,7 @@ pub enum Outcome {
         /// Whose fault it is.
         fault: Fault,
     },
-    /// Never: done. In a [`Report`] it means that a dead letter is durable.
+    /// Never: done. In a `Report` it means that a dead letter is durable.
     Rejected {
         /// Why.
         reason: Box<str>,

@@ -116,9 +116,20 @@ impl Workers {
     /// Ends every worker after the attempts it is making, and waits for that. Jobs still in the channels are not attempted: their
     /// messages are in the queue that offered them. Where that goes on, [`Targets::give_back`] tells it.
     pub fn stop(self) {
+        self.stop_but(None);
+    }
+
+    /// The same, where `next` are served by others from here on: a delivery that is theirs too is not told to stop.
+    pub fn stop_but(self, next: Option<&Targets>) {
         drop(self.running);
         let _ = self.is_stopping.send(true);
-        self.blocking.iter().for_each(|delivery| delivery.stop());
+        let is_used = |delivery: &Arc<dyn BlockingDelivery>| {
+            next.into_iter().flat_map(Targets::iter).any(|target| match target.means() {
+                Means::Blocking(other) => Arc::ptr_eq(other, delivery),
+                Means::Async(_) => false,
+            })
+        };
+        self.blocking.iter().filter(|delivery| !is_used(delivery)).for_each(|delivery| delivery.stop());
         for thread in self.threads {
             if thread.join().is_err() {
                 error!("a delivery worker ended by a panic outside of an attempt");

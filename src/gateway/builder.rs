@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread;
 
 use super::running::{Live, Running};
+use super::sentinel::Guarded;
 use super::{Ended, Error, Extensions, Reread};
 use crate::admin::{DrainOrder, Operations, Reloaded, Stage};
 use crate::config::{Brought, Config, ConfigError, Program, Queue, Sources, System};
@@ -91,9 +92,9 @@ impl Gateway {
     /// Starts taking mail beside whatever else the program does. When this returns it listens, and accepts.
     ///
     /// No signal is handled and no panic hook is set; standard error is left alone. A shard never dies alone all the same: where a
-    /// panic ends the thread of one, for instance by a [`Policy`] or an [`Observer`], the process is aborted, for a gateway that is half
-    /// alive would keep taking connections for nobody; nothing acknowledged is lost by that. A panic of a [`Delivery`] defers its
-    /// message.
+    /// panic ends the thread of one, for instance in a [`Policy`], and where an [`Observer`] panics on whatever thread, the process is
+    /// aborted, for a gateway that is half alive would keep taking connections for nobody; nothing acknowledged is lost by that. A
+    /// panic of a [`Delivery`] defers its message.
     ///
     /// Several may run in one process, each with a data folder of its own; unless told otherwise ([`Builder::set`]: `shards`, `cores`) each
     /// takes all cores.
@@ -216,7 +217,7 @@ impl Builder {
 
     /// Tells `observer` what happens; the last that is given.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        self.extensions.observer = Some(Arc::new(observer));
+        self.extensions.observer = Some(Arc::new(Guarded(observer)));
         self
     }
 

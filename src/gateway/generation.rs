@@ -13,7 +13,7 @@ use super::transports::{self, Names};
 use super::{Error, Extensions};
 use crate::config::{self, Config, Listener, Smtp};
 use crate::delivery::notification::NotificationRate;
-use crate::delivery::{Intake, Notifier, Routes, Targets};
+use crate::delivery::{Intake, Notifier, Routes, Target, TargetId, Targets};
 use crate::limits::PIECE_SIZE_MAX;
 use crate::mail::{Capabilities, Phase, Phases};
 use crate::policy::{Admission, Bounds, Greetings, Marks, Policies, Terms};
@@ -27,6 +27,8 @@ pub struct Generation {
     pub asked: Asked,
     pub targets: Targets,
     pub routes: Arc<Routes>,
+    /// Targets that are configured otherwise than before.
+    changed: Vec<TargetId>,
     admission: Arc<Admission>,
     greetings: Arc<Greetings>,
     capabilities: Capabilities,
@@ -66,14 +68,24 @@ impl Generation {
         let asked_before = before.map(|before| (&*before.config, &before.asked));
         let asked = policies::load(&config, &extensions.policies, asked_before)?;
         Ok(Generation {
-            config: Arc::new(config),
             secrets,
             asked,
+            changed: match before {
+                None => Vec::new(),
+                Some(before) => {
+                    let was_same = |target: &&Target| {
+                        let of = |config: &Config| config.transports.get(&**target.name()).cloned();
+                        of(&before.config) == of(&config)
+                    };
+                    targets.iter().filter(|target| !was_same(target)).map(Target::id).collect()
+                }
+            },
             targets,
             routes: Arc::new(routes),
             admission,
             greetings,
             capabilities,
+            config: Arc::new(config),
         })
     }
 
@@ -114,6 +126,7 @@ impl Generation {
             schedule: config.delivery.schedule(),
             cache_size: config.spool.cache_size as usize / shards,
             names: names.all().to_vec(),
+            changed: self.changed.clone(),
         };
         let services = config.listeners.iter().map(|listener| self.service(listener, &session)).collect();
         Change { settings, services, outward }

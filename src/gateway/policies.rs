@@ -102,8 +102,12 @@ pub fn load(
     }
     rules.extend(own.iter().map(|policy| Rule::new(policy.clone())));
     let Context { greylists, remembering, resolver, .. } = context;
+    let policies = Policies::new(rules);
     Ok(Asked {
-        policies: Policies::new(rules),
+        policies: match before {
+            Some((_, before)) => policies.counting_on(&before.policies),
+            None => policies,
+        },
         lookups,
         greylists: greylists.into_inner(),
         watched: watched.into_iter().collect(),
@@ -190,7 +194,7 @@ impl Context<'_> {
                 };
                 let known = |greylist: &&Arc<Greylist>| greylist.name() == name;
                 if let Some(before) = self.before.and_then(|before| before.greylists.iter().find(known)) {
-                    if *before.settings() == settings {
+                    if *before.settings() == settings && !before.is_finished() {
                         self.greylists.borrow_mut().push(before.clone());
                         return Ok(before.clone());
                     }

@@ -45,6 +45,8 @@ const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a start that takes long looks for a signal, and a drain at what is left.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Sets of workers that may still be ending. Each has its threads.
+const RETIRING_MAX: usize = 4;
 /// How often the service manager is told what is left.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a shard may sleep though it has something to do: see [`Control`].
@@ -158,6 +160,12 @@ impl Live {
         if self.age() != Age::Ready {
             return Err("the gateway is starting or ending".into());
         }
+        state.retiring.retain(|thread| !thread.is_finished());
+        if state.retiring.len() >= RETIRING_MAX {
+            return Err(format!(
+                "deliveries of {RETIRING_MAX} configurations before this one have not ended yet: something hangs in them; try again later"
+            ));
+        }
         let mut config = (self.reread)().map_err(|e| e.to_string())?;
         let before = self.config();
         let (changed, needs_restart) = settle(&mut config, &before);
@@ -202,14 +210,13 @@ impl Live {
         let old = std::mem::replace(&mut state.generation, next);
         let old_workers = state.workers.replace(workers);
         if let Some(old_workers) = old_workers {
-            let targets = old.targets.clone();
+            let (targets, next_targets) = (old.targets.clone(), state.generation.targets.clone());
             let retire = move || {
-                old_workers.stop();
+                old_workers.stop_but(Some(&next_targets));
                 if is_everywhere {
                     targets.give_back();
                 }
             };
-            state.retiring.retain(|thread| !thread.is_finished());
             match thread::Builder::new().name("retire".into()).spawn(retire) {
                 Ok(thread) => state.retiring.push(thread),
                 Err(e) => tracing::error!(
@@ -266,15 +273,23 @@ impl Live {
         if let Some(upkeep) = state.upkeep.take() {
             upkeep.stop();
         }
-        self.shards.tell_each(0..self.shards.len(), |shard, _| shard.let_go());
+        let let_go = self.shards.tell_each(0..self.shards.len(), |shard, _| shard.let_go());
+        if let_go.iter().any(Option::is_none) {
+            successor.end();
+            self.resume(&mut state);
+            return Err("a shard does not answer".into());
+        }
         state.generation.asked.greylists.iter().for_each(|greylist| greylist.finish());
         self.stop_admin(Duration::ZERO);
-        match successor.hand_over(self.lock.file(), state.sockets.all()) {
+        let is_in_memory = self.config().spool.queue == Queue::Memory;
+        match successor.hand_over(self.lock.file(), is_in_memory, state.sockets.all()) {
             Ok(()) => {
                 let pid = successor.pid();
                 self.notifier.succeeded_by(pid);
                 successor.release();
                 state.sockets.keep(&[]);
+                // Whoever waits for the lock to reload or to upgrade comes too late.
+                self.set_age(Age::Draining);
                 drop(state);
                 let _ = self.orders.try_send(Order::Succeeded);
                 Ok(format!("process {pid} takes mail; this one ends when its sessions have"))
@@ -300,7 +315,7 @@ impl Live {
         let retention = state.generation.config.delivery.dead_retention;
         self.replace_upkeep(state, retention);
         if !state.generation.asked.greylists.is_empty() {
-            tracing::warn!("what greylists learn from now on is not written down before the next start");
+            tracing::warn!("what greylists learn is not written down until the configuration is read anew");
         }
         if let Err(e) = self.start_admin() {
             tracing::error!("{e}");
@@ -323,11 +338,20 @@ impl Live {
         for (n, log) in others.into_iter().enumerate() {
             each[n % self.shards.len()].1.push(log);
         }
-        self.shards.tell_each(each, |shard, (change, logs)| {
+        let services = change.services;
+        let answers = self.shards.tell_each(each, |shard, (change, logs)| {
             shard.apply(change);
             shard.adopt(logs);
         });
-        tracing::info!(messages, "what the process before this one has left is delivered");
+        let old_services = std::mem::replace(&mut state.services, services);
+        state.retired.push(Retired(old_services));
+        match answers.iter().all(Option::is_some) {
+            true => tracing::info!(messages, "what the process before this one has left is delivered"),
+            false => tracing::error!(
+                messages,
+                "a shard has not answered: what the process before this one has left may wait for the next start"
+            ),
+        }
         Ok(())
     }
 
@@ -476,6 +500,8 @@ pub struct Parts {
     pub extensions: Extensions,
     pub reread: Reread,
     pub notifier: Notifier,
+    /// Another process still runs, and this one listens when that has been told: see [`Running::listen`].
+    pub is_successor: bool,
 }
 
 /// See the module.
@@ -491,14 +517,16 @@ pub struct Running {
 impl Running {
     /// Starts the shards with these sockets and logs, and everything that stands around them. Signals must be blocked: threads inherit that.
     pub fn start(parts: Parts, logs: Vec<Vec<OpenedLog>>) -> Result<Running, Error> {
-        let Parts { mut generation, mut names, sockets, lock, extensions, reread, notifier } = parts;
+        let Parts { mut generation, mut names, sockets, lock, extensions, reread, notifier, is_successor } =
+            parts;
         let config = generation.config.clone();
         let count = config.cores.shards_count();
         // What a log knows a shard knows: all of them number their lanes alike.
         logs.iter().try_for_each(|logs| register(&mut names, logs))?;
         let dead_dir = config.dead_dir();
-        let dead = DeadLetters::new(&dead_dir)
-            .map_err(|e| Error(format!("cannot make the folder {}: {e}", dead_dir.display())))?;
+        let dead =
+            if is_successor { DeadLetters::beside_another(&dead_dir) } else { DeadLetters::new(&dead_dir) };
+        let dead = dead.map_err(|e| Error(format!("cannot make the folder {}: {e}", dead_dir.display())))?;
         let dead = Arc::new(dead);
         let (injector, resent) = shard::injection();
         let (workers, notifications) = start_workers(&generation, dead.clone(), extensions.observer.clone())?;
@@ -521,7 +549,7 @@ impl Running {
             let capacity = generation.targets.reports_max();
             let (outcomes, reports) = outcome_channel(capacity, Arc::new(move || bell.ring()));
             let plan = Plan {
-                listeners: with_services(listeners, &change.services),
+                listeners: if is_successor { Vec::new() } else { with_services(listeners, &change.services) },
                 settings: change.settings.clone(),
                 logs,
                 damaged: config.damaged_dir(),
@@ -570,7 +598,7 @@ impl Running {
             notifier,
             age: Mutex::new(Age::Starting),
             is_ending: AtomicBool::new(false),
-            is_succeeding: AtomicBool::new(false),
+            is_succeeding: AtomicBool::new(is_successor),
             state: Mutex::new(State {
                 generation,
                 names,
@@ -588,6 +616,19 @@ impl Running {
         Ok(Running { live, orders: ordered, shards, progress: progress_end, _ringing: ringing })
     }
 
+    /// Accepts from here on, where another process did before.
+    pub fn listen(&self) -> Result<(), Error> {
+        let state = self.live.state();
+        let duplicates = state
+            .sockets
+            .duplicates()
+            .map_err(|e| Error(format!("cannot duplicate a listening socket: {e}")))?;
+        let each = duplicates.into_iter().map(|sockets| with_services(sockets, &state.services));
+        let each: Vec<_> = each.collect();
+        self.live.shards.tell_each(each, |shard, sockets| shard.listen(sockets));
+        Ok(())
+    }
+
     /// Adopts the logs of the process before this one, once it has ended, but for those with the numbers of `own_logs`.
     pub fn adopt_after(&self, predecessor: Predecessor, own_logs: Option<Vec<usize>>) -> Result<(), Error> {
         let live = self.live.clone();
@@ -602,7 +643,6 @@ impl Running {
             }
             live.is_succeeding.store(false, Ordering::SeqCst);
         };
-        self.live.is_succeeding.store(true, Ordering::SeqCst);
         let thread = thread::Builder::new().name("adopt".into()).spawn(adopt);
         thread.map(drop).map_err(|e| failed("what adopts the logs of the process before this one", &e))
     }
@@ -679,6 +719,7 @@ impl Running {
     }
 
     fn end(self, order: Order) -> Result<Ended, Error> {
+        let is_succeeded = matches!(order, Order::Succeeded);
         let order = match order {
             Order::Signal(signal) => {
                 tracing::info!(signal, "stopping: sessions may finish, a second signal ends at once");
@@ -700,7 +741,10 @@ impl Running {
         };
         let live = self.live.clone();
         let mut is_forced = false;
-        live.is_ending.store(true, Ordering::SeqCst);
+        // Of a process that was succeeded the first signal is not the second.
+        if !is_succeeded {
+            live.is_ending.store(true, Ordering::SeqCst);
+        }
         live.set_age(Age::Draining);
         live.notifier.stopping("draining");
         // Whoever reloads has finished that before.

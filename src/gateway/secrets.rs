@@ -209,8 +209,12 @@ impl Watched for KnownUsers {
         if stamp == self.seen {
             return;
         }
-        self.seen = stamp;
         let read = read_credentials(&self.path);
+        // What was written meanwhile is read the next time: somebody else may have read it already.
+        if Stamp::of(&self.path) != stamp {
+            return;
+        }
+        self.seen = stamp;
         reloaded(Reload::Credentials, read.is_ok());
         match read {
             Ok(credentials) => {

@@ -1,11 +1,12 @@
-//! No shard ends alone: where its thread ends before its work, the process does.
+//! No shard ends alone: where its thread ends before its work, the process does. Nor does what happens go unobserved: where an observer
+//! panics, on whatever thread, the process ends too.
 //!
 //! For gateways in other people's programs, whose panic hook is theirs: it is looked at when the thread is over, whatever was unwound
 //! until then. Where a panic ends the process anyway there is nothing to look at.
 
 use std::cell::Cell;
 
-use crate::telemetry;
+use crate::telemetry::{self, Event, Observer};
 
 /// Its end is its thread's.
 #[derive(Default)]
@@ -16,11 +17,7 @@ struct Sentinel {
 impl Drop for Sentinel {
     fn drop(&mut self) {
         if self.is_awaited.get() {
-            tracing::error!(
-                "a shard has ended by a panic: the process ends, and nothing acknowledged is lost"
-            );
-            telemetry::log::write_out();
-            std::process::abort();
+            end_process("a shard has panicked: the process ends, and nothing acknowledged is lost");
         }
     }
 }
@@ -35,4 +32,30 @@ pub async fn guard_thread<T>(work: impl Future<Output = T>) -> T {
     let done = work.await;
     SENTINEL.with(|sentinel| sentinel.is_awaited.set(false));
     done
+}
+
+/// An observer whose panic ends the process.
+pub struct Guarded<O>(pub O);
+
+impl<O: Observer> Observer for Guarded<O> {
+    fn observe(&self, event: &Event<'_>) {
+        let unwinding = Unwinding;
+        self.0.observe(event);
+        std::mem::forget(unwinding);
+    }
+}
+
+/// Dropped by a panic only.
+struct Unwinding;
+
+impl Drop for Unwinding {
+    fn drop(&mut self) {
+        end_process("an observer has panicked: the process ends, and nothing acknowledged is lost");
+    }
+}
+
+fn end_process(words: &str) {
+    tracing::error!("{words}");
+    telemetry::log::write_out();
+    std::process::abort();
 }

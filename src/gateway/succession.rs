@@ -33,8 +33,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 use super::systemd;
@@ -51,6 +51,8 @@ const SERVING: u8 = b's';
 const MORE: u8 = b'm';
 /// With the last of them.
 const LAST: u8 = b'l';
+/// The same, of a process whose queue is in memory.
+const LAST_IN_MEMORY: u8 = b'L';
 
 /// Where this program was when it started: whoever upgrades puts the new one in its place.
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
@@ -97,13 +99,18 @@ impl Successor {
     pub fn hand_over<'a>(
         &mut self,
         lock: &File,
+        is_in_memory: bool,
         sockets: impl Iterator<Item = &'a TcpListener>,
     ) -> Result<(), String> {
         let descriptors: Vec<_> =
             std::iter::once(lock.as_fd()).chain(sockets.map(|socket| socket.as_fd())).collect();
         let mut groups = descriptors.chunks(DESCRIPTORS_MAX).peekable();
         while let Some(group) = groups.next() {
-            let word = [if groups.peek().is_some() { MORE } else { LAST }];
+            let word = [match (groups.peek(), is_in_memory) {
+                (Some(_), _) => MORE,
+                (None, false) => LAST,
+                (None, true) => LAST_IN_MEMORY,
+            }];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             assert!(ancillary.push(SendAncillaryMessage::ScmRights(group)), "there is room for a group");
@@ -146,6 +153,7 @@ impl Successor {
 /// The new process's end.
 pub struct Predecessor {
     stream: UnixStream,
+    is_in_memory: bool,
 }
 
 /// This thread takes signals again. The process was started by a thread that takes none, and such a thing is inherited.
@@ -169,7 +177,7 @@ impl Predecessor {
         // It is to know at once when we end, and what we start is not to keep it from that.
         let nothing = File::open("/dev/null")?;
         rustix::stdio::dup2_stdin(&nothing)?;
-        Ok(Some(Predecessor { stream }))
+        Ok(Some(Predecessor { stream, is_in_memory: false }))
     }
 
     /// The configuration is good: takes the lock and the sockets.
@@ -187,9 +195,18 @@ impl Predecessor {
                     descriptors.extend(rights);
                 }
             }
+            if received.flags.contains(ReturnFlags::CTRUNC) {
+                return Err(io::Error::other(
+                    "this process may not have as many open files as are handed over",
+                ));
+            }
             match (received.bytes, word[0]) {
                 (1, MORE) => {}
                 (1, LAST) => break,
+                (1, LAST_IN_MEMORY) => {
+                    self.is_in_memory = true;
+                    break;
+                }
                 (0, _) => {
                     return Err(io::Error::other("the process that was to be succeeded goes on by itself"));
                 }
@@ -199,6 +216,11 @@ impl Predecessor {
         let mut descriptors = descriptors.into_iter();
         let lock = descriptors.next().ok_or_else(|| io::Error::other("no lock was handed over"))?;
         Ok((lock.into(), descriptors.map(TcpListener::from).collect()))
+    }
+
+    /// Whether its queue is in memory; known when it was taken over.
+    pub fn is_in_memory(&self) -> bool {
+        self.is_in_memory
     }
 
     /// Mail is taken.

@@ -29,6 +29,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -84,6 +85,7 @@ pub struct Greylist {
     name: String,
     entries: Arc<Entries>,
     keeper: Keeper,
+    is_finished: AtomicBool,
 }
 
 impl Greylist {
@@ -108,7 +110,7 @@ impl Greylist {
             tracing::warn!(policy = name, file = %file.display(), octets = found.damaged_size, records = found.records_count, "a part of what was greylisted before is damaged: the rest is used");
         }
         let keeper = Keeper::start(name, file, found, entries.clone())?;
-        Ok(Greylist { name: name.into(), entries, keeper })
+        Ok(Greylist { name: name.into(), entries, keeper, is_finished: AtomicBool::new(false) })
     }
 
     /// Its name, which is its file's too.
@@ -123,7 +125,13 @@ impl Greylist {
 
     /// Has everything written, and waits until it is. What is seen afterwards is not written down.
     pub fn finish(&self) {
+        self.is_finished.store(true, Ordering::Relaxed);
         self.keeper.finish();
+    }
+
+    /// What is seen is not written down any more.
+    pub fn is_finished(&self) -> bool {
+        self.is_finished.load(Ordering::Relaxed)
     }
 
     fn decide(&self, facts: &Facts<'_>, triple: &Triple) -> Answer {

@@ -56,7 +56,8 @@ struct Listed {
     phases: Phases,
     is_guard: bool,
     rule: Rule,
-    counts: Counts,
+    /// Of all policies that have had this name and its place among those of the same name.
+    counts: Arc<Counts>,
 }
 
 #[derive(Default)]
@@ -206,11 +207,26 @@ impl Policies {
             phases: rule.policy.phases(),
             is_guard: rule.policy.is_guard(),
             rule,
-            counts: Counts::default(),
+            counts: Arc::default(),
         };
         let list: Arc<[_]> = rules.into_iter().map(listed).collect();
         let phases = list.iter().fold(Phases::NONE, |all, listed| all | listed.phases);
         Policies { list, phases }
+    }
+
+    /// What is counted of these goes on from where those of the same names in `before` are, and is counted together with what sessions that
+    /// still ask those have said to them: counters only ever grow, whatever is reloaded.
+    pub fn counting_on(mut self, before: &Policies) -> Self {
+        let mut known: Vec<&Listed> = before.list.iter().collect();
+        // Nobody else has them yet.
+        for listed in Arc::get_mut(&mut self.list).into_iter().flatten() {
+            let name = listed.rule.policy.name();
+            // Each once, so that two of one name are not counted twice.
+            if let Some(at) = known.iter().position(|known| known.rule.policy.name() == name) {
+                listed.counts = known.remove(at).counts.clone();
+            }
+        }
+        self
     }
 
     /// The phases at which any policy wants to be asked: elsewhere nobody need gather facts.
@@ -323,7 +339,7 @@ impl Listed {
     }
 
     fn count(&self, found: &Found) {
-        let Counts { rejected, deferred, tagged, unavailable } = &self.counts;
+        let Counts { rejected, deferred, tagged, unavailable } = &*self.counts;
         let count = match found {
             Ok(Verdict::Refuse(refusal)) if refusal.status.class == Class::Temporary => deferred,
             Ok(Verdict::Refuse(_)) => rejected,
@@ -565,5 +581,38 @@ mod tests {
         }
         let step = policies.advance(&mut round, &facts, &mut notes, |_| ());
         assert!(matches!(step, Step::Decided(Err(_))) && notes.is_trusted());
+    }
+
+    #[test]
+    fn counts_go_on_by_name_where_policies_are_made_anew() {
+        let made = |names: &[&'static str]| {
+            let spy = |name: &&'static str| Spy {
+                name,
+                phases: Phases::of(Phase::Mail),
+                is_guard: false,
+                found: refusal(Status::temporary(7, 1), "later"),
+                asked: Arc::default(),
+            };
+            let rule = |spy| Rule { is_dry: true, ..Rule::new(Arc::new(spy)) };
+            Policies::new(names.iter().map(spy).map(rule).collect())
+        };
+        let ask = |policies: &Policies| {
+            let (mut round, mut notes) = (Round::new(Phase::Mail), Notes::default());
+            policies.advance(&mut round, &Facts::of("192.0.2.1"), &mut notes, |_| ());
+        };
+        let said = |policies: &Policies| -> Vec<(String, u64)> {
+            policies.said().map(|(name, said)| (name.to_string(), said.deferred)).collect()
+        };
+        let counts = |expected: &[(&str, u64)]| -> Vec<(String, u64)> {
+            expected.iter().map(|(name, count)| (name.to_string(), *count)).collect()
+        };
+        let before = made(&["a", "twice", "twice", "gone"]);
+        (0..3).for_each(|_| ask(&before));
+        let now = made(&["new", "twice", "a", "twice"]).counting_on(&before);
+        assert_eq!(said(&now), counts(&[("new", 0), ("twice", 3), ("a", 3), ("twice", 3)]));
+        ask(&now);
+        // A session that began before the reload.
+        ask(&before);
+        assert_eq!(said(&now), counts(&[("new", 1), ("twice", 5), ("a", 5), ("twice", 5)]));
     }
 }

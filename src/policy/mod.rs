@@ -1,7 +1,7 @@
 //! Policies: what to refuse, and when.
 //!
 //! A [`Policy`] says at which phases of a session it wants to be asked, and answers each time: at once, or with work that leads to a
-//! [`Verdict`], which [`Lookups`] do elsewhere. [`Policies`] asks an ordered list of them; the first refusal wins.
+//! [`Verdict`], which `Lookups` do elsewhere. `Policies` asks an ordered list of them; the first refusal wins.
 //!
 //! ```text
 //!   shard ── Round ──► Policies ──► Policy: check(phase, facts) ──► Answer::Now ────────────► Verdict
@@ -13,9 +13,9 @@
 //! - a verdict depends on the facts given, never on the wire: a policy sees no octet that was not parsed;
 //! - no shard waits for anybody; what policies remember for all shards is in bounded [`Table`]s.
 //!
-//! Beside them, who may log in: [`Credentials`] and the [`Verifier`], which takes them off the shards.
+//! Beside them, who may log in: [`Credentials`] and the `Verifier`, which takes them off the shards.
 //!
-//! Knows nothing of a session's socket, of the replies it is given, or of the spool. Who asks others does it by [`crate::client`] or HTTP.
+//! Knows nothing of a session's socket, of the replies it is given, or of the spool. Who asks others does it by `crate::client` or HTTP.
 
 mod admission;
 mod bans;

@@ -102,7 +102,7 @@ impl From<Unavailable> for Answer {
     }
 }
 
-/// Work that leads to a verdict; [`Lookups`](super::Lookups) does it.
+/// Work that leads to a verdict; `Lookups` does it.
 pub enum Later {
     /// See [`Answer::wait`].
     Wait(Pin<Box<dyn Future<Output = Found> + Send>>),

@@ -50,7 +50,7 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, listening: Rc<
                 is_armed.set(true);
                 Some(accept.as_mut().await)
             };
-            match stop.or(accepted).await {
+            match accepted.or(stop).await {
                 None if listening.is_let_go.get() && is_armed.get() => {}
                 accepted => break accepted,
             }
@@ -71,7 +71,9 @@ pub async fn run(shard: Rc<Shard>, socket: std::net::TcpListener, listening: Rc<
                 shard.meters.accept_failed();
                 tracing::warn!(%error, "cannot accept connections for the moment");
                 drop(reserve.take());
-                refuse_waiting(fd, service.session.tls);
+                if !listening.is_let_go.get() {
+                    refuse_waiting(fd, service.session.tls);
+                }
                 reserve = File::open("/dev/null").ok();
                 Timer::new(PAUSE).await;
             }

@@ -112,6 +112,13 @@ impl DataLock {
         DataLock { file }
     }
 
+    /// Whether it is that of this data folder.
+    pub fn is_of(&self, data: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let there = fs::metadata(data.join("lock"));
+        matches!((self.file.metadata(), there), (Ok(ours), Ok(there)) if (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+    }
+
     /// The open file that is locked: whoever has it has the lock.
     pub fn file(&self) -> &File {
         &self.file
@@ -222,7 +229,14 @@ pub fn open_others(
 ) -> Result<Vec<OpenedLog>, DirectoryError> {
     let mut logs = Vec::new();
     for (_, path) in list(spool)?.into_iter().filter(|(number, _)| !but.contains(number)) {
-        let mut recovered = read_log(&path, damaged)?;
+        // What is in the others is not to wait for it.
+        let mut recovered = match read_log(&path, damaged) {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                tracing::error!(log = %path.display(), "{error}; what is in it is delivered after a start that can read it");
+                continue;
+            }
+        };
         if recovered.messages.is_empty() {
             retire(&path, &recovered).map_err(failed("remove", &path))?;
             continue;

@@ -30,7 +30,8 @@ use crate::limits::{SPOOL_PAGE_SIZE, SPOOL_PAGES_MAX};
 use crate::mail::MessageId;
 use crate::spool::recovery::Recovered;
 use crate::spool::{
-    AppendError, Completion, Counters, Incoming, Io, IoFailure, Lane, Receiving, Slot, Spool, SpoolConfig,
+    AppendError, Completion, Counters, Incoming, Io, IoFailure, LOOK_COUNT_MAX, Lane, Receiving, Slot, Spool,
+    SpoolConfig,
 };
 
 /// The shortest wait for something that is due.
@@ -585,9 +586,14 @@ impl Disk {
         let ages = self.ages.borrow();
         let (segments, live_size) = spool.disk_use();
         let handed_off = self.handoff.handed_off(spool.log(), spool.lanes_count());
+        // Bounded for all lanes together. What one leaves of its part is the next ones'.
+        let (mut looks, count) = (LOOK_COUNT_MAX, handed_off.len());
         let lanes = handed_off.into_iter().enumerate().map(|(n, (handed_off, oldest_of_them))| {
             let lane = Lane(n as u16);
-            let oldest = spool.oldest_in(lane).into_iter().chain(oldest_of_them).min();
+            let part = looks / (count - n);
+            let mut left = part;
+            let oldest = spool.oldest_in(lane, &mut left).into_iter().chain(oldest_of_them).min();
+            looks -= part - left;
             LaneReading {
                 target: spool.lane_name(lane).clone(),
                 waiting: spool.waiting_in(lane),

@@ -83,6 +83,8 @@ pub struct Outward {
     pub cache_size: usize,
     /// Of all targets that there are or have been, by their ids; also of those that only some log knows.
     pub names: Vec<Arc<str>>,
+    /// Targets that are other than they were: what was deferred for them is tried at once.
+    pub changed: Vec<TargetId>,
 }
 
 /// The shard's end of the ways to the workers and back.
@@ -133,7 +135,7 @@ impl Handoff {
         outward: Outward,
         spools: impl IntoIterator<Item = &'a RefCell<Spool<P>>>,
     ) {
-        let before = self.outward.replace(Rc::new(outward));
+        self.outward.replace(Rc::new(outward));
         let outward = self.outward();
         let lanes = outward.names.len() + 1;
         self.used.borrow_mut().resize(lanes, 0);
@@ -146,10 +148,7 @@ impl Handoff {
                 assert!(spool.lane(name) == lane_of(TargetId(id)), "a target has the same lane in every log");
             }
             spool.begin_routing();
-            // Whether they are down is not known of the new ones.
-            before.targets.iter().filter(|target| target.is_down()).for_each(|target| {
-                spool.hasten(lane_of(target.id()));
-            });
+            outward.changed.iter().for_each(|id| spool.hasten(lane_of(*id)));
         }
     }
 
@@ -816,7 +815,14 @@ mod tests {
 
     fn outward(targets: Targets, cache_size: usize) -> Outward {
         let names = targets.iter().map(|target| target.name().clone()).collect();
-        Outward { targets, routes: routes(), schedule: Schedule::default(), cache_size, names }
+        Outward {
+            targets,
+            routes: routes(),
+            schedule: Schedule::default(),
+            cache_size,
+            names,
+            changed: Vec::new(),
+        }
     }
 
     /// What is taken when `waited` messages were there at the start and `new` ones have come since, none of them kept in memory: their
@@ -854,6 +860,53 @@ mod tests {
             }
         }
         (batch.messages.iter().map(|wanted| wanted.sequence).collect(), batch.new_count)
+    }
+
+    #[test]
+    fn what_somebody_has_a_part_of_is_put_off_whether_it_was_due_or_hastened() {
+        const PAGE_SIZE: usize = 64 << 10;
+        let config = SpoolConfig { segment_size: 1 << 20, sync: true, page_size: PAGE_SIZE, pages_max: 4 };
+        for is_due in [true, false] {
+            let (mut disk, now) = (MemoryDisk::default(), Instant::now());
+            let (outcomes, _reports) = outcome_channel(1, Arc::new(|| ()));
+            let target = |n: u16| {
+                let means = Means::Async(Arc::new(Discard));
+                Target::new(TargetId(n), &format!("t{n}"), means, Limits::default(), 4)
+            };
+            let both = outward(Targets::new(vec![target(0), target(1)]), 0);
+            let handoff = Handoff::new(both.clone(), outcomes);
+            let mut recovered = disk.recover(Depth::Quick);
+            recovered.name_lanes(handoff.lane_names());
+            let make_page = Box::new(|| vec![0; PAGE_SIZE]);
+            let mut spool = Spool::new(config, recovered, make_page, Box::new(|| 1), (now, 0));
+            disk.settle(&mut spool, now);
+            let (envelope, arrival) = mail(2);
+            let message = Incoming { envelope: &envelope, arrival: &arrival, tail: b"x" };
+            spool.append_message(&mut Receiving::default(), message, |_| Vec::new()).unwrap();
+            disk.settle(&mut spool, now);
+            let (sequence, _) = spool.poll_stored().expect("it is stored");
+            spool.route(sequence, &Wanted::Each(vec![(0, Lane(1)), (1, Lane(2))]), now);
+            // One target has its part; the other has failed, or not been tried.
+            spool.hand_off(sequence, Lane(1));
+            if !is_due {
+                spool.hand_off(sequence, Lane(2));
+                let left = outstanding(spool.entry(sequence).unwrap(), Lane(2));
+                let report = Report {
+                    target: TargetId(1),
+                    ..report(id(sequence), vec![(1, Outcome::deferred("busy"))])
+                };
+                let judged = judge(&Schedule::default(), &left, &report, 0);
+                spool.handle_outcome(sequence, Lane(2), Made::default(), &judged, (now, 0));
+            }
+            let spool = RefCell::new(spool);
+            handoff.replace(Outward { changed: vec![TargetId(1)], ..both }, [&spool]);
+            let mut spool = spool.into_inner();
+            assert!(handoff.take_backlog(&mut spool).messages.is_empty(), "due: {is_due}");
+            // The part comes back: both are decided anew.
+            spool.take_back(sequence, Lane(1));
+            let batch = handoff.take_backlog(&mut spool);
+            assert_eq!(batch.messages.len(), 1, "due: {is_due}");
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub fn injection() -> (Injector, Injected) {
     let (answers, answers_end) = bounded(1);
     let bell = Arc::new(AtomicWaker::new());
     (
-        Injector { orders, answers: answers_end, bell: bell.clone() },
+        Injector { orders, answers: answers_end, bell: Bell(bell.clone()) },
         Injected { orders: orders_end, answers, bell },
     )
 }
@@ -64,14 +64,23 @@ type Answer = Result<Option<MessageId>, &'static str>;
 pub struct Injector {
     orders: Sender<Order>,
     answers: Receiver<Answer>,
-    bell: Arc<AtomicWaker>,
+    bell: Bell,
+}
+
+/// The last that is dropped of an injector: the other end looks, and finds that nobody is there.
+struct Bell(Arc<AtomicWaker>);
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
 }
 
 impl Injector {
     fn order(&self, order: Order) -> Result<Option<MessageId>, NotTaken> {
         // The other end goes only when the shard does.
         self.orders.send(order).map_err(|_| NotTaken::Later(STOPPING))?;
-        self.bell.wake();
+        self.bell.0.wake();
         self.answers.recv().unwrap_or(Err(STOPPING)).map_err(NotTaken::Later)
     }
 }

@@ -19,9 +19,9 @@ const SESSIONS_PART_MAX: f32 = 0.99;
 pub struct Pressure {
     /// Where the levels begin.
     pub marks: Marks,
-    /// How long strangers wait for their greeting from [`Level::Busy`] on, in milliseconds.
+    /// How long strangers wait for their greeting from `Level::Busy` on, in milliseconds.
     pub greeting_delay_millis: u16,
-    /// How long a session may say nothing from [`Level::Strained`] on.
+    /// How long a session may say nothing from `Level::Strained` on.
     pub patience: Duration,
     /// Messages that have waited so long to be durable make the shard full.
     pub storage_wait_max: Duration,

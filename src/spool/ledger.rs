@@ -31,8 +31,8 @@ const FREE_SEGMENTS_MAX: usize = 4;
 /// Segments with records that a log may have beyond twice what is needed of them, before messages are carried forward: the
 /// one being written, the one before it, and some in which little is to be carried because they are just being delivered.
 const SPARSE_SEGMENTS_MAX: u64 = 4;
-/// Messages looked at for the oldest of a lane at a time: some ten microseconds.
-const LOOK_COUNT_MAX: usize = 2000;
+/// Messages looked at for the oldest of all lanes at a time: some ten microseconds.
+pub const LOOK_COUNT_MAX: usize = 2000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -70,7 +70,7 @@ struct Queue {
     deferred: BTreeSet<(Tick, u64)>,
     /// It was deferred, but need not wait any longer. The soonest first.
     hastened: BTreeSet<(Tick, u64)>,
-    /// No message with a smaller number is in this lane, but for those that are held.
+    /// No message with a smaller number waits in this lane.
     passed: u64,
 }
 
@@ -84,8 +84,17 @@ pub struct Waiting {
 }
 
 impl Queue {
+    fn is_empty(&self) -> bool {
+        self.backlog.is_empty() && self.deferred.is_empty() && self.hastened.is_empty()
+    }
+
+    /// The message is about to wait here. What nobody has waited in since is not gone through again: it may be millions of others'.
+    fn reach_back(&mut self, sequence: u64) {
+        self.passed = if self.is_empty() { sequence } else { self.passed.min(sequence) };
+    }
+
     fn insert(&mut self, sequence: u64, state: State) {
-        self.passed = self.passed.min(sequence);
+        self.reach_back(sequence);
         match state {
             State::Backlog => drop(self.backlog.insert(sequence)),
             State::Deferred(due) => drop(self.deferred.insert((due, sequence))),
@@ -255,18 +264,29 @@ impl Ledger {
     }
 
     /// The number of the oldest message that waits in this lane, beside those that deliveries have. Where that is not known without looking at
-    /// more than a few thousand messages, one below it, and closer to it the next time.
-    pub fn oldest_in(&mut self, lane: Lane) -> Option<u64> {
+    /// more than `looks` messages, one below it, and closer to it the next time. What was looked at is taken from `looks`.
+    pub fn oldest_in(&mut self, lane: Lane, looks: &mut usize) -> Option<u64> {
         let queue = &self.queues[usize::from(lane.0)];
-        let deferred = || queue.deferred.iter().chain(&queue.hastened).map(|(_, sequence)| *sequence);
-        if queue.deferred.len() + queue.hastened.len() <= LOOK_COUNT_MAX {
-            return queue.backlog.first().copied().into_iter().chain(deferred()).min();
+        if queue.is_empty() {
+            return None;
         }
+        let waits = |entry: &Entry| entry.part(lane).is_some() && !entry.is_held();
+        let waiting = queue.deferred.len() + queue.hastened.len();
         let mut oldest = queue.passed;
-        for (sequence, entry) in self.entries.range(queue.passed, u64::MAX).take(LOOK_COUNT_MAX) {
-            oldest = sequence;
-            if entry.part(lane).is_some() && !entry.is_held() {
-                break;
+        if self.entries.get(oldest).is_some_and(waits) {
+            return Some(oldest);
+        }
+        if waiting <= *looks {
+            let deferred = queue.deferred.iter().chain(&queue.hastened).map(|(_, sequence)| *sequence);
+            oldest = queue.backlog.first().copied().into_iter().chain(deferred).min()?;
+            *looks -= waiting;
+        } else {
+            for (sequence, entry) in self.entries.range(oldest, u64::MAX).take(*looks) {
+                *looks -= 1;
+                oldest = sequence;
+                if waits(entry) {
+                    break;
+                }
             }
         }
         self.queue(lane).passed = oldest;
@@ -698,22 +718,29 @@ impl Ledger {
         let part = entry.part_mut(lane).expect("only what is left is taken back");
         assert!(part.state == State::HandedOff);
         part.state = State::Backlog;
-        assert!(is_held || self.queue(lane).backlog.insert(sequence));
+        if !is_held {
+            let queue = self.queue(lane);
+            queue.reach_back(sequence);
+            assert!(queue.backlog.insert(sequence));
+        }
     }
 
-    /// The message waits for its time in the lane, for so long at least.
+    /// The message, which is to be tried in the lane, waits for its time there again.
     pub fn put_off(&mut self, sequence: u64, lane: Lane, until: Instant) {
         let until = self.tick(until);
         let Some(part) = self.entries.get_mut(sequence).and_then(|entry| entry.part_mut(lane)) else {
             return;
         };
-        if part.state == State::Backlog {
+        let queue = &mut self.queues[usize::from(lane.0)];
+        // What is held is in none of them.
+        let is_offered = match part.state {
+            State::Backlog => queue.backlog.remove(&sequence),
+            State::Deferred(due) => queue.hastened.remove(&(due, sequence)),
+            State::Appended | State::HandedOff | State::Done => false,
+        };
+        if is_offered {
             part.state = State::Deferred(until);
-            let queue = self.queue(lane);
-            // What is held is in none of them.
-            if queue.backlog.remove(&sequence) {
-                queue.deferred.insert((until, sequence));
-            }
+            queue.deferred.insert((until, sequence));
         }
     }
 
@@ -966,8 +993,8 @@ mod tests {
         const MANY: u64 = 2 * LOOK_COUNT_MAX as u64 + 500;
         let (mut ledger, now) = (ledger(1), Instant::now());
         let (a, b) = (Lane(1), Lane(2));
-        for sequence in 10..10 + 2 * MANY {
-            let lane = if sequence < 10 + MANY { a } else { b };
+        for sequence in 9..10 + 2 * MANY {
+            let lane = if (10..10 + MANY).contains(&sequence) { a } else { b };
             ledger.add(sequence, location(1), Box::default(), 1);
             ledger.make_durable(sequence);
             assert!(ledger.route(sequence, &Wanted::All(lane)).is_none());
@@ -978,17 +1005,54 @@ mod tests {
                 assert!(ledger.handle_outcome(sequence, b, (&[], &outcomes), (now, 1000)).is_none());
             }
         }
+        fn oldest_in(ledger: &mut Ledger, lane: Lane) -> Option<u64> {
+            let mut looks = LOOK_COUNT_MAX;
+            ledger.oldest_in(lane, &mut looks)
+        }
+        let done = (&[][..], &[outcome(0, true, 0)][..]);
+        ledger.hasten_message(9, None);
+        ledger.hand_off(9, b);
+        assert!(ledger.handle_outcome(9, b, done, (now, 1000)).is_some());
         assert_eq!(ledger.waiting_in(a), Waiting { backlog: MANY as usize, deferred: 0 });
         assert_eq!(ledger.waiting_in(b), Waiting { backlog: 0, deferred: MANY as usize });
-        assert_eq!((ledger.oldest(), ledger.oldest_in(a)), (Some(10), Some(10)));
-        let looks: Vec<u64> = (0..5).map(|_| ledger.oldest_in(b).unwrap()).collect();
+        assert_eq!((ledger.oldest(), oldest_in(&mut ledger, a)), (Some(10), Some(10)));
+        let looks: Vec<u64> = (0..5).map(|_| oldest_in(&mut ledger, b).unwrap()).collect();
         assert!(looks.is_sorted() && looks[0] < 10 + MANY, "{looks:?}");
         assert_eq!(looks[2..], [10 + MANY; 3]);
         // It is done, and the next one is the oldest.
         ledger.hasten(b);
         ledger.hand_off(10 + MANY, b);
-        let done = (&[][..], &[outcome(0, true, 0)][..]);
         assert!(ledger.handle_outcome(10 + MANY, b, done, (now, 1000)).is_some());
-        assert_eq!(ledger.oldest_in(b), Some(11 + MANY));
+        assert_eq!(oldest_in(&mut ledger, b), Some(11 + MANY));
+    }
+
+    #[test]
+    fn a_lane_that_was_empty_is_as_old_as_what_comes_to_wait_in_it() {
+        let (mut ledger, now) = (ledger(1), Instant::now());
+        let (a, b) = (Lane(1), Lane(2));
+        const MANY: u64 = 100;
+        let wait_in = |ledger: &mut Ledger, sequence: u64, lane: Lane| {
+            ledger.add(sequence, location(1), Box::default(), 1);
+            ledger.make_durable(sequence);
+            assert!(ledger.route(sequence, &Wanted::All(lane)).is_none());
+            ledger.hand_off(sequence, lane);
+            let outcomes = [outcome(0, false, 100_000)];
+            assert!(ledger.handle_outcome(sequence, lane, (&[], &outcomes), (now, 1000)).is_none());
+        };
+        (1..MANY).for_each(|sequence| wait_in(&mut ledger, sequence, a));
+        let mut none = 0;
+        assert_eq!(ledger.oldest_in(b, &mut none), None);
+        (MANY..MANY + 10).for_each(|sequence| wait_in(&mut ledger, sequence, b));
+        // Without a look at any other's.
+        assert_eq!(ledger.oldest_in(b, &mut none), Some(MANY));
+        // What comes back from a delivery may be older than all that waits.
+        ledger.hasten_message(MANY, None);
+        ledger.hand_off(MANY, b);
+        assert_eq!(ledger.oldest_in(b, &mut 1000), Some(MANY));
+        (MANY + 1..MANY + 10).for_each(|sequence| drop(ledger.remove(sequence)));
+        assert_eq!(ledger.oldest_in(b, &mut 1000), None);
+        wait_in(&mut ledger, MANY + 10, b);
+        ledger.take_back(MANY, b);
+        assert_eq!(ledger.oldest_in(b, &mut none), Some(MANY));
     }
 }

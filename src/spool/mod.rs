@@ -45,6 +45,6 @@ mod sequence_map;
 
 pub use entry::{Entry, Lane, Location, Outstanding, Part, Wanted};
 pub use io::{Completion, Io, IoFailure, Page, ReadSegment, RecordPlace, Slot};
-pub use ledger::Waiting;
+pub use ledger::{LOOK_COUNT_MAX, Waiting};
 pub use log::{AppendError, Counters, Incoming, Obeyed, Orders, Receiving, Spool, SpoolConfig};
 pub use sequence_map::SequenceMap;

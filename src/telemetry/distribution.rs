@@ -1,6 +1,6 @@
 //! How values are distributed: durations, and counts of what went together.
 //!
-//! Recorded into an [hdrhistogram](hdrhistogram) of two significant digits, which costs some nanoseconds and, from the first value on, 20 KiB
+//! Recorded into an [hdrhistogram] of two significant digits, which costs some nanoseconds and, from the first value on, 20 KiB
 //! of durations; one in which nothing is recorded costs nothing. Read as the buckets that are exposed: a value is in the right one but for
 //! its third digit.
 //!

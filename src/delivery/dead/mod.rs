@@ -124,6 +124,14 @@ impl DeadLetters {
         Ok(dead)
     }
 
+    /// The same beside another process that still writes: what is unfinished may be its.
+    pub fn beside_another(dir: &Path) -> io::Result<Self> {
+        folder::create(dir)?;
+        let dead = Self::open(dir);
+        dead.requests.create()?;
+        Ok(dead)
+    }
+
     /// The letters in `dir`, beside a gateway that perhaps runs: touches nothing, and does not write letters.
     pub fn open(dir: &Path) -> Self {
         DeadLetters { dir: dir.to_owned(), requests: Requests::of(dir), writing: Writing::default() }

@@ -209,7 +209,11 @@ impl Shown<'_> {
         let due = next_attempt.filter(|next| next.saturating_mul(1000) > self.now);
         match (held, due, self.story.gateway_runs) {
             (true, ..) => write!(f, "held: attempt {attempt} is made when it is released")?,
-            (_, Some(next), _) => write!(f, "attempt {attempt} is made at {}", self.moment(next))?,
+            (_, Some(next), runs) => {
+                // What it has hastened is in its memory only: the target is back, or somebody has ordered it.
+                let bound = if runs == Some(true) { " at the latest" } else { "" };
+                write!(f, "attempt {attempt} is made at {}{bound}", self.moment(next))?;
+            }
             (_, None, Some(false)) => write!(f, "attempt {attempt} is made when a gateway is started")?,
             (_, None, _) => {
                 write!(f, "attempt {attempt} is due: it is being made, or waits for a place at the target")?;

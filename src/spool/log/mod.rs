@@ -596,9 +596,10 @@ impl<P: Page> Spool<P> {
         sequence < self.first_sequence
     }
 
-    /// The number of the oldest message that waits in this lane and that no delivery has; or one below it, while many wait.
-    pub fn oldest_in(&mut self, lane: Lane) -> Option<u64> {
-        self.ledger.oldest_in(lane)
+    /// The number of the oldest message that waits in this lane and that no delivery has; or one below it, while many wait: no more than
+    /// `looks` messages are looked at, which are taken from it.
+    pub fn oldest_in(&mut self, lane: Lane, looks: &mut usize) -> Option<u64> {
+        self.ledger.oldest_in(lane, looks)
     }
 
     /// The lane of the target with this name.
@@ -662,7 +663,7 @@ impl<P: Page> Spool<P> {
         self.ledger.begin_routing();
     }
 
-    /// The durable message waits in this lane for so long at least, if no delivery has it.
+    /// The message of this lane's backlog, which may have been hastened, waits there until then.
     pub fn put_off(&mut self, sequence: u64, lane: Lane, until: Instant) {
         self.ledger.put_off(sequence, lane, until);
     }
