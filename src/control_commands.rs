@@ -23,6 +23,8 @@ use crate::{FAULT, complain};
 
 /// How often it is looked how far a drain is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// One after the other so many of these questions may break before that is a fault.
+const BROKEN_MAX: u32 = 40;
 /// How often it is said though nothing has changed.
 const PROGRESS_SAID_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -433,7 +435,7 @@ fn said(line: &TraceLine) -> Option<String> {
         "tls" => format!("-- {text}"),
         "ended" => "-- disconnected".into(),
         "missed" => format!("-- {size} lines were missed"),
-        "left_out" => format!("-- more sessions match than are shown ({size} times)"),
+        "left_out" => format!("-- more sessions match than are shown ({size} so far)"),
         "over" => format!("-- over: {text}"),
         "ready" => "-- sessions are looked at from here on".into(),
         "pulse" => return None,
@@ -468,6 +470,7 @@ fn drain(config: &Config, order: Drain, no_wait: bool, is_json: bool) -> Done {
     let mut progress: Progress = client::post(config, "/v1/drain", &order)?;
     let pid = progress.pid;
     let mut said: Option<(Stage, Instant)> = None;
+    let mut broken_count = 0;
     loop {
         let is_news =
             said.is_none_or(|(stage, at)| stage != progress.stage || at.elapsed() >= PROGRESS_SAID_INTERVAL);
@@ -488,9 +491,11 @@ fn drain(config: &Config, order: Drain, no_wait: bool, is_json: bool) -> Done {
         }
         std::thread::sleep(PROGRESS_INTERVAL);
         match client::ask(config, client::Method::GET, "/v1/stage", None) {
-            Ok(answer) => progress = answer.parse()?,
-            // It listens no more, or stopped doing so while it was asked: it has ended, or is about to.
-            Err(Unanswered::Absent(_) | Unanswered::Broken(_)) => break,
+            Ok(answer) => (progress, broken_count) = (answer.parse()?, 0),
+            // It listens no more: it has ended, or is about to.
+            Err(Unanswered::Absent(_)) => break,
+            // It stopped doing so while it was asked, or has too many connections for the moment: then it is asked again.
+            Err(Unanswered::Broken(_)) if broken_count < BROKEN_MAX => broken_count += 1,
             Err(e) => return Err(e.into()),
         }
         // Another has taken its place.

@@ -186,7 +186,7 @@ fn too_late() -> Unanswered {
 }
 
 fn broken(error: hyper::Error) -> Unanswered {
-    Unanswered::Failed(format!(
+    Unanswered::Broken(format!(
         "the connection to the gateway broke: {error}; it may have too many of them, or have ended"
     ))
 }

@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
 use super::http::{ApiError, AppState, duration};
-use super::{DrainOrder, Reloaded, Stage};
+use super::{DRAIN_TIME_MAX, DrainOrder, Reloaded, Stage};
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
@@ -58,8 +58,14 @@ async fn drain(
     body: Option<Json<Drain>>,
 ) -> Result<(StatusCode, Json<Progress>), ApiError> {
     let Json(Drain { deliveries, timeout }) = body.unwrap_or_default();
-    let some = |text: Option<String>| text.map(|text| duration(&text)).transpose();
-    let order = DrainOrder { deliveries: some(deliveries)?, timeout: some(timeout)? };
+    let some = |key: &str, text: Option<String>| match text.map(|text| duration(&text)).transpose()? {
+        Some(time) if time > DRAIN_TIME_MAX => {
+            Err(ApiError::bad_request(format!("{key}: expected 30 days at most")))
+        }
+        time => Ok(time),
+    };
+    let order =
+        DrainOrder { deliveries: some("deliveries", deliveries)?, timeout: some("timeout", timeout)? };
     state.blocking(move |operations| operations.drain(order)).await?;
     Ok((StatusCode::ACCEPTED, progress(&state).await?))
 }
@@ -122,6 +128,8 @@ mod tests {
         let _served = gateway.serve();
         for (path, body, part) in [
             ("/v1/drain", json!({"timeout": "soon"}), "expected a duration"),
+            ("/v1/drain", json!({"timeout": "31days"}), "timeout: expected 30 days at most"),
+            ("/v1/drain", json!({"deliveries": "500000000years"}), "deliveries: expected"),
             ("/v1/drain", json!({"tiemout": "5s"}), "unknown field"),
             ("/v1/drain", json!("now"), "invalid type"),
             ("/v1/nothing", json!({}), "there is no such resource"),

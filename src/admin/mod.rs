@@ -84,6 +84,9 @@ pub struct Reloaded {
     pub needs_restart: Vec<String>,
 }
 
+/// As long as one may wait in a drain.
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// How to drain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DrainOrder {

@@ -9,20 +9,22 @@
 //! | time for a client to take what it is sent | who does not read has no place either; streams say something now and then |
 //!
 //! Who comes over TCP shows the token with each request; on the monitor's address only what needs none is there. What changes something is
-//! logged, with who asked for it.
+//! logged, with who asked for it. Who comes without the token is told so, and the connection closed; the log has at most a line a minute
+//! for each address ([`Strangers`]).
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixListener;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CONNECTION, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 use axum::response::IntoResponse;
 use futures_lite::FutureExt;
@@ -59,6 +61,12 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Requests that are being answered when the control plane stops may go on for so long.
 const GRACE: Duration = Duration::from_secs(60);
+/// Who comes without the token is logged so often at most.
+const STRANGER_INTERVAL: Duration = Duration::from_secs(60);
+/// Addresses of which that is kept apart.
+const STRANGERS_MAX: usize = 256;
+/// A request that changes nothing, though it has a body.
+const LOOKING: &str = "/v1/queue/list";
 /// Threads for what blocks (reloads, upgrades, files): one for each request there can be at a time. There are none while nobody asks.
 const BLOCKING_THREADS: usize = 2 * CONNECTIONS_MAX;
 
@@ -77,9 +85,45 @@ enum Access {
     /// Everything: who can open the socket may.
     Socket,
     /// Everything, with the token.
-    Token(Token),
+    Token(Token, Arc<Strangers>),
     /// What anybody may see.
     Monitor,
+}
+
+/// Who has come without the token, by address; those for whom there is no room together, under none.
+#[derive(Default)]
+struct Strangers(Mutex<HashMap<Option<IpAddr>, Stranger>>);
+
+struct Stranger {
+    told: Instant,
+    /// Requests since.
+    untold: u64,
+}
+
+impl Strangers {
+    /// Another request from there. How many there were, if that is to be told now.
+    fn note(&self, address: Option<IpAddr>, now: Instant) -> Option<u64> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = |stranger: &Stranger| now.saturating_duration_since(stranger.told) >= STRANGER_INTERVAL;
+        let mut key = address;
+        if !known.contains_key(&key) && known.len() >= STRANGERS_MAX {
+            known.retain(|_, stranger| !is_due(stranger));
+            if known.len() >= STRANGERS_MAX {
+                key = None;
+            }
+        }
+        match known.get_mut(&key) {
+            Some(stranger) if !is_due(stranger) => {
+                stranger.untold += 1;
+                None
+            }
+            stranger => {
+                let count = stranger.map_or(0, |stranger| stranger.untold) + 1;
+                known.insert(key, Stranger { told: now, untold: 0 });
+                Some(count)
+            }
+        }
+    }
 }
 
 enum Listener {
@@ -91,7 +135,7 @@ impl Admin {
     pub(super) fn start(settings: Settings, operations: Arc<dyn Operations>) -> io::Result<Admin> {
         let bound = Listeners::bind(settings)?;
         let addresses = (
-            bound.address(|access| matches!(access, Access::Token(_))),
+            bound.address(|access| matches!(access, Access::Token(..))),
             bound.address(|access| matches!(access, Access::Monitor)),
         );
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -153,7 +197,7 @@ impl Listeners {
             io::Error::new(e.kind(), format!("{key}: cannot listen on {what}: {e}"))
         };
         let tcp = [
-            ("admin.listen", listen.map(|(address, token)| (address, Access::Token(token)))),
+            ("admin.listen", listen.map(|(address, token)| (address, Access::Token(token, Arc::default())))),
             ("monitor.listen", monitor.map(|address| (address, Access::Monitor))),
         ];
         let mut listening = Vec::new();
@@ -343,18 +387,23 @@ async fn answer(
     access: Access,
     mut router: Router,
 ) -> Result<Response<Body>, std::convert::Infallible> {
-    if let Access::Token(token) = &access {
+    if let Access::Token(token, strangers) = &access {
         let given = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
         let is_known = given.strip_prefix(b"Bearer ").is_some_and(|given| token.is(given));
         if !is_known {
-            tracing::warn!(%caller, "a request to the admin interface without the token");
+            let address = if let Caller::Address(address) = caller { Some(address.ip()) } else { None };
+            if let Some(count) = strangers.note(address, Instant::now()) {
+                tracing::warn!(%caller, count, "requests to the admin interface without the token");
+            }
             let words = "the token is missing or wrong: send it as Authorization: Bearer <token>";
             let mut response = ApiError::new(StatusCode::UNAUTHORIZED, words).into_response();
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             return Ok(response);
         }
     }
-    let is_order = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let is_order =
+        !matches!(*request.method(), Method::GET | Method::HEAD) && request.uri().path() != LOOKING;
     let asked = is_order.then(|| (request.method().clone(), request.uri().to_string()));
     let (head, body) = request.into_parts();
     let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_SIZE_MAX).collect()).await;
@@ -492,8 +541,30 @@ mod tests {
                 );
             }
         }
+        // And the connection is closed, though nobody has asked for that.
+        let stream = std::net::TcpStream::connect(served.address().unwrap()).unwrap();
+        let begun = Instant::now();
+        let answer = exchange(stream, "GET /v1/stage HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 401 ") && begun.elapsed() < HEAD_TIMEOUT, "{answer}");
         let answer = ask("/v1/stage", &field("Bearer 0123456789abcdef"));
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("ready"), "{answer}");
+    }
+
+    #[test]
+    fn who_comes_without_the_token_is_told_of_once_a_minute_with_a_count() {
+        let (strangers, began) = (Strangers::default(), Instant::now());
+        let note = |address: [u8; 4], seconds| {
+            strangers.note(Some(address.into()), began + Duration::from_secs(seconds))
+        };
+        let table = [(0, Some(1)), (1, None), (59, None), (60, Some(3)), (61, None), (300, Some(2))];
+        for (seconds, expected) in table {
+            assert_eq!(note([192, 0, 2, 1], seconds), expected, "{seconds}");
+        }
+        assert_eq!(note([192, 0, 2, 2], 300), Some(1));
+        // A flood from everywhere: those for whom there is no room are told of together.
+        let told = (0..10_000u32).filter_map(|n| note((n + (10 << 24)).to_be_bytes(), 301));
+        assert!(told.count() <= STRANGERS_MAX + 1);
+        assert!(strangers.0.lock().unwrap().len() <= STRANGERS_MAX + 1);
     }
 
     #[test]

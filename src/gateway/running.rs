@@ -29,7 +29,7 @@ use super::systemd::Notifier;
 use super::transports::Names;
 use super::watch::{self, Watched};
 use super::{BlockedSignals, Error, Extensions, Reread};
-use crate::admin::{self, Admin, DrainOrder, Operations, Reloaded, Stage};
+use crate::admin::{self, Admin, DRAIN_TIME_MAX, DrainOrder, Operations, Reloaded, Stage};
 use crate::config::{Config, Durability, Placement, Queue};
 use crate::delivery::{DeadLetters, Settlement, Targets, Upkeep, Workers, outcome_channel};
 use crate::limits::RING_MEMORY_SIZE;
@@ -803,7 +803,7 @@ impl Running {
 
     /// True if every shard has told that it has no session left.
     fn wait_until_drained(&self, timeout: Duration) -> bool {
-        let until = Instant::now() + timeout;
+        let until = Instant::now() + timeout.min(DRAIN_TIME_MAX);
         let mut left = self.shards.len();
         while left > 0 {
             let time_left = until.saturating_duration_since(Instant::now());
@@ -892,26 +892,31 @@ impl Operations for Live {
 }
 
 impl Live {
-    /// True if nothing is queued any more.
+    /// True if nothing is queued any more but what the operator holds.
     fn wait_until_delivered(&self, timeout: Duration) -> bool {
-        let until = Instant::now() + timeout;
+        let until = Instant::now() + timeout.min(DRAIN_TIME_MAX);
         let mut told = None;
         loop {
-            let depths =
-                self.shards.tell_each(std::iter::repeat_n((), self.shards.len()), |shard, ()| shard.depth());
-            if depths.iter().all(|depth| *depth == Some(0)) {
+            let each = std::iter::repeat_n((), self.shards.len());
+            let counts = self.shards.tell_each(each, |shard, ()| (shard.depth(), shard.held()));
+            let held: usize = counts.iter().flatten().map(|(_, held)| held).sum();
+            let left =
+                counts.iter().flatten().map(|(depth, held)| depth.saturating_sub(*held)).sum::<usize>();
+            if left == 0 && counts.iter().all(Option::is_some) {
+                if held > 0 {
+                    tracing::warn!(messages = held, "the operator holds these: they were not waited for");
+                }
                 return true;
             }
             let time_left = until.saturating_duration_since(Instant::now());
             if told.is_none_or(|told: Instant| told.elapsed() >= TELL_INTERVAL) {
                 told = Some(Instant::now());
-                let left: usize = depths.iter().flatten().sum();
-                self.notifier.draining(&format!("{left} messages are delivered"), time_left);
+                self.notifier.draining(&format!("{left} messages are delivered, {held} are held"), time_left);
             }
             if time_left.is_zero() {
-                let left: usize = depths.into_iter().flatten().sum();
                 tracing::warn!(
                     messages = left,
+                    held,
                     "not everything was delivered in time: it is after the next start"
                 );
                 return false;

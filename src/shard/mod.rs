@@ -168,6 +168,11 @@ impl Shard {
         self.disks.borrow().iter().map(|disk| disk.depth()).sum()
     }
 
+    /// Of these the operator holds so many.
+    pub(crate) fn held(&self) -> usize {
+        self.disks.borrow().iter().map(|disk| disk.spool().borrow().held_count()).sum()
+    }
+
     fn take_buffer(&self) -> Vec<u8> {
         self.spare_buffers.borrow_mut().pop().unwrap_or_default()
     }
