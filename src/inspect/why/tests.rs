@@ -227,7 +227,7 @@ fn what_happened_is_told_in_order_and_what_stands_after_it() {
             "Now, ",
             "<r0@example.com> at store: delivered at 2023-11-14T22:13:22Z (2s ago): 250 2.0.0 kept",
             "<r1@example.com> at archive: delivered at",
-            "<r1@example.com> at store: attempt 2 is made at 2023-11-14T22:14:22Z (in 58s); given up when an attempt fails later than 2023-11-19T22:13:21Z (in 4days 23h), or when attempt 9 fails; the last one said: 451",
+            "<r1@example.com> at store: attempt 2 is made at 2023-11-14T22:14:22Z (in 58s) at the latest; given up when an attempt fails later than 2023-11-19T22:13:21Z (in 4days 23h), or when attempt 9 fails; the last one said: 451",
             "<r2@example.com> at store: given up at",
             "its dead letter is not there any more",
         ],
