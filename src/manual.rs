@@ -90,8 +90,8 @@ fn write_pages_of(command: &Command, folder: &Path, above: Option<&str>) -> io::
     more.to_writer(&mut page)?;
     page.flush()?;
     let name = name.trim_end_matches(".1");
-    let commands = command.get_subcommands().filter(|command| !command.is_hide_set());
-    commands.map(|command| write_pages_of(command, folder, Some(name))).collect()
+    let mut commands = command.get_subcommands().filter(|command| !command.is_hide_set());
+    commands.try_for_each(|command| write_pages_of(command, folder, Some(name)))
 }
 
 fn write_chapter(page: &mut Roff, heading: &str, entries: &[(&str, &str)]) {
