@@ -41,6 +41,8 @@ const LIMIT_DEFAULT: usize = 100;
 const IDS_MAX: usize = 10_000;
 /// Messages that a shard is asked for at once; it gives fewer where these would take long.
 const PAGE_MAX: usize = 64;
+/// A log is left when so many pages of it, one after the other, came too late.
+const LATE_PAGES_MAX: usize = 2;
 /// A message whose record was moved while it was read is asked for again so often.
 const MOVES_MAX: usize = 3;
 /// Parts of an order that may wait to be settled.
@@ -504,7 +506,7 @@ impl Search {
             && self.peer.is_none_or(|peer| peer.contains(&arrival.peer.ip().to_canonical()))
     }
 
-    /// All of these came too late: so will those behind them in their log.
+    /// All of these came too late: so have, most likely, those behind them in their log. Clocks are set, though.
     fn is_past(&self, found: &[Found]) -> bool {
         let is_late = |found: &Found| {
             let arrived = found.message.as_ref().map(|message| message.arrival.unix_time);
@@ -635,6 +637,7 @@ async fn list(State(state): State<AppState>, body: Option<Json<List>>) -> Result
     let (began, unix_now) = (Instant::now(), unix_now());
     let is_read = !count || search.needs_records();
     let want = if is_read { Want::Rows } else { Want::Count };
+    let mut late_count = 0;
     while let Some(log) = logs.get(place.at).copied() {
         if listed.messages.len() >= limit || began.elapsed() >= CALL_TIME {
             listed.next = place.text(&logs);
@@ -650,8 +653,9 @@ async fn list(State(state): State<AppState>, body: Option<Json<List>>) -> Result
             continue;
         }
         let found = read(&state, log, page).await?;
-        if search.is_past(&found) {
-            next = None;
+        late_count = if search.is_past(&found) { late_count + 1 } else { 0 };
+        if late_count == LATE_PAGES_MAX {
+            (next, late_count) = (None, 0);
         }
         for found in found.iter().filter(|found| search.is_met(found)) {
             if listed.messages.len() >= limit {
@@ -849,6 +853,7 @@ impl Orders<'_> {
     ) -> Result<(), ApiError> {
         let began = Instant::now();
         let want = if search.needs_records() { Want::Rows } else { Want::Ids };
+        let mut late_count = 0;
         while let Some(log) = logs.get(place.at).copied() {
             if began.elapsed() >= CALL_TIME {
                 self.done.next = place.text(logs);
@@ -861,8 +866,9 @@ impl Orders<'_> {
                 false => page.ids.iter().map(|id| id.sequence).collect(),
                 true => {
                     let found = read(self.state, log, page).await?;
-                    if search.is_past(&found) {
-                        next = None;
+                    late_count = if search.is_past(&found) { late_count + 1 } else { 0 };
+                    if late_count == LATE_PAGES_MAX {
+                        (next, late_count) = (None, 0);
                     }
                     let met = found.iter().filter(|found| search.is_met(found));
                     met.map(|found| found.row.id.sequence).collect()

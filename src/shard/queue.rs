@@ -81,6 +81,8 @@ pub(crate) struct Page {
     pub next: Option<u64>,
     wanted: Vec<Wanted>,
     opener: Option<Opener>,
+    /// Of the messages that are read the content is kept too.
+    is_whole: bool,
 }
 
 /// What memory knows of a message.
@@ -134,11 +136,20 @@ pub(crate) struct Found {
 }
 
 impl Page {
-    /// Reads the rows' records, and no pieces unless they were asked for. Blocks.
+    /// Reads the rows' records, and no pieces unless they were asked for. Blocks. Of one record at a time there is content in memory.
     pub fn read(self) -> Vec<Found> {
         let Some(opener) = self.opener else { return Vec::new() };
-        let read = Batch { messages: self.wanted, new_count: 0 }.read(&opener);
-        self.rows.into_iter().zip(read).map(|(row, read)| Found { row, message: read.message }).collect()
+        let read = |wanted| Batch { messages: vec![wanted], new_count: 0 }.read(&opener).pop();
+        let found = |(row, wanted)| {
+            let mut message = read(wanted)?.message;
+            if let Ok(message) = message.as_mut()
+                && !self.is_whole
+            {
+                message.content.forget();
+            }
+            Some(Found { row, message })
+        };
+        self.rows.into_iter().zip(self.wanted).filter_map(found).collect()
     }
 }
 
@@ -215,6 +226,7 @@ impl Shard {
             wanted: Vec::new(),
             next: None,
             opener: None,
+            is_whole: false,
         };
         let lane = match &sought.target {
             None => None,
@@ -265,6 +277,7 @@ impl Shard {
             wanted: known.iter().filter_map(|known| record_of(&spool, *known)).collect(),
             next: None,
             opener: Some(disk.opener()),
+            is_whole: false,
         })
     }
 
@@ -273,6 +286,7 @@ impl Shard {
         let disk = self.disk_of(log)?;
         let mut page = self.queue_rows(log, &[sequence])?;
         page.wanted.clear();
+        page.is_whole = true;
         if !page.rows.is_empty() {
             page.wanted.extend(to_read(&disk.spool().borrow(), sequence, Lane::UNROUTED));
         }

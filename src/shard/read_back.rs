@@ -184,6 +184,18 @@ pub struct StoredMessageContent {
     tail: Bytes,
 }
 
+impl StoredMessageContent {
+    /// Of the content only its size is wanted from here on.
+    pub fn forget(&mut self) {
+        *self = StoredMessageContent {
+            size: self.size,
+            trace: Bytes::new(),
+            pieces: Vec::new(),
+            tail: Bytes::new(),
+        };
+    }
+}
+
 impl StoredContent for StoredMessageContent {
     fn size(&self) -> u64 {
         self.size
