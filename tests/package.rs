@@ -286,6 +286,7 @@ impl Booted {
             .args(words)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env_remove("INCOMING_BIN").env_remove(tools::LONG_VARIABLE);
         command.output().expect("it runs")
     }
 
@@ -350,7 +351,8 @@ fn the_service_lives_as_its_units_say() {
 
     // The package again: the new program takes over from the running one, which is no restart; with a bad configuration nothing happens.
     let life = booted.shown("InvocationID");
-    booted.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
+    let said = booted.run(&["dpkg", "--force-unsafe-io", "--install", "/incoming.deb"]);
+    assert!(!said.contains("incoming: "), "{said}");
     wait::until("another is the main process", || booted.shown("MainPID") != first);
     let second = booted.shown("MainPID");
     assert_eq!((booted.shown("ActiveState"), booted.shown("InvocationID")), ("active".into(), life));
