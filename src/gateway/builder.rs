@@ -181,7 +181,7 @@ impl Builder {
 
     /// Asks `policy` too, behind those of the configuration, in the order given.
     pub fn policy(mut self, policy: impl Policy + 'static) -> Self {
-        self.extensions.policies.push(Arc::new(policy));
+        self.extensions.policies.push(Arc::new(Guarded(policy)));
         self
     }
 

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 
+use crate::policy::{Answer, Facts, Phase, Phases, Policy};
 use crate::telemetry::{self, Event, Observer};
 
 /// Its end is its thread's.
@@ -34,7 +35,7 @@ pub async fn guard_thread<T>(work: impl Future<Output = T>) -> T {
     done
 }
 
-/// An observer whose panic ends the process.
+/// An observer or a policy whose panic ends the process.
 pub struct Guarded<O>(pub O);
 
 impl<O: Observer> Observer for Guarded<O> {
@@ -50,7 +51,9 @@ struct Unwinding;
 
 impl Drop for Unwinding {
     fn drop(&mut self) {
-        end_process("an observer has panicked: the process ends, and nothing acknowledged is lost");
+        end_process(
+            "an observer or a policy has panicked: the process ends, and nothing acknowledged is lost",
+        );
     }
 }
 
@@ -58,4 +61,25 @@ fn end_process(words: &str) {
     tracing::error!("{words}");
     telemetry::log::write_out();
     std::process::abort();
+}
+
+impl<P: Policy> Policy for Guarded<P> {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn phases(&self) -> Phases {
+        self.0.phases()
+    }
+
+    fn is_guard(&self) -> bool {
+        self.0.is_guard()
+    }
+
+    fn check(&self, phase: Phase, facts: &Facts<'_>) -> Answer {
+        let unwinding = Unwinding;
+        let answer = self.0.check(phase, facts);
+        std::mem::forget(unwinding);
+        answer
+    }
 }
