@@ -15,6 +15,9 @@ pub const SESSIONS: usize = 6;
 pub fn setup_on(folder: impl Into<PathBuf>) -> Setup {
     let mut setup = Setup::new();
     setup.data_at(folder.into().join("data")).small_segments().retry_soon();
+    // Not every file system that is tried has sockets.
+    let socket = setup.home().join("admin.sock");
+    setup.set("admin.socket", format!("{socket:?}"));
     setup
 }
 
