@@ -267,7 +267,7 @@ fn with_fewer_sockets_than_shards_all_are_served_and_the_log_says_what_to_do() {
             Client::greet(*address).expect("QUIT", 221);
         }
     }
-    assert!(server.log().contains("ReusePort=yes"), "{}", server.log());
+    wait::until("the log says what to do", || server.log().contains("ReusePort=yes"));
 }
 
 #[test]

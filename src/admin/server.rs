@@ -194,7 +194,13 @@ impl Listeners {
     fn bind(settings: Settings) -> io::Result<Listeners> {
         let Settings { socket, group, listen, monitor } = settings;
         let failed = |key: &str, what: &dyn std::fmt::Display, e: io::Error| {
-            io::Error::new(e.kind(), format!("{key}: cannot listen on {what}: {e}"))
+            let remedy = match e.raw_os_error() {
+                Some(libc::ENOSYS | libc::EOPNOTSUPP) => {
+                    "; that file system has no sockets: name a path on another one, or \"none\""
+                }
+                _ => "",
+            };
+            io::Error::new(e.kind(), format!("{key}: cannot listen on {what}: {e}{remedy}"))
         };
         let tcp = [
             ("admin.listen", listen.map(|(address, token)| (address, Access::Token(token, Arc::default())))),

@@ -109,6 +109,7 @@ impl Secrets {
             }
         }
         if let (Some(credentials), Some(verifier)) = (self.to_replace.take(), &self.verifier) {
+            tracing::info!(users = credentials.users_count(), "credentials were read anew");
             verifier.replace(credentials);
         }
     }

@@ -390,6 +390,8 @@ impl Client {
                 250 if self.refused_chunk.is_none() => {}
                 503 if offers[*offer].recipients.is_empty() => {}
                 451 | 503 if self.refused_chunk.is_some() => {}
+                // A chunk that is larger than any message ends the session, whatever became of those before.
+                552 if offers[*offer].is_bad && self.refused_chunk.is_some() => {}
                 554 if offers[*offer].recipients.is_empty() => {}
                 // The reply to DATA, or to what was sent.
                 451 | 452 if self.refused_chunk.is_none() => {
@@ -410,6 +412,9 @@ impl Client {
                             return wrong(&expected);
                         }
                         told
+                    }
+                    552 if offers[offer].is_bad && self.refused_chunk.is_some() => {
+                        self.refused_chunk.take().expect("it was just looked at")
                     }
                     _ if self.refused_chunk.is_some() => return wrong(&expected),
                     250 if !offers[offer].is_bad => {

@@ -171,6 +171,8 @@ pub struct Plan {
 /// One shard with one log. See the module.
 pub struct Gateway {
     plan: Plan,
+    /// The end has begun: a shard hears no orders any more.
+    pub is_finishing: bool,
     config: Arc<SessionConfig>,
     spool: Spool<CountedPage>,
     pages: Rc<Cell<usize>>,
@@ -209,6 +211,7 @@ impl Gateway {
             ..SessionConfig::new("mx.example")
         };
         Gateway {
+            is_finishing: false,
             plan,
             config: Arc::new(config),
             spool,
@@ -443,6 +446,7 @@ impl Gateway {
 
     /// One round of a clean end. True when it is over.
     pub fn finish(&mut self, medium: &Medium, clock: &Clock) -> bool {
+        self.is_finishing = true;
         self.spool.finish(clock.now());
         if self.spool.is_idle() || !self.spool.is_accepting() {
             return true;

@@ -151,7 +151,7 @@ fn credentials_are_replaced_and_broken_ones_are_not() {
     for (n, broken) in ["alice:hunter2\n", "alice\n", "alice:$argon2id$v=19$m=1\n"].into_iter().enumerate() {
         replace(&file, broken);
         gateway.server.signal("HUP");
-        gateway.wait_for_lines("credentials were not replaced", n + 1);
+        gateway.wait_for_lines("the configuration was not replaced", n + 1);
         assert_eq!((try_it(old), try_it(new)), (535, 235), "{broken:?} has taken effect");
     }
     assert!(!gateway.server.log().contains("hunter2"), "a password in the log");

@@ -256,7 +256,7 @@ impl World {
     fn order(&mut self, gateway: &mut Gateway) {
         let entries = gateway.spool().entries_from(0).filter(|(_, entry)| !entry.is_handed_off());
         let waiting: Vec<u64> = entries.map(|(sequence, _)| sequence).collect();
-        if waiting.is_empty() {
+        if waiting.is_empty() || gateway.is_finishing {
             return;
         }
         let sequence = waiting[self.random.index(waiting.len())];
