@@ -339,7 +339,7 @@ impl World {
         let until = self.clock.micros + 100_000 * SECOND;
         self.run_until(gateway, until, |world, _| world.attempts.is_empty() && world.report_count == 0);
         assert!(self.attempts.is_empty() && self.report_count == 0);
-        self.workers = 1 + self.random.index(4);
+        // Nobody is left who would begin an attempt: what is reported now had no place to be recorded.
         let give_up = self.clock.micros + 10 * SECOND;
         while !gateway.finish(&self.medium, &self.clock) && self.clock.micros < give_up {
             self.follow(gateway);
@@ -347,6 +347,7 @@ impl World {
             self.run_until(gateway, until, |_, _| false);
             self.clock.micros = until;
         }
+        self.workers = 1 + self.random.index(4);
         let is_settled = gateway.spool().is_idle();
         let may_fail = self.medium.faults.fault.is_some()
             || self.medium.faults.fails_one_in != [0; 4]
