@@ -263,6 +263,7 @@ impl Live {
                 "the process before this one still finishes its sessions: try again when it has ended".into(),
             );
         }
+        self.notifier.status("a new process is started, which is to take over");
         let mut successor =
             Successor::start().map_err(|e| format!("the new process cannot be started: {e}"))?;
         if let Err(words) = successor.wait_until_checked() {
@@ -868,7 +869,10 @@ impl Operations for Live {
         let succeeded = self.try_upgrade();
         match &succeeded {
             Ok(words) => tracing::info!("{words}"),
-            Err(words) => tracing::error!("no other process has taken over, this one goes on: {words}"),
+            Err(words) => {
+                self.notifier.status("no other process has taken over: see the log");
+                tracing::error!("no other process has taken over, this one goes on: {words}");
+            }
         }
         succeeded
     }

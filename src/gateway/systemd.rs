@@ -103,15 +103,8 @@ impl Notifier {
     }
 
     /// What is going on, in words.
-    #[allow(dead_code)] // reload, drain and upgrade
     pub fn status(&self, text: &str) {
         self.tell(&[NotifyState::Status(&one_line(text))]);
-    }
-
-    /// What is going on needs so long from now on: it is not to be killed before.
-    #[allow(dead_code)] // reload, drain and upgrade
-    pub fn extend(&self, by: Duration) {
-        self.tell(&[extension(by)]);
     }
 
     /// How far a drain is that may go on for `left`. To be told more often than every [`END_RESERVE`].
@@ -336,11 +329,13 @@ mod tests {
         let (_folder, supervisor, notifier) = supervised();
         let pid = std::process::id();
         type Told = (fn(&Notifier), String);
-        let tell: [Told; 6] = [
+        let tell: [Told; 5] = [
             (|n| n.ready("2 shards\nREADY=0"), format!("READY=1\nMAINPID={pid}\nSTATUS=2 shards READY=0\n")),
             (|n| n.status("a\r\nb"), "STATUS=a  b\n".into()),
-            (|n| n.extend(Duration::from_millis(1500)), "EXTEND_TIMEOUT_USEC=1500000\n".into()),
-            (|n| n.extend(Duration::MAX), "EXTEND_TIMEOUT_USEC=4294967295\n".into()),
+            (
+                |n| n.draining("days", Duration::from_secs(30 * 86_400)),
+                "STATUS=days\nEXTEND_TIMEOUT_USEC=4294967295\n".into(),
+            ),
             (
                 |n| n.draining("3 sessions", Duration::from_secs(1)),
                 "STATUS=3 sessions\nEXTEND_TIMEOUT_USEC=21000000\n".into(),

@@ -158,7 +158,6 @@ impl Shards {
     ///
     /// # Panics
     /// Outside of a tokio runtime with a clock.
-    #[allow(dead_code)] // the admin thread's
     pub(crate) async fn ask<R: Send + 'static>(
         &self,
         n: usize,
@@ -178,7 +177,6 @@ impl Shards {
     }
 
     /// The same of every shard at the same time; the answers in the shards' order.
-    #[allow(dead_code)] // the admin thread's
     pub(crate) async fn ask_all<R: Send + 'static>(
         &self,
         what: impl Fn(&Rc<Shard>) -> R + Clone + Send + 'static,
@@ -202,7 +200,6 @@ impl Shards {
     }
 
     /// As [`Shards::ask`], for threads that may block, and each shard with something of its own.
-    #[allow(dead_code)] // reload
     pub(crate) fn tell_each<T: Send + 'static, R: Send + 'static>(
         &self,
         each: impl IntoIterator<Item = T>,
